@@ -1,0 +1,159 @@
+"""What stages produce: a folder with a record in it. One class per kind, so no stage can be given the wrong one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from infra.errors import UserError
+from infra.fingerprint import fingerprint
+from infra.storage import digest_file
+
+RECORD_NAME = "artifact.json"
+_ANNOTATION_PATTERNS = (
+    "category_to_subset_name_list.json",
+    "*/frame_annotations.jgz",
+    "*/sequence_annotations.jgz",
+    "*/set_lists/set_lists_*.json",
+)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage's result: its identity, its folder, and the facts (counts, ids) that its stage reported."""
+
+    fingerprint: str
+    folder: Path
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RawDataset(Artifact):
+    """Captures in CO3Dv2 layout."""
+
+    @property
+    def root(self) -> Path:
+        """The CO3Dv2 root: the artifact's folder itself."""
+        return self.folder
+
+
+@dataclass(frozen=True)
+class Shards(Artifact):
+    """Preprocessed sequences: webdataset shards, index.parquet, dataset.json."""
+
+
+@dataclass(frozen=True)
+class BaseFolder(Artifact):
+    """A 2D text-to-image model in diffusers' folder layout."""
+
+
+@dataclass(frozen=True)
+class Latents(Artifact):
+    """Cached VAE moments, caption embeddings and prior samples of one `Shards` under one base model."""
+
+
+@dataclass(frozen=True)
+class Checkpoint(Artifact):
+    """A trained multi-view model."""
+
+    @property
+    def model_dir(self) -> Path:
+        """Folder for `ViewDiffUNet.from_pretrained`."""
+        return self.folder / "model"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object per optimizer step."""
+        return self.folder / "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class EvaluationReport(Artifact):
+    """Scores and pictures of held-out objects."""
+
+    @property
+    def objects_path(self) -> Path:
+        """One row per evaluated object."""
+        return self.folder / "objects.parquet"
+
+    @property
+    def summary_path(self) -> Path:
+        """Means over the objects."""
+        return self.folder / "summary.json"
+
+    @property
+    def pictures_dir(self) -> Path:
+        """One .npz per object."""
+        return self.folder / "pictures"
+
+
+@dataclass(frozen=True)
+class Report(Artifact):
+    """The page to look at."""
+
+    @property
+    def html_path(self) -> Path:
+        """Self-contained HTML."""
+        return self.folder / "report.html"
+
+
+@dataclass(frozen=True)
+class ModelVersion(Artifact):
+    """A version in MLflow's model registry; facts hold its name, version and alias."""
+
+
+KIND = TypeVar("KIND", bound=Artifact)
+
+
+def load_artifact(folder: Path, kind: type[KIND]) -> KIND:
+    """Open a published artifact.
+
+    Raises:
+        UserError: `folder` holds no artifact, or one of another kind.
+    """
+    record = read_record(folder)
+    if record["kind"] != kind.__name__:
+        raise UserError(
+            f"{folder} holds a {record['kind']}, not a {kind.__name__}; name the folder of a {kind.__name__}"
+        )
+    return kind(fingerprint=record["fingerprint"], folder=folder, facts=record["facts"])
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record beside an artifact: kind, config, inputs, versions, facts.
+
+    Raises:
+        UserError: there is none, or it is not readable.
+    """
+    path = folder / RECORD_NAME
+    if not path.is_file():
+        raise UserError(f"{folder} holds no {RECORD_NAME}: it is not a finished artifact; name the folder of one")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); delete the folder and run its stage again") from error
+
+
+def external_dataset(root: Path) -> RawDataset:
+    """Captures that no stage wrote.
+
+    Their identity is the content of the annotation and set-list files, wherever these lie; images are not read.
+
+    Raises:
+        UserError: `root` is not a CO3Dv2 dataset.
+    """
+    if not root.is_dir():
+        raise UserError(
+            f"data set {root}: no such folder; name the folder that holds category_to_subset_name_list.json"
+        )
+    files = sorted(path for pattern in _ANNOTATION_PATTERNS for path in root.glob(pattern))
+    if not any(path.name == "frame_annotations.jgz" for path in files):
+        raise UserError(
+            f"data set {root}: not in CO3Dv2 layout, it has no <category>/frame_annotations.jgz; "
+            "name the folder that holds category_to_subset_name_list.json"
+        )
+    digests = {path.relative_to(root).as_posix(): digest_file(path) for path in files}
+    return RawDataset(fingerprint=fingerprint({"dataset": digests}), folder=root.absolute())
