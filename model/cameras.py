@@ -13,8 +13,8 @@ Pixels     Continuous coordinates (u, v), u to the right and v down, in pixels. 
 Intrinsics [3, 3], in the same pixels: [u, v, 1]ᵀ · depth = K x_camera. Hence resizing an image multiplies rows 0 and 1
            of K by the two scales, and cropping subtracts the crop's corner from the principal point: nothing else.
 Sizes      Always (height, width).
-Rays       A pixel's ray direction is Rᵀ K⁻¹ [u, v, 1]ᵀ, *not* normalised, so that centre + depth · direction is the point
-           of that depth.
+Rays       A pixel's ray direction is Rᵀ K⁻¹ [u, v, 1]ᵀ, *not* normalised, so that the point of a depth is
+           centre + depth · direction.
 
 Shape letters: ... any batch dimensions (mostly B samples, V views), N points, H × W pixels.
 """
@@ -73,18 +73,17 @@ class Cameras:
 
     def centers(self) -> Tensor:
         """[..., 3] camera centres in the world: c = -Rᵀ t."""
-        return -(self.rotation.mT @ self.translation[..., None])[..., 0]
+        return -_apply(self.rotation.mT, self.translation[..., None, :])[..., 0, :]
 
     def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels [..., N, 2] and depths [..., N] of world points [..., N, 3] (batch dimensions broadcast).
 
         The pixel of a point that does not lie in front of the camera (depth ≤ 0) is finite but means nothing.
         """
-        camera_points = points @ self.rotation.mT + self.translation[..., None, :]
+        camera_points = _apply(self.rotation, points) + self.translation[..., None, :]
         depth = camera_points[..., 2]
         divisor = torch.where(depth.abs() < MIN_ABS_DEPTH, MIN_ABS_DEPTH, depth)
-        pixels = (camera_points / divisor[..., None]) @ self.intrinsics[..., :2, :].mT
-        return pixels, depth
+        return _apply(self.intrinsics[..., :2, :], camera_points / divisor[..., None]), depth
 
     def ray_directions(self) -> Tensor:
         """[..., H, W, 3] world directions through the pixels' centres, of depth 1 (see Rays above; not normalised)."""
@@ -94,8 +93,8 @@ class Cameras:
             torch.arange(height, **options) + 0.5, torch.arange(width, **options) + 0.5, indexing="ij"
         )
         pixels = torch.stack([u, v, torch.ones_like(u)], dim=-1)  # [H, W, 3]
-        pixel_to_world = self.rotation.mT @ torch.linalg.inv(self.intrinsics)
-        return (pixels.reshape(-1, 3) @ pixel_to_world.mT).unflatten(-2, (height, width))
+        camera_directions = _apply(torch.linalg.inv(self.intrinsics), pixels.reshape(-1, 3))
+        return _apply(self.rotation.mT, camera_directions).unflatten(-2, (height, width))
 
     def resize(self, image_size: tuple[int, int]) -> Cameras:
         """The same cameras for images resized to (height, width) pixels."""
@@ -141,13 +140,22 @@ class Cameras:
         identity = torch.eye(3, dtype=self.rotation.dtype, device=self.rotation.device)
         error = (self.rotation @ self.rotation.mT - identity).abs().amax() if self.rotation.numel() else 0.0
         if error > ROTATION_TOLERANCE or bool((torch.linalg.det(self.rotation) < 0).any()):
-            raise ValueError(
-                "cameras: world_to_camera must hold rotations (orthonormal, determinant +1) without a scale"
-            )
+            raise ValueError("cameras: world_to_camera must hold rotations: orthonormal, determinant +1")
         focal_lengths = self.intrinsics[..., (0, 1), (0, 1)]
         if not bool((focal_lengths > 0).all()):
             raise ValueError(f"cameras: focal lengths must be positive, the smallest is {focal_lengths.min().item()}")
         return self
+
+
+def _apply(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """matrix [..., M, 3] times each of vectors [..., N, 3] -> [..., N, M].
+
+    Written out, because a matrix product would silently lose digits under autocast or TF32, and pixels need them.
+    """
+    columns = matrix[..., None, :, :]
+    return (
+        columns[..., 0] * vectors[..., 0:1] + columns[..., 1] * vectors[..., 1:2] + columns[..., 2] * vectors[..., 2:3]
+    )
 
 
 def _join(join: Any, cameras: Sequence[Cameras], dim: int) -> Cameras:

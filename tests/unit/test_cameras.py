@@ -81,6 +81,15 @@ def test_a_point_in_the_camera_plane_has_a_finite_pixel() -> None:
     assert torch.isfinite(pixels).all()
 
 
+def test_autocast_loses_no_digits() -> None:
+    cameras, points = _random_cameras(2).to(torch.float32), _random_points(5).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pixels, directions, centers = cameras.project(points)[0], cameras.ray_directions(), cameras.centers()
+    assert torch.equal(pixels, cameras.project(points)[0])
+    assert torch.equal(directions, cameras.ray_directions())
+    assert torch.equal(centers, cameras.centers())
+
+
 def test_index_stack_cat_and_to() -> None:
     cameras = _random_cameras(2, 3)
     stacked = Cameras.stack([cameras[0], cameras[1]])
