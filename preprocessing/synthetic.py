@@ -1,0 +1,234 @@
+"""Writes a dataset of procedural objects in CO3Dv2's layout, with exact cameras, masks, depth and point clouds.
+
+    ROOT/category_to_subset_name_list.json
+    ROOT/<category>/frame_annotations.jgz, sequence_annotations.jgz
+    ROOT/<category>/set_lists/set_lists_fewview_dev.json, eval_batches/eval_batches_fewview_dev.json
+    ROOT/<category>/captions.json                     {sequence: [caption, ...]}, an addition of this project
+    ROOT/<category>/<sequence>/...                    see synthetic_files.py
+    ROOT/defects.json                                 {category/sequence: [defect, ...]}, only with `defects`
+
+A sequence is a pure function of (seed, category, index) and of what a frame is (size, number): more categories or objects change no existing one.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import multiprocessing
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.errors import UserError
+from infra.fingerprint import fingerprint
+from infra.log import Progress
+from infra.storage import atomic_write
+from preprocessing.defects import add_defect, defect_of
+from preprocessing.procedural import CATEGORIES
+from preprocessing.scenes import plan_sequence, sequence_random
+from preprocessing.synthetic_files import write_frames, write_point_cloud
+
+SUBSET = "fewview_dev"
+RECORD_NAME = "synthetic.json"  # written last into a sequence's folder: what the category's annotation files are put together from
+# Of every 20 objects 3 are for testing and one for validation, spread so that small datasets have some too.
+TEST_POSITIONS, VAL_POSITIONS, SPLIT_PERIOD = (1, 8, 15), (5,), 20
+NUM_EVAL_TARGETS, MAX_EVAL_SOURCES = 4, 5
+_FORMAT_VERSION = 1  # raised when the same settings would now give other files
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticConfig:
+    """What to draw.
+
+    Raises:
+        UserError: unknown category, or a number out of range.
+    """
+
+    categories: tuple[str, ...] = ("teddybear", "hydrant")
+    """Kinds of objects: teddybear, hydrant, apple, donut."""
+    objects_per_category: int = 20
+    """Sequences per category; every sequence shows another object."""
+    frames_per_sequence: int = 24
+    """Frames on one turn around an object."""
+    image_size: int = 128
+    """Pixels of an image's short side; two sequences in five have a side that is a quarter longer."""
+    seed: int = 0
+    """Everything follows from it."""
+    defects: bool = False
+    """Give every second sequence a defect of real captures (missing or damaged files, null and NaN fields)."""
+
+    def __post_init__(self) -> None:
+        for category in self.categories:
+            if category not in CATEGORIES:
+                raise UserError(f"synthetic category {category!r}: unknown, choose from {', '.join(CATEGORIES)}")
+        if not self.categories or len(set(self.categories)) != len(self.categories):
+            raise UserError(f"synthetic categories {self.categories}: name at least one, each once")
+        for name, least in (("objects_per_category", 1), ("frames_per_sequence", 2), ("image_size", 16), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"synthetic {name} {getattr(self, name)}: must be at least {least}")
+
+
+def split_of(index: int) -> str:
+    """The split of a category's object number `index`; it never depends on how many objects there are."""
+    position = index % SPLIT_PERIOD
+    return "test" if position in TEST_POSITIONS else "val" if position in VAL_POSITIONS else "train"
+
+
+def write_dataset(config: SyntheticConfig, root: Path, *, num_processes: int) -> dict[str, int]:
+    """Write the dataset below `root`; sequences that are already there are kept, so a killed run goes on where it was.
+
+    Categories that `root` has from an earlier call with the same settings stay listed. Returns counts of categories, sequences and frames.
+
+    Raises:
+        UserError: `root` holds a sequence of other settings.
+    """
+    tasks = [(category, index) for category in config.categories for index in range(config.objects_per_category)]
+    missing = [task for task in tasks if not _is_complete(config, root, *task)]
+    done = len(tasks) - len(missing)
+    with Progress("synth", total=len(tasks), unit="sequences", done=done) as progress:
+        with closing(_written(config, root, missing, num_processes)) as finished:
+            for name in finished:
+                progress.advance(1, sequence=name)
+    for category in config.categories:
+        _write_category(config, root, category)
+    _write_root(root)
+    return {
+        "num_categories": len(config.categories),
+        "num_sequences": len(tasks),
+        "num_frames": len(tasks) * config.frames_per_sequence,
+    }
+
+
+def write_sequence(config: SyntheticConfig, root: Path, category: str, index: int) -> str:
+    """Write one sequence under a temporary name and rename it when complete; returns category/sequence."""
+    plan = plan_sequence(
+        seed=config.seed,
+        category=category,
+        index=index,
+        num_frames=config.frames_per_sequence,
+        short_side=config.image_size,
+    )
+    final = root / category / plan.name
+    partial = final.with_name(f".partial-{plan.name}")
+    if partial.exists():
+        shutil.rmtree(partial)
+    frames = write_frames(plan, partial)
+    sequence = {
+        "sequence_name": plan.name,
+        "category": category,
+        "video": None,
+        "point_cloud": write_point_cloud(plan, config.seed, index, partial),
+        "viewpoint_quality_score": plan.quality,
+    }
+    defects = [defect] if config.defects and (defect := defect_of(category, index)) else []
+    for defect in defects:
+        add_defect(defect, frames=frames, sequence=sequence, folder=partial)
+    record = {
+        "settings": _settings(config),
+        "frames": frames,
+        "sequence": sequence,
+        "captions": plan.captions,
+        "defects": defects,
+    }
+    atomic_write(partial / RECORD_NAME, _json(record))
+    partial.rename(final)
+    return f"{category}/{plan.name}"
+
+
+def _written(config: SyntheticConfig, root: Path, tasks: list[tuple[str, int]], num_processes: int) -> Iterator[str]:
+    """Names of the sequences as they are finished; rendering stops when the caller stops asking."""
+    if num_processes == 1 or len(tasks) < 2:
+        for task in tasks:
+            yield write_sequence(config, root, *task)
+        return
+    context = multiprocessing.get_context(
+        "forkserver"
+    )  # the caller may have threads, which plain fork does not survive
+    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+        futures = [pool.submit(write_sequence, config, root, *task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _settings(config: SyntheticConfig) -> str:
+    """Identity of what decides a single sequence's files."""
+    parts = [_FORMAT_VERSION, config.seed, config.frames_per_sequence, config.image_size, config.defects]
+    return fingerprint(parts)
+
+
+def _is_complete(config: SyntheticConfig, root: Path, category: str, index: int) -> bool:
+    path = root / category / f"synthetic_{index:05d}" / RECORD_NAME
+    if not path.is_file():
+        return False
+    if json.loads(path.read_bytes())["settings"] != _settings(config):
+        raise UserError(f"{path.parent}: written with other settings; choose another folder or delete it")
+    return True
+
+
+def _write_category(config: SyntheticConfig, root: Path, category: str) -> None:
+    """Put the annotation files together from the records of all sequences of the category, also of earlier calls."""
+    folder = root / category
+    records = {
+        path.parent.name: json.loads(path.read_bytes()) for path in sorted(folder.glob(f"synthetic_*/{RECORD_NAME}"))
+    }
+    splits: dict[str, list[list[Any]]] = {"train": [], "val": [], "test": []}
+    batches: list[list[list[Any]]] = []
+    for name, record in records.items():
+        index = int(name.split("_")[1])
+        entries = [[name, frame["frame_number"], frame["image"]["path"]] for frame in record["frames"]]
+        splits[split_of(index)] += entries
+        if split_of(index) == "test":
+            batches += _eval_batches(config, category, index, entries)
+    for frame in (frame for record in records.values() for frame in record["frames"]):
+        frame["meta"] = {
+            "frame_type": f"{split_of(int(frame['sequence_name'].split('_')[1]))}_known",
+            "frame_splits": [SUBSET],
+        }
+    frames = [frame for record in records.values() for frame in record["frames"]]
+    atomic_write(folder / "frame_annotations.jgz", _zipped(frames))
+    atomic_write(folder / "sequence_annotations.jgz", _zipped([record["sequence"] for record in records.values()]))
+    atomic_write(folder / "captions.json", _json({name: record["captions"] for name, record in records.items()}))
+    (folder / "set_lists").mkdir(exist_ok=True)
+    atomic_write(folder / "set_lists" / f"set_lists_{SUBSET}.json", _json(splits))
+    (folder / "eval_batches").mkdir(exist_ok=True)
+    atomic_write(folder / "eval_batches" / f"eval_batches_{SUBSET}.json", _json(batches))
+
+
+def _eval_batches(
+    config: SyntheticConfig, category: str, index: int, entries: list[list[Any]]
+) -> list[list[list[Any]]]:
+    """A few batches of one target frame, first, and known frames of the same sequence."""
+    random = sequence_random(config.seed, category, index, 4)
+    batches = []
+    for target in random.permutation(len(entries))[:NUM_EVAL_TARGETS]:
+        others = [k for k in range(len(entries)) if k != target]
+        count = int(random.integers(1, min(MAX_EVAL_SOURCES, len(others)) + 1))
+        batches.append([entries[target], *(entries[k] for k in random.permutation(others)[:count])])
+    return batches
+
+
+def _write_root(root: Path) -> None:
+    """The root's own files list every category that is there, also from earlier calls."""
+    categories = sorted(path.parent.name for path in root.glob("*/frame_annotations.jgz"))
+    atomic_write(root / "category_to_subset_name_list.json", _json({category: [SUBSET] for category in categories}))
+    records = [path for category in categories for path in sorted((root / category).glob(f"synthetic_*/{RECORD_NAME}"))]
+    defects = {
+        f"{path.parent.parent.name}/{path.parent.name}": json.loads(path.read_bytes())["defects"] for path in records
+    }
+    if any(defects.values()):
+        atomic_write(root / "defects.json", _json({name: found for name, found in defects.items() if found}))
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _zipped(value: object) -> bytes:
+    return gzip.compress(json.dumps(value).encode(), mtime=0)  # no time stamp: the same data gives the same bytes
