@@ -1,0 +1,95 @@
+"""Camera and exposure of a view as a vector z, and the low-rank projections that see it.
+
+Shape letters: B samples, V views, N = B*V, L tokens, C channels, r rank.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.cameras import Cameras
+
+CONDITIONING_CHANNELS = 10
+TIMESTEP_CODE_CHANNELS = 8
+# Mean and variance of RGB that every generated view is given, which removes exposure differences between the views.
+NEUTRAL_INTENSITY = (0.5, 0.0)
+
+
+def camera_conditioning(cameras: Cameras) -> Tensor:
+    """Pose and intrinsics of each camera as [..., 8] (the paper's z1 and z2).
+
+    z1 = [θ, sin φ, cos φ, r] of the camera's centre c in the normalised world: polar angle θ = atan2(√(cx² + cy²), cz)
+    in radians, azimuth φ = atan2(cy, cx), distance r in world units. z2 = [fx/W, fy/H, cx/W, cy/H].
+    """
+    center = cameras.centers()
+    x, y, z = center.unbind(-1)
+    polar = torch.atan2(torch.hypot(x, y), z)
+    azimuth = torch.atan2(y, x)
+    K = cameras.intrinsics
+    height, width = cameras.image_size
+    return torch.stack(
+        [
+            polar,
+            azimuth.sin(),
+            azimuth.cos(),
+            center.norm(dim=-1),
+            K[..., 0, 0] / width,
+            K[..., 1, 1] / height,
+            K[..., 0, 2] / width,
+            K[..., 1, 2] / height,
+        ],
+        dim=-1,
+    )
+
+
+def conditioning_vector(cameras: Cameras, intensity: Tensor) -> Tensor:
+    """The vector z [..., 10] of each view, in the cameras' dtype (the paper's z = [z1; z2; z3]).
+
+    `intensity` [..., 2] is z3: one mean and one variance over all pixels and channels of a view's RGB values in
+    [0, 1]. Training gives each view its own, generation `NEUTRAL_INTENSITY`. Raises ValueError if it does not fit.
+    """
+    if intensity.shape != (*cameras.shape, 2):
+        raise ValueError(
+            f"intensity: shape {tuple(intensity.shape)} does not fit cameras of batch shape {tuple(cameras.shape)}; "
+            f"must be {(*cameras.shape, 2)}"
+        )
+    camera = camera_conditioning(cameras)
+    return torch.cat([camera, intensity.to(camera)], dim=-1)
+
+
+class ConditionedLowRank(nn.Module):
+    """The low-rank term W' [x; z; e] = up(down [x; z; e]) of a projection, without biases (the paper, section 3.1).
+
+    `down` is kept in parts, down [x; z; e] = down_x x + down_z z + down_e e: those of z and e are one r-vector per
+    view, so nothing need be concatenated to, or repeated over, the tokens. `up` starts at zero, so that training starts
+    from the pretrained network. A part with 0 channels does not exist.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        out_channels: int,
+        rank: int,
+        view_channels: int = 0,
+        timestep_channels: int = 0,
+    ) -> None:
+        super().__init__()
+        self.down_x = nn.Linear(in_channels, rank, bias=False)
+        self.down_z = nn.Linear(view_channels, rank, bias=False) if view_channels else None
+        self.down_e = nn.Linear(timestep_channels, rank, bias=False) if timestep_channels else None
+        self.up = nn.Linear(rank, out_channels, bias=False)
+        for down in (self.down_x, self.down_z, self.down_e):
+            if down is not None:
+                nn.init.normal_(down.weight, std=1 / rank)  # the usual start of a low-rank adapter
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, tokens: Tensor, z: Tensor | None = None, e: Tensor | None = None) -> Tensor:
+        """Tokens x [N, L, in_channels], z [N, view_channels], e [N, timestep_channels] -> [N, L, out_channels]."""
+        low = self.down_x(tokens)
+        if self.down_z is not None:
+            low = low + self.down_z(z)[:, None]
+        if self.down_e is not None:
+            low = low + self.down_e(e)[:, None]
+        return self.up(low)
