@@ -1,7 +1,8 @@
-"""The frozen parts around the U-Net, and the pretrained U-Net itself: Stable Diffusion, or a small stand-in of the same classes.
+"""The frozen parts around the U-Net, and the pretrained U-Net itself: Stable Diffusion, or a small stand-in.
 
-`load_base` reads a diffusers folder or hub id (Stable Diffusion 1.x and 2.x); `build_tiny_base` makes the same five parts at random and small,
-for pipelines that must run without downloaded weights. Both give a `BaseModel`, and `save_base` writes either as a diffusers folder.
+`load_base` reads a diffusers folder or hub id (Stable Diffusion 1.x and 2.x); `build_tiny_base` makes the same five
+parts of the same classes, random and small, for pipelines that must run without downloaded weights. Both give a
+`BaseModel`, and `save_base` writes either as a diffusers folder.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ class BaseModel:
         return self.vae.encode(images * 2 - 1).latent_dist.parameters
 
     def latents_from_moments(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Scaled latents [N, C, h, w], as the U-Net takes them: a draw with `noise` [N, C, h, w] ~ N(0, 1), the mean without."""
+        """Scaled latents [N, C, h, w], as the U-Net takes them.
+
+        A draw from the autoencoder's posterior with `noise` [N, C, h, w] ~ N(0, 1); its mean without.
+        """
         mean, log_variance = moments.chunk(2, dim=1)
         latents = mean if noise is None else mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise
         return scale_latents(latents, self.vae)
@@ -105,8 +109,8 @@ def load_base(source: str | Path, *, revision: str | None = None) -> BaseModel:
             loaded[name] = kind.from_pretrained(str(source), subfolder=name, revision=revision, **weights)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"base model {source!s}: cannot read its {name} ({str(error).splitlines()[0]}); give a diffusers folder or a hub id of "
-                "Stable Diffusion 1.x or 2.x with safetensors weights"
+                f"base model {source!s}: cannot read its {name} ({str(error).splitlines()[0]}); "
+                "give a diffusers folder or a hub id of Stable Diffusion 1.x or 2.x with safetensors weights"
             ) from error
     return BaseModel(**loaded)
 
@@ -133,8 +137,8 @@ def save_base(base: BaseModel, folder: Path) -> None:
 def build_tiny_base(config: TinyBaseConfig, *, words: Iterable[str], seed: int) -> BaseModel:
     """An untrained stand-in, random but a function of `seed` alone; `words` are those that its tokenizer knows whole.
 
-    It predicts velocity (Salimans and Ho 2022, as Stable Diffusion 2.1's 768-pixel model does): a short training then has a useful
-    signal at every noise level, where a prediction of the noise has almost none at high noise.
+    It predicts velocity (Salimans and Ho 2022, as Stable Diffusion 2.1's 768-pixel model does): a short training then
+    has a useful signal at every noise level, where a prediction of the noise has almost none at high noise.
     """
     tokenizer = build_tokenizer(words, max_length=config.text_length)
     with torch.random.fork_rng(devices=[]):
@@ -157,7 +161,7 @@ def build_tiny_base(config: TinyBaseConfig, *, words: Iterable[str], seed: int) 
 
 
 def build_tokenizer(words: Iterable[str], *, max_length: int) -> CLIPTokenizer:
-    """A CLIP byte-pair tokenizer whose merges build each of `words` whole; every other text falls back to characters."""
+    """A CLIP byte-pair tokenizer whose merges build each of `words` whole; other text falls back to characters."""
     vocabulary = [*BYTE_CHARACTERS, *(character + "</w>" for character in BYTE_CHARACTERS)]
     merges: list[tuple[str, str]] = []
     for word in sorted({word.lower() for word in words if word}):

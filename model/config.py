@@ -1,4 +1,7 @@
-"""Settings of the base model. No module that takes seconds to import is imported here, so that the command line can read them quickly."""
+"""Settings of the base model.
+
+Nothing that takes seconds to import is imported here, so that the command line can read the settings quickly.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,8 @@ class FitConfig:
     def __post_init__(self) -> None:
         if min(self.num_steps, self.batch_size) < 1 or self.learning_rate <= 0:
             raise ValueError(
-                f"base: num_steps {self.num_steps}, batch_size {self.batch_size} and learning_rate {self.learning_rate} must be positive"
+                f"base: num_steps {self.num_steps}, batch_size {self.batch_size} and "
+                f"learning_rate {self.learning_rate} must be positive"
             )
 
 
@@ -55,7 +59,7 @@ class BaseConfig:
     """Where the pretrained 2D text-to-image model comes from."""
 
     source: str | None = None
-    """Diffusers folder or hub id of a Stable Diffusion; without it a small stand-in is trained on the shards' single frames."""
+    """Diffusers folder or hub id of a Stable Diffusion; without it a small stand-in is trained on the shards."""
     revision: str | None = None
     """Revision on the hub."""
     tiny: TinyBaseConfig = field(default_factory=TinyBaseConfig)

@@ -1,0 +1,23 @@
+"""Stage latents: everything that training needs of the frozen autoencoder, text encoder and base U-Net, cached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from model.base import load_base
+from pipelines.runtime import RuntimeConfig
+from preprocessing.config import LatentsConfig
+from preprocessing.dataset import FrameIndex, ShardReader
+from preprocessing.latents import write_latents
+
+
+def cache_latents(
+    config: LatentsConfig, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig
+) -> dict[str, Any]:
+    """Write the cache of the shards under the base model into `folder`; returns its counts."""
+    shards = inputs["shards"].folder
+    index = FrameIndex.open(shards)
+    base = load_base(inputs["base"].folder).frozen().to("cuda" if runtime.use_gpu else "cpu")
+    return dict(write_latents(index, ShardReader(shards, index), base, folder, config))

@@ -1,0 +1,45 @@
+"""Prior-preservation samples: what the base model makes of captions before it is trained on (the paper, section 4)."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import UniPCMultistepScheduler
+from torch import Tensor
+
+from infra.log import Progress
+from model.base import BaseModel
+from preprocessing.config import LatentsConfig
+
+
+@torch.no_grad()
+def sample_prior(base: BaseModel, text: Tensor, empty_text: Tensor, config: LatentsConfig) -> Tensor:
+    """Latents [M, C, h, w] of M captions.
+
+    Args:
+        base: the model that makes them.
+        text: embeddings [M, L, D] of the captions.
+        empty_text: embedding [L, D] of the empty caption, for guidance.
+        config: steps, guidance, batch size. Sample m is a function of its caption and of m alone.
+    """
+    parts = []
+    with Progress("latents: prior", total=len(text), unit="images") as progress:
+        for start in range(0, len(text), config.batch_size):
+            batch = text[start : start + config.batch_size]
+            parts.append(_sample(base, batch, empty_text, config, first=start))
+            progress.advance(len(batch))
+    return torch.cat(parts)
+
+
+def _sample(base: BaseModel, text: Tensor, empty_text: Tensor, config: LatentsConfig, *, first: int) -> Tensor:
+    scheduler = UniPCMultistepScheduler.from_config(base.scheduler.config)
+    scheduler.set_timesteps(config.prior_num_steps)
+    size, device = base.unet.config.sample_size, base.unet.device
+    shape = (base.unet.config.in_channels, size, size)
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(first + i)) for i in range(len(text))]
+    latents = torch.stack(noise).to(device)
+    both = torch.cat([text, empty_text.expand_as(text)])
+    for timestep in scheduler.timesteps:
+        with_text, without = base.unet(latents.repeat(2, 1, 1, 1), timestep, both).sample.chunk(2)
+        prediction = without + config.prior_guidance_scale * (with_text - without)
+        latents = scheduler.step(prediction, timestep, latents).prev_sample
+    return latents
