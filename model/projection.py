@@ -1,0 +1,213 @@
+"""The projection layer: it puts 3D knowledge into a 2D U-Net (the paper, section 3.2 and figure 3).
+
+Features of all views are compressed, unprojected into one volume, refined there by a 3D CNN, rendered again from every
+view and expanded to the U-Net's channels, so what the views get back agrees in 3D.
+
+Shape letters: B samples, V views, C channels of the U-Net, K channels of the volume, h × w pixels, L = h·w tokens,
+G voxels per side, D channels of the timestep embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.rendering import Rendered, VolumeRenderer
+from model.views import ViewContext
+from model.volume import SceneFrame, ViewAggregator, unproject, voxel_grid
+
+# Of the 3D CNN's normalisations, with one channel a group.
+GROUP_NORM_EPSILON = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionConfig:
+    """Where projection layers sit in a U-Net and what they are made of."""
+
+    blocks: tuple[tuple[str, int], ...]
+    """Name of each U-Net block that gets projection layers ("mid_block", "up_blocks.1"), and its voxels per side."""
+    merge: Literal["replace", "zero_init"] = "replace"
+    """The layer's result replaces its input, or is added to it through a linear layer that starts at zero."""
+    background: bool = True
+    """Whether the volume also holds, contracted, the space around the scene."""
+    foreground_fraction: float = 0.5
+    """Part of each axis of the volume that holds the scene when there is a background, in (0, 1)."""
+    disparity_at_infinity: float = 0.5
+    """Background rays end at far / this depth, in (0, 1)."""
+    num_samples: int = 128
+    """Positions on each ray through the scene, and as many again behind it with a background; at least 2."""
+    compress: Literal["conv3x3", "pointwise"] = "conv3x3"
+    """Two 3×3 convolutions and a 1×1 (the authors' setting), or one 1×1 convolution (the paper's text)."""
+    refine_channels: tuple[int, ...] = (16,)
+    """Channels per level of the 3D CNN: one level is one ResNet block, more are a U-Net.
+    The first is feature_channels."""
+    feature_channels: int = 16
+    """Channels of the volume; even."""
+
+    def __post_init__(self) -> None:
+        for name in ("foreground_fraction", "disparity_at_infinity"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"projection: {name} is {getattr(self, name)}, must lie between 0 and 1")
+        if self.merge not in ("replace", "zero_init"):
+            raise ValueError(f"projection: merge is {self.merge!r}, must be 'replace' or 'zero_init'")
+        if self.compress not in ("conv3x3", "pointwise"):
+            raise ValueError(f"projection: compress is {self.compress!r}, must be 'conv3x3' or 'pointwise'")
+        if self.num_samples < 2:
+            raise ValueError(f"projection: num_samples is {self.num_samples}, must be at least 2")
+        if self.feature_channels < 2 or self.feature_channels % 2:
+            raise ValueError(f"projection: feature_channels is {self.feature_channels}, must be even and positive")
+        if not self.refine_channels or self.refine_channels[0] != self.feature_channels:
+            raise ValueError(
+                f"projection: refine_channels {self.refine_channels} must start with "
+                f"feature_channels, {self.feature_channels}"
+            )
+        divisor = 2 ** (len(self.refine_channels) - 1)
+        for name, grid_size in self.blocks:
+            if grid_size < 1 or grid_size % divisor:
+                raise ValueError(f"projection: {name} has {grid_size} voxels per side, must be a multiple of {divisor}")
+
+
+class ResnetBlock3d(nn.Module):
+    """A residual block of two 3×3×3 convolutions that sees the time between them."""
+
+    def __init__(self, in_channels: int, out_channels: int, timestep_channels: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(in_channels, in_channels, eps=GROUP_NORM_EPSILON)
+        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, padding=1)
+        self.timestep = nn.Linear(timestep_channels, out_channels)
+        self.norm2 = nn.GroupNorm(out_channels, out_channels, eps=GROUP_NORM_EPSILON)
+        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv3d(in_channels, out_channels, 1)
+
+    def forward(self, volume: Tensor, timestep_embedding: Tensor) -> Tensor:
+        """Volume [B, K, G, G, G] and timestep embedding [B, D] -> [B, K_out, G, G, G]."""
+        hidden = self.conv1(F.silu(self.norm1(volume)))
+        hidden = hidden + self.timestep(F.silu(timestep_embedding))[..., None, None, None]
+        return self.shortcut(volume) + self.conv2(F.silu(self.norm2(hidden)))
+
+
+class VolumeRefiner(nn.Module):
+    """The time-conditioned 3D CNN: one ResNet block for one level of channels, a small U-Net for more.
+
+    A U-Net level is a block, the next level on half the voxels per side, and a block on both results.
+    """
+
+    def __init__(self, channels: tuple[int, ...], timestep_channels: int) -> None:
+        super().__init__()
+        outer, *inner = channels
+        self.enter = ResnetBlock3d(outer, outer, timestep_channels)
+        self.inner: VolumeRefiner | None = None
+        if inner:
+            self.down = nn.Conv3d(outer, inner[0], 3, stride=2, padding=1)
+            self.inner = VolumeRefiner(tuple(inner), timestep_channels)
+            self.up = nn.Conv3d(inner[0], outer, 3, padding=1)
+            self.leave = ResnetBlock3d(2 * outer, outer, timestep_channels)
+
+    def forward(self, volume: Tensor, timestep_embedding: Tensor) -> Tensor:
+        """Volume [B, K, G, G, G] and timestep embedding [B, D] -> [B, K, G, G, G]."""
+        volume = self.enter(volume, timestep_embedding)
+        if self.inner is None:
+            return volume
+        coarse = self.inner(self.down(volume), timestep_embedding)
+        coarse = self.up(F.interpolate(coarse, scale_factor=2.0, mode="nearest"))
+        return self.leave(torch.cat([volume, coarse], dim=1), timestep_embedding)
+
+
+def compressor(channels: int, config: ProjectionConfig) -> nn.Module:
+    """Maps features [N, C, h, w] to [N, K, h, w]."""
+    K = config.feature_channels
+    if config.compress == "pointwise":
+        return nn.Conv2d(channels, K, 1)
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(channels, K, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(K, K, 1),
+    )
+
+
+def expander(feature_channels: int, channels: int) -> nn.Sequential:
+    """Maps rendered tokens [N, L, K] to [N, L, C]."""
+    return nn.Sequential(
+        nn.Linear(feature_channels, feature_channels),
+        nn.ReLU(),
+        nn.Linear(feature_channels, channels),
+        nn.ReLU(),
+        nn.Linear(channels, channels),
+    )
+
+
+class ProjectionLayer(nn.Module):
+    """Replaces the views' features by what a volume, filled from them, shows from the same cameras.
+
+    The last `hidden_views` views are left out of the volume, but rendered like the others. `layer_index` sets the
+    opacity noise of a network's layers apart.
+    """
+
+    def __init__(
+        self, channels: int, grid_size: int, timestep_channels: int, config: ProjectionConfig, layer_index: int
+    ) -> None:
+        super().__init__()
+        K = config.feature_channels
+        self.grid_size = grid_size
+        self.foreground_fraction = config.foreground_fraction if config.background else None
+        self.compress = compressor(channels, config)
+        self.aggregator = ViewAggregator(K, timestep_channels)
+        self.refiner = VolumeRefiner(config.refine_channels, timestep_channels)
+        self.renderer = VolumeRenderer(
+            K,
+            num_samples=config.num_samples,
+            foreground_fraction=self.foreground_fraction,
+            disparity_at_infinity=config.disparity_at_infinity,
+            layer_index=layer_index,
+        )
+        self.expand_foreground = expander(K, channels)
+        self.expand_background: nn.Module = expander(K, channels) if config.background else nn.Linear(K, channels)
+
+    def forward(self, tokens: Tensor, height: int, width: int, views: ViewContext) -> Tensor:
+        """Tokens [B*V, L, C] of features with height × width pixels -> [B*V, L, C].
+
+        Raises ValueError when no view is left to fill the volume.
+        """
+        num_visible = views.num_views - views.hidden_views
+        if num_visible < 1:
+            raise ValueError(
+                f"projection: {views.hidden_views} of {views.num_views} views are hidden; at least one must be visible"
+            )
+        visible = tokens.unflatten(0, (-1, views.num_views))[:, :num_visible]  # [B, V', L, C]
+        compressed = self.compress(visible.flatten(0, 1).mT.unflatten(-1, (height, width)))
+        # Coordinates and sums along rays need float32 whatever the rest of the network computes in.
+        with torch.autocast(tokens.device.type, enabled=False):
+            volume = self._fill_volume(compressed.unflatten(0, (-1, num_visible)), views)
+            cameras = views.cameras.resize((height, width))
+            rendered: Rendered = self.renderer(volume, cameras, views.scene_bounds, views.opacity_noise_seeds)
+        features = rendered.features.flatten(0, 1).flatten(-2).mT.to(tokens.dtype)
+        opacity = rendered.opacity.flatten(0, 1).flatten(-2).mT.to(tokens.dtype)
+        return opacity * self.expand_foreground(features) + (1 - opacity) * self.expand_background(features)
+
+    def _fill_volume(self, features: Tensor, views: ViewContext) -> Tensor:
+        """Compressed features [B, V', K, h, w] of the visible views -> volume [B, K, G, G, G]."""
+        num_visible = features.shape[1]
+        cameras = views.cameras[:, :num_visible].resize((features.shape[-2], features.shape[-1]))
+        grid = voxel_grid(self.grid_size, self.foreground_fraction, features.device)
+        points = SceneFrame.from_bounds(views.scene_bounds).to_world(grid.points.to(views.scene_bounds.dtype))
+        samples = unproject(features, cameras, points, reachable=grid.reachable)
+
+        timesteps = views.timestep_embedding.unflatten(0, (-1, views.num_views))
+        aggregated = self.aggregator(samples, timesteps[:, :num_visible])
+        volume = aggregated.unflatten(1, (self.grid_size,) * 3).movedim(-1, 1)
+        # The last view is never a known one, so its timestep is that of the noise.
+        return self.refiner(volume, timesteps[:, -1].to(volume.dtype))
+
+
+def renderer_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters of every volume renderer inside `module`, which train at their own learning rate."""
+    for child in module.modules():
+        if isinstance(child, VolumeRenderer):
+            yield from child.parameters()

@@ -1,0 +1,195 @@
+"""From views to one feature volume: voxel centres, contraction, unprojection, aggregation (the paper, section 3.2).
+
+A volume is a cube of G voxels a side around the scene. It is always stored [.., z, y, x]; a list of voxels runs in the
+same order, x fastest. Grid coordinates of a point are its (x, y, z) in the cube, [-1, 1] on each axis; normalised
+coordinates are world coordinates after moving the scene's centre to the origin and dividing by half of the scene's
+largest side. Without a background the two are the same.
+
+With a background the middle part of the cube, `foreground_fraction` p of each axis, holds the scene, and the rest holds
+all of space around it, contracted as in MERF (Reiser et al. 2023, section 3.1) for p = 1/2.
+
+Shape letters: B samples, V views, C feature channels, h × w pixels, N = G³ voxels, D channels of the timestep
+embedding.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.cameras import Cameras
+
+# Keeps the division by the sum of weights finite where no view sees a voxel.
+WEIGHT_EPSILON = 1e-8
+
+
+class SceneFrame(NamedTuple):
+    """Where normalised coordinates sit in the world: point = center + half_size · normalised."""
+
+    center: Tensor  # [B, 3] world units
+    half_size: Tensor  # [B] half of the largest side, world units
+
+    @classmethod
+    def from_bounds(cls, scene_bounds: Tensor) -> SceneFrame:
+        """The frame of scene bounds [B, 2, 3] (minimum and maximum corner)."""
+        low, high = scene_bounds.unbind(-2)
+        return cls((low + high) / 2, (high - low).amax(-1) / 2)
+
+    def to_world(self, points: Tensor) -> Tensor:
+        """Normalised points [N, 3] -> world points [B, N, 3]."""
+        return self.center[:, None] + self.half_size[:, None, None] * points
+
+    def to_normalized(self, points: Tensor) -> Tensor:
+        """World points [B, N, 3] -> normalised points [B, N, 3]."""
+        return (points - self.center[:, None]) / self.half_size[:, None, None]
+
+
+class VoxelGrid(NamedTuple):
+    """The voxel centres of a cube, in the order of its storage."""
+
+    points: Tensor  # [N, 3] normalised coordinates (x, y, z)
+    reachable: Tensor  # [N] bool: whether any point of space contracts into the voxel's surroundings
+
+
+class ViewSamples(NamedTuple):
+    """What each view shows at each voxel. Entries of views that do not see the voxel are zero."""
+
+    features: Tensor  # [B, V, N, C]
+    rays: Tensor  # [B, V, N, 3] ray directions, of depth 1
+    depth: Tensor  # [B, V, N] world units
+    valid: Tensor  # [B, V, N] bool: inside the image and in front of the camera
+
+
+@lru_cache(maxsize=16)
+def voxel_grid(grid_size: int, foreground_fraction: float | None, device: torch.device) -> VoxelGrid:
+    """The grid of `grid_size` voxels a side, with a background if `foreground_fraction` (0 < p < 1) is given.
+
+    Computed in float64 and once per size and device; callers cast it.
+    """
+    # A tensor made under inference mode could not be saved for a later backward pass.
+    with torch.inference_mode(False):
+        centers = (torch.arange(grid_size, dtype=torch.float64, device=device) + 0.5) / grid_size * 2 - 1
+        z, y, x = torch.meshgrid(centers, centers, centers, indexing="ij")
+        points = torch.stack([x, y, z], dim=-1).reshape(-1, 3)
+        if foreground_fraction is None:
+            return VoxelGrid(points, torch.ones_like(points[:, 0], dtype=torch.bool))
+        return VoxelGrid(uncontract(points, foreground_fraction), reachable(points, foreground_fraction))
+
+
+def contract(points: Tensor, foreground_fraction: float) -> Tensor:
+    """Normalised points [..., 3], anywhere in space, -> grid coordinates in (-1, 1).
+
+    Points of the scene's cube are scaled by p. For others the largest coordinate's magnitude n0 > 1 becomes
+    n = 1/p - (1/p - 1)/n0 and the other two are divided by n0, before scaling by p.
+    """
+    largest, axis = points.abs().max(dim=-1, keepdim=True)
+    outer = 1 / foreground_fraction
+    # One axis only, even where two coordinates tie: otherwise the point would fall into an unreachable corner.
+    is_largest = torch.arange(3, device=points.device) == axis
+    radius = largest.clamp(min=1)
+    scaled = torch.where(is_largest & (largest > 1), points.sign() * (outer - (outer - 1) / radius), points / radius)
+    return scaled * foreground_fraction
+
+
+def uncontract(grid_points: Tensor, foreground_fraction: float) -> Tensor:
+    """Inverse of `contract`: grid coordinates [..., 3] in (-1, 1) -> normalised points.
+
+    Defined for every cell of the grid, but only those that are `reachable` come back from `contract`.
+    """
+    scaled = grid_points / foreground_fraction
+    largest = scaled.abs().amax(dim=-1, keepdim=True)
+    outer = 1 / foreground_fraction
+    radius = (outer - 1) / (outer - largest).clamp(min=torch.finfo(scaled.dtype).tiny)
+    outside = torch.where(scaled.abs() == largest, scaled.sign() * radius, scaled * radius)
+    return torch.where(largest <= 1, scaled, outside)
+
+
+def reachable(grid_points: Tensor, foreground_fraction: float) -> Tensor:
+    """Whether grid coordinates [..., 3] are the image of a point: at most one axis lies outside the scene's part."""
+    return (grid_points.abs() > foreground_fraction).sum(-1) < 2
+
+
+def unproject(features: Tensor, cameras: Cameras, points: Tensor, *, reachable: Tensor) -> ViewSamples:
+    """Sample every view at world points: features [B, V, C, h, w], cameras [B, V] of that size, points [B, N, 3].
+
+    Bilinear, with zeros beyond the image, in the points' dtype. Ray directions are sampled together with the features.
+    At points that are not `reachable` [N] features and rays are zero, but depth and validity are not: nothing renders
+    those voxels, but the 3D CNN looks at them beside their neighbours.
+    """
+    B, V, C, height, width = features.shape
+    if cameras.image_size != (height, width):
+        raise ValueError(f"unproject: cameras of size {cameras.image_size} do not fit features of {(height, width)}")
+    pixels, depth = cameras.project(points[:, None])  # [B, V, N, 2], [B, V, N]
+    image_size = pixels.new_tensor([width, height])
+    valid = ((pixels >= 0) & (pixels <= image_size)).all(-1) & (depth > 0)
+    # Pixels of points behind the camera are meaningless; -3 lies beyond the image, where the sampler reads zeros.
+    positions = torch.where((valid & reachable)[..., None], pixels * (2 / image_size) - 1, -3.0)
+    rays = cameras.ray_directions().movedim(-1, 2)  # [B, V, 3, h, w]
+    maps = torch.cat([features.to(points.dtype), rays], dim=2).flatten(0, 1)
+    samples = F.grid_sample(maps, positions.flatten(0, 1)[:, None], align_corners=False)  # [B*V, C+3, 1, N]
+    samples = samples[:, :, 0].mT.contiguous().unflatten(0, (B, V))
+    return ViewSamples(samples[..., :C], samples[..., C:], torch.where(valid, depth, 0.0), valid)
+
+
+def elu_mlp(*channels: int) -> nn.Sequential:
+    """Linear layers of these sizes, each followed by ELU."""
+    return nn.Sequential(*(layer for a, b in itertools.pairwise(channels) for layer in (nn.Linear(a, b), nn.ELU())))
+
+
+class ViewAggregator(nn.Module):
+    """Merges what the views show at each voxel into one feature, after IBRNet (Wang et al. 2021, section 3.2).
+
+    The order of the views does not matter. Works on each voxel alone.
+    """
+
+    def __init__(self, channels: int, timestep_channels: int) -> None:
+        super().__init__()
+        self.ray_encoder = elu_mlp(4, channels // 2, channels)
+        self.timestep_encoder = elu_mlp(timestep_channels, timestep_channels // 2, channels)
+        self.view_input = nn.Linear(3 * channels, 2 * channels)
+        self.view_encoder = nn.Sequential(nn.ELU(), nn.Linear(2 * channels, channels), nn.ELU())
+        self.visibility = elu_mlp(channels, channels, channels + 1)
+        self.weight = nn.Sequential(nn.Linear(channels, channels), nn.ELU(), nn.Linear(channels, 1))
+        self.output = elu_mlp(2 * channels + 1, channels)
+
+    def forward(self, samples: ViewSamples, timestep_embedding: Tensor) -> Tensor:
+        """Samples and the views' timestep embeddings [B, V, D] -> features [B, N, C]."""
+        dtype = self.view_input.weight.dtype
+        features, mask = samples.features.to(dtype), samples.valid[..., None].to(dtype)
+        ray_and_depth = torch.cat([samples.rays, samples.depth[..., None]], dim=-1).to(dtype)
+        features = features + self.ray_encoder(ray_and_depth)
+        features = features + self.timestep_encoder(timestep_embedding.to(dtype))[:, :, None]
+
+        weights = _normalize_over_views(mask)
+        encoded = self._encode(torch.cat(_mean_and_variance(features, weights), dim=-1), features)
+        residual_and_visibility = self.visibility(encoded * weights)
+        visibility = residual_and_visibility[..., -1:].sigmoid() * mask
+        encoded = encoded + residual_and_visibility[..., :-1]
+        weights = _normalize_over_views(self.weight(encoded * visibility).sigmoid() * mask)
+        mean, variance = _mean_and_variance(encoded, weights)
+        return self.output(torch.cat([mean, variance, weights.mean(dim=1)], dim=-1))
+
+    def _encode(self, statistics: Tensor, features: Tensor) -> Tensor:
+        """The small network of [statistics; features], [B, N, 2C] and [B, V, N, C] -> [B, V, N, C].
+
+        The part of its first layer that sees the statistics is the same for all views, so it is computed once.
+        """
+        shared, per_view = self.view_input.weight.split([statistics.shape[-1], features.shape[-1]], dim=1)
+        shared_hidden = F.linear(statistics, shared, self.view_input.bias)
+        return self.view_encoder(F.linear(features, per_view) + shared_hidden[:, None])
+
+
+def _normalize_over_views(weights: Tensor) -> Tensor:
+    """[B, V, N, 1] -> the same, summing to one over the views, or to zero where no view sees the voxel."""
+    return weights / (weights.sum(dim=1, keepdim=True) + WEIGHT_EPSILON)
+
+
+def _mean_and_variance(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted over the views: [B, V, N, C], [B, V, N, 1] -> [B, N, C] twice."""
+    mean = (weights * features).sum(dim=1)
+    return mean, (weights * (features - mean[:, None]).square()).sum(dim=1)
