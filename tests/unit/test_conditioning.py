@@ -1,0 +1,91 @@
+"""model/conditioning.py and model/views.py."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from model.cameras import Cameras
+from model.conditioning import ConditionedLowRank, camera_conditioning, conditioning_vector
+from model.views import ViewContext
+from tests.factories import look_at_cameras
+
+
+def _camera_at(center: tuple[float, float, float]) -> Cameras:
+    world_to_camera = torch.eye(4)
+    world_to_camera[:3, 3] = -torch.tensor(center)
+    intrinsics = torch.tensor([[50.0, 0, 20.0], [0, 40.0, 30.0], [0, 0, 1]])
+    return Cameras(world_to_camera, intrinsics, (80, 100))
+
+
+def test_camera_conditioning_by_hand() -> None:
+    # Centre (0, 2, 2): 45° from the z axis, azimuth 90°, distance √8.
+    expected = torch.tensor([math.pi / 4, 1.0, 0.0, math.sqrt(8), 0.5, 0.5, 0.2, 0.375])
+    torch.testing.assert_close(camera_conditioning(_camera_at((0.0, 2.0, 2.0))), expected)
+
+
+def test_camera_below_the_plane_has_a_polar_angle_above_90_degrees() -> None:
+    assert camera_conditioning(_camera_at((1.0, 0.0, -1.0)))[0].item() == pytest.approx(3 * math.pi / 4)
+
+
+def test_conditioning_does_not_depend_on_the_image_size() -> None:
+    cameras = look_at_cameras(2, 3, image_size=(64, 96))
+    torch.testing.assert_close(camera_conditioning(cameras), camera_conditioning(cameras.resize((32, 24))))
+
+
+def test_conditioning_vector_ends_with_the_intensity() -> None:
+    intensity = torch.rand(2, 3, 2)
+    vector = conditioning_vector(look_at_cameras(2, 3), intensity)
+    assert vector.shape == (2, 3, 10)
+    torch.testing.assert_close(vector[..., 8:], intensity)
+
+
+def test_intensity_of_another_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="intensity"):
+        conditioning_vector(look_at_cameras(2, 3), torch.rand(2, 4, 2))
+
+
+def test_low_rank_parts_equal_one_projection_of_the_concatenation() -> None:
+    layer = ConditionedLowRank(12, out_channels=7, rank=3, view_channels=10, timestep_channels=8)
+    torch.nn.init.normal_(layer.up.weight)
+    assert layer.down_z is not None
+    assert layer.down_e is not None
+    x, z, e = torch.randn(4, 5, 12), torch.randn(4, 10), torch.randn(4, 8)
+    joined = torch.cat([x, z[:, None].expand(-1, 5, -1), e[:, None].expand(-1, 5, -1)], dim=-1)
+    down = torch.cat([layer.down_x.weight, layer.down_z.weight, layer.down_e.weight], dim=1)
+    torch.testing.assert_close(layer(x, z, e), joined @ down.T @ layer.up.weight.T)
+
+
+def test_low_rank_starts_at_zero_and_learns() -> None:
+    layer = ConditionedLowRank(12, out_channels=7, rank=3, view_channels=10)
+    output = layer(torch.randn(2, 5, 12), torch.randn(2, 10))
+    assert output.abs().max() == 0
+    output.sum().backward()
+    assert layer.up.weight.grad is not None
+    assert layer.up.weight.grad.abs().max() > 0
+
+
+def _context(latent_size: tuple[int, int]) -> ViewContext:
+    return ViewContext(
+        num_views=1,
+        latent_size=latent_size,
+        conditioning=torch.zeros(1, 10),
+        timestep_embedding=torch.zeros(1, 4),
+        cameras=look_at_cameras(1, 1),
+        scene_bounds=torch.zeros(1, 2, 3),
+        hidden_views=0,
+        opacity_noise_seeds=None,
+    )
+
+
+@pytest.mark.parametrize(("num_tokens", "size"), [(384, (24, 16)), (96, (12, 8)), (24, (6, 4)), (6, (3, 2))])
+def test_feature_size_of_latents_that_are_not_square(num_tokens: int, size: tuple[int, int]) -> None:
+    assert _context((24, 16)).feature_size(num_tokens) == size
+
+
+@pytest.mark.parametrize("num_tokens", [400, 100, 1])
+def test_feature_size_of_no_level_is_refused(num_tokens: int) -> None:
+    with pytest.raises(ValueError, match="tokens"):
+        _context((24, 16)).feature_size(num_tokens)
