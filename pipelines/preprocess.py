@@ -1,0 +1,103 @@
+"""Stage preprocess: captures in CO3Dv2 layout -> a folder of shards, one Ray Data task per shard.
+
+Being killed at any point costs only the shards in work: the same call goes on where it stopped and ends with the same
+bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from infra.cluster import ray_session
+
+from infra.errors import UserError
+from infra.log import Progress
+from infra.storage import require_space
+from pipelines.artifacts import RawDataset
+from pipelines.runtime import RuntimeConfig
+from preprocessing.commit import commit_folder, discard, remove_records
+from preprocessing.config import PreprocessConfig
+from preprocessing.plan import ShardTask, plan_shards, require_sequences
+from preprocessing.schema import DATASET_NAME, read_manifest
+from preprocessing.shards import ShardWriter, committed_record, require_record, sweep
+
+# A stored picture with its mask takes less than a byte per pixel; 2 kB per frame for index, headers and padding.
+_BYTES_PER_PIXEL, _BYTES_PER_FRAME = 1, 2048
+
+
+def preprocess(
+    config: PreprocessConfig, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig
+) -> dict[str, Any]:
+    """Write the shards of `inputs["raw"]` into `folder`. Returns counts and what was rejected, by reason.
+
+    Raises:
+        UserError: the root is no CO3Dv2 dataset, lacks a wanted category or is damaged; no sequence is usable (with the
+        table of reasons); no space.
+    """
+    raw: RawDataset = inputs["raw"]
+    if not (folder / DATASET_NAME).is_file():
+        write_shards(raw.root, folder, config, num_workers=runtime.num_workers)
+    remove_records(folder)  # when the last run was killed between its last two steps
+    manifest = read_manifest(folder)
+    return {
+        "num_sequences": manifest["num_sequences"],
+        "num_frames": manifest["num_frames"],
+        "num_shards": len(manifest["shards"]),
+        "categories": manifest["categories"],
+        "splits": manifest["splits"],
+        "rejected": dict(Counter(item["reason"] for item in manifest["rejected"])),
+        "frame_defects": dict(Counter(item["reason"] for item in manifest["frame_defects"])),
+    }
+
+
+def write_shards(root: Path, folder: Path, config: PreprocessConfig, *, num_workers: int) -> None:
+    """Plan, write the shards that are not committed yet, and commit the folder.
+
+    Raises:
+        UserError: as `preprocess`.
+    """
+    plan = plan_shards(root, config)
+    require_sequences(root, len(plan.tasks), plan.rejected)
+    committed = {task.number for task in plan.tasks if committed_record(folder, task, config)}
+    sweep(folder, keep=committed)
+    pending = [task for task in plan.tasks if task.number not in committed]
+    frame_bytes = _BYTES_PER_FRAME + _BYTES_PER_PIXEL * config.image_size**2
+    require_space(folder, sum(task.num_frames for task in pending) * frame_bytes)
+    num_tasks = len(plan.tasks)
+    with Progress("preprocess", total=num_tasks, unit="shards", done=num_tasks - len(pending)) as progress:
+        frames = 0
+        for result in run_writers(pending, root, folder, config, num_workers=num_workers) if pending else ():
+            if result["error"]:
+                raise UserError(result["error"])
+            frames += result["frames"]
+            progress.advance(frames=frames)
+    records = [require_record(folder, task, config) for task in plan.tasks]
+    rejected = (*plan.rejected, *(item for record in records for item in record.rejected))
+    if not any(record.num_sequences for record in records):
+        discard(folder, num_tasks)
+    require_sequences(root, sum(record.num_sequences for record in records), rejected)
+    commit_folder(folder, records, rejected, config.image_size)
+
+
+def run_writers(
+    tasks: Sequence[ShardTask], root: Path, folder: Path, config: PreprocessConfig, *, num_workers: int
+) -> Iterator[dict[str, Any]]:
+    """Have Ray actors write the shards; yields each one's result as it is committed, in any order. Killed actors are
+    restarted, their task repeated.
+    """
+    import ray.data  # here, because every command of the command line imports this module and Ray takes seconds
+
+    with ray_session(num_cpus=num_workers):
+        ray.data.DataContext.get_current().enable_progress_bars = False  # ours says how much is left
+        results = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=len(tasks)).map(
+            ShardWriter,
+            fn_constructor_kwargs={"root": root.absolute(), "folder": folder.absolute(), "config": config},
+            compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(tasks))),
+            num_cpus=1,
+            max_restarts=-1,
+            max_task_retries=-1,
+        )
+        yield from results.iter_rows()

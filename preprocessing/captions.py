@@ -1,0 +1,42 @@
+"""Captions of sequences: from the dataset where it brings some, else from the category's name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from infra.errors import UserError
+
+CAPTIONS_NAME = "captions.json"  # ROOT/<category>/captions.json: {sequence: caption or [caption, ...]}
+
+
+def read_captions(root: Path, category: str) -> dict[str, tuple[str, ...]]:
+    """Captions per sequence from the category's captions.json; empty when there is no such file.
+
+    Raises:
+        UserError: the file is not a JSON object of texts or lists of texts.
+    """
+    path = root / category / CAPTIONS_NAME
+    if not path.is_file():
+        return {}
+    try:
+        entries = json.loads(path.read_bytes())
+        return {name: _texts(value) for name, value in entries.items()}
+    except (ValueError, RecursionError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"captions {path}: not a JSON object of sequence names with a text or a list of texts ({error}); "
+            "correct or remove it"
+        ) from error
+
+
+def default_caption(category: str) -> str:
+    """What to say about an object of which only the category is known: "a photo of an apple"."""
+    name = category.replace("_", " ")
+    return f"a photo of {'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise TypeError(f"{value!r} is neither a text nor a list of texts")
+    return tuple(texts)

@@ -1,0 +1,230 @@
+"""Reader of a folder of shards: which sequences there are, cameras and pictures of any frames, and which views sample
+`position` is made of.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from infra.errors import UserError
+from model.cameras import Cameras
+from preprocessing.images import decode_image, decode_mask
+from preprocessing.schema import INDEX_NAME, SPLITS, read_manifest
+
+MAXIMUM_STRIDE = 4  # of the consecutive views of a sample
+# Keep the streams of random numbers for the order and for the views of a sample apart.
+_ORDER_STREAM, _VIEWS_STREAM = 1, 2
+
+Rows = Sequence[int] | np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceRecord:
+    """One capture of one object."""
+
+    category: str
+    sequence: str
+    split: str
+    captions: tuple[str, ...]
+    scene_bounds: np.ndarray  # [2, 3] float32, minimum and maximum corner
+    rows: range  # its frames' rows in the index, by rising frame number
+
+
+@dataclass(frozen=True)
+class ViewChoice:
+    """The views of one sample."""
+
+    sequence: SequenceRecord
+    rows: tuple[int, ...]
+    caption: str
+
+
+class FrameIndex:
+    """index.parquet in memory: one row per frame; the row number is the frame's id. N rows."""
+
+    def __init__(self, table: pa.Table, manifest: dict[str, Any]) -> None:
+        self.manifest = manifest  # dataset.json
+        self.frame_numbers: np.ndarray = table["frame_number"].to_numpy()  # [N] int32
+        self.shards: tuple[str, ...]
+        self.shards, self.shard_numbers = _codes(table["shard"])  # names; [N] position of each frame's shard among them
+        self.image_spans = _pairs(table, "image_offset", "image_length")  # [N, 2] bytes: offset and length in the shard
+        self.mask_spans = _pairs(table, "mask_offset", "mask_length")  # [N, 2]; length 0 where there is no mask
+        self.sizes = _pairs(table, "height", "width")  # [N, 2] pixels
+        self._world_to_camera = _matrices(table["world_to_camera"], (4, 4))
+        self._intrinsics = _matrices(table["intrinsics"], (3, 3))
+        self._intensity = _pairs(table, "intensity_mean", "intensity_variance")
+        self._sequences = _sequences(table)
+
+    @staticmethod
+    def open(folder: Path) -> FrameIndex:
+        """Read the index of a complete folder of shards.
+
+        Raises:
+            UserError: the folder is missing, incomplete, damaged or of another format version.
+        """
+        manifest = read_manifest(folder)
+        try:
+            table = pq.read_table(folder / INDEX_NAME)
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            raise UserError(f"shards {folder}: {INDEX_NAME} is missing or damaged; preprocess again") from error
+        if table.num_rows != manifest["num_frames"]:
+            raise UserError(
+                f"shards {folder}: {INDEX_NAME} has {table.num_rows} frames, "
+                f"dataset.json says {manifest['num_frames']}; preprocess again"
+            )
+        return FrameIndex(table, manifest)
+
+    def __len__(self) -> int:
+        return len(self.frame_numbers)
+
+    def sequences(self, split: str | None = None) -> tuple[SequenceRecord, ...]:
+        """The sequences of a split ("train", "val" or "test"), or all, sorted by category and name.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if split is not None and split not in SPLITS:
+            raise ValueError(f"split {split!r}: choose from {', '.join(SPLITS)}")
+        return tuple(item for item in self._sequences if split in (None, item.split))
+
+    def cameras(self, rows: Rows) -> Cameras:
+        """Cameras [n] of frames in the normalised world, float32, for the stored images.
+
+        Raises:
+            ValueError: the frames' images differ in size.
+        """
+        positions = np.asarray(rows)
+        sizes = np.unique(self.sizes[positions], axis=0)
+        if len(sizes) != 1:
+            raise ValueError(
+                f"frames {positions.tolist()} have images of sizes {sizes.tolist()}, they must be one size"
+            )
+        return Cameras(
+            torch.from_numpy(self._world_to_camera[positions]),
+            torch.from_numpy(self._intrinsics[positions]),
+            (int(sizes[0, 0]), int(sizes[0, 1])),
+        )
+
+    def intensity(self, rows: Rows) -> Tensor:
+        """[n, 2] mean and variance of each frame's RGB values in [0, 1]."""
+        return torch.from_numpy(self._intensity[np.asarray(rows)])
+
+
+class ShardReader:
+    """Pictures of frames, each one slice of a memory-mapped shard. Shards are opened at first use, also after a move to
+    another process.
+    """
+
+    def __init__(self, folder: Path, index: FrameIndex) -> None:
+        self._folder, self._index = folder, index
+        self._num_bytes = {shard["name"]: shard["bytes"] for shard in index.manifest["shards"]}
+        self._maps: dict[str, mmap.mmap] = {}
+
+    def image(self, row: int) -> np.ndarray:
+        """RGB [H, W, 3] uint8. Raises UserError when the shard is missing or not as long as it was."""
+        height, width = self._index.sizes[row]
+        return decode_image(self._bytes(row, self._index.image_spans[row]), (int(height), int(width)))
+
+    def mask(self, row: int) -> np.ndarray | None:
+        """Foreground probability · 255, [H, W] uint8; None for a frame without mask. Raises as `image`."""
+        if self._index.mask_spans[row, 1] == 0:
+            return None
+        height, width = self._index.sizes[row]
+        return decode_mask(self._bytes(row, self._index.mask_spans[row]), (int(height), int(width)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_maps": {}}
+
+    def _bytes(self, row: int, span: np.ndarray) -> bytes:
+        name = self._index.shards[self._index.shard_numbers[row]]
+        if name not in self._maps:
+            self._maps[name] = self._open(name)
+        return self._maps[name][int(span[0]) : int(span[0] + span[1])]
+
+    def _open(self, name: str) -> mmap.mmap:
+        path = self._folder / name
+        size = path.stat().st_size if path.is_file() else 0
+        if size != self._num_bytes[name]:
+            raise UserError(
+                f"shard {path}: {size} bytes, {self._num_bytes[name]} were written; restore it or preprocess again"
+            )
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def choose_views(sequences: tuple[SequenceRecord, ...], *, seed: int, position: int, num_views: int) -> ViewChoice:
+    """The views of sample `position`, the same in every process: a function of the arguments alone, in constant time.
+
+    Every len(sequences) positions visit each sequence once, in an order drawn anew each time. Half of the samples have
+    random frames, the others frames in their order at a stride of 1 to 4 (the paper, section 4: training on random and
+    on consecutive frames).
+
+    Raises:
+        UserError: there is no sequence, or the one chosen has fewer frames than `num_views`.
+    """
+    if not sequences:
+        raise UserError("no sequence to choose views from; preprocess more captures or change the split fractions")
+    epoch, place = divmod(position, len(sequences))
+    sequence = sequences[_order(seed, epoch, len(sequences))[place]]
+    count = len(sequence.rows)
+    if count < num_views:
+        raise UserError(
+            f"sequence {sequence.category}/{sequence.sequence} has {count} frames, {num_views} views are wanted; "
+            "use fewer views or preprocess with a higher minimum_frames"
+        )
+    generator = np.random.default_rng([_VIEWS_STREAM, seed, position])
+    if generator.random() < 0.5:
+        picks = generator.choice(count, num_views, replace=False)
+    else:
+        longest = (count - 1) // (num_views - 1) if num_views > 1 else 1
+        stride = int(generator.integers(1, min(MAXIMUM_STRIDE, longest) + 1))
+        start = int(generator.integers(0, count - stride * (num_views - 1)))
+        picks = start + stride * np.arange(num_views)
+    caption = sequence.captions[int(generator.integers(len(sequence.captions)))]
+    return ViewChoice(sequence, tuple(sequence.rows[int(pick)] for pick in picks), caption)
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of `count` sequences in an epoch."""
+    return np.random.default_rng([_ORDER_STREAM, seed, epoch]).permutation(count)
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[tuple[str, ...], np.ndarray]:
+    """The distinct values of a dictionary column, and each row's position among them."""
+    encoded = column.unify_dictionaries().combine_chunks()
+    return tuple(encoded.dictionary.to_pylist()), encoded.indices.to_numpy()
+
+
+def _pairs(table: pa.Table, first: str, second: str) -> np.ndarray:
+    return np.stack([table[first].to_numpy(), table[second].to_numpy()], axis=1)
+
+
+def _matrices(column: pa.ChunkedArray, shape: tuple[int, int]) -> np.ndarray:
+    """[N, *shape] of a column of lists."""
+    return column.combine_chunks().flatten().to_numpy().reshape(-1, *shape)
+
+
+def _sequences(table: pa.Table) -> tuple[SequenceRecord, ...]:
+    names = [_codes(table[key]) for key in ("category", "sequence", "split")]
+    keys = np.stack([codes for _, codes in names[:2]], axis=1)
+    changes = np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)) + 1
+    starts, ends = [0, *changes.tolist()], [*changes.tolist(), len(keys)]
+    heads = table.select(["caption", "scene_bounds"]).take(pa.array(starts)).to_pylist()
+    records = []
+    for start, end, head in zip(starts, ends, heads, strict=True):
+        category, sequence, split = (values[codes[start]] for values, codes in names)
+        bounds = np.array(head["scene_bounds"], dtype=np.float32).reshape(2, 3)
+        records.append(SequenceRecord(category, sequence, split, tuple(head["caption"]), bounds, range(start, end)))
+    return tuple(records)

@@ -1,0 +1,125 @@
+"""Which sequences go into which shard and split: a pure function of the config and the annotations, so that any retry
+writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.errors import UserError
+from preprocessing.captions import default_caption, read_captions
+from preprocessing.captures import Sequence
+from preprocessing.co3d import read_category, read_set_lists, select_categories
+from preprocessing.config import PreprocessConfig
+from preprocessing.normalize import RejectionError
+from preprocessing.samples import screen
+from preprocessing.schema import SCHEMA_VERSION, SPLITS
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSequence:
+    """A sequence that passed the checks on its annotations, and what is stored with it."""
+
+    sequence: Sequence
+    split: str
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """The unit of work: the sequences that one shard is made from."""
+
+    number: int
+    sequences: tuple[PlannedSequence, ...]
+
+    @property
+    def num_frames(self) -> int:
+        """Frames in the annotations of its sequences."""
+        return sum(len(planned.sequence.frames) for planned in self.sequences)
+
+    def digest(self, config: PreprocessConfig) -> str:
+        """SHA-256 of everything that decides the shard's bytes, the pictures apart. (repr, because cameras may be
+        NaN.)
+        """
+        return hashlib.sha256(repr((SCHEMA_VERSION, config, self)).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class RejectedSequence:
+    """A sequence that is not stored."""
+
+    category: str
+    sequence: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """All shards, and the sequences that their annotations already rule out."""
+
+    tasks: tuple[ShardTask, ...]
+    rejected: tuple[RejectedSequence, ...]
+
+
+def plan_shards(root: Path, config: PreprocessConfig) -> ShardPlan:
+    """Read the annotations below `root` and cut the sequences, sorted by (category, name), into shards.
+
+    Raises:
+        UserError: `root`, a category or an annotation file is not what it should be.
+    """
+    planned: list[PlannedSequence] = []
+    rejected: list[RejectedSequence] = []
+    for category in select_categories(root, config.categories):
+        listed, captions = read_set_lists(root, category), read_captions(root, category)
+        for sequence in read_category(root, category):
+            try:
+                screen(sequence, config)
+            except RejectionError as reason:
+                rejected.append(RejectedSequence(category, sequence.name, str(reason)))
+                continue
+            split = choose_split(sequence, listed.get(sequence.name, frozenset()), config.split_fractions)
+            texts = captions.get(sequence.name, (default_caption(category),))
+            planned.append(PlannedSequence(sequence, split, texts))
+    size = config.sequences_per_shard
+    groups = [tuple(planned[start : start + size]) for start in range(0, len(planned), size)]
+    return ShardPlan(tuple(ShardTask(number, group) for number, group in enumerate(groups)), tuple(rejected))
+
+
+def choose_split(sequence: Sequence, listed: frozenset[str], fractions: tuple[float, float, float]) -> str:
+    """The split of a whole object: that of the set lists when they hold all its frames in one, else by a hash of its
+    name.
+
+    Subsets that test on other frames of the training objects list a sequence in several splits; such lists say nothing
+    about objects.
+    """
+    if len(listed) == 1:
+        return next(iter(listed))
+    digest = hashlib.sha256(f"{sequence.category}/{sequence.name}".encode()).digest()
+    share = int.from_bytes(digest[:8], "big") / 2**64
+    for split, fraction in zip(SPLITS, fractions, strict=True):
+        if share < fraction:
+            return split
+        share -= fraction
+    return SPLITS[max(position for position, fraction in enumerate(fractions) if fraction > 0)]
+
+
+def require_sequences(root: Path, num_stored: int, rejected: Iterable[RejectedSequence]) -> None:
+    """Check that something is left.
+
+    Raises:
+        UserError: no sequence is; the message goes on with a table of the reasons.
+    """
+    if num_stored:
+        return
+    rejected = tuple(rejected)
+    counts = Counter(item.reason for item in rejected)
+    examples = {item.reason: f"{item.category}/{item.sequence}" for item in reversed(rejected)}
+    lines = [f"{count:>9}  {reason} (as {examples[reason]})" for reason, count in counts.most_common()]
+    raise UserError(
+        f"dataset root {root}: none of {len(rejected)} sequences is usable; "
+        "mend the captures or relax the settings of preprocess\n" + "\n".join(["sequences  reason", *lines])
+    )

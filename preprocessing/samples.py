@@ -1,0 +1,177 @@
+"""From one captured sequence to one stored sample, or to the reason why there is none.
+
+A sequence is rejected for: an odd name, two frames of one number, too few frames, viewpoint quality, no usable point
+cloud, cameras without a plane or an up. A frame is dropped for: no or broken camera, a camera far from all others, an
+image that is missing, undecodable, truncated, black or of another size than annotated. A missing, empty or broken mask
+drops nothing: the frame is stored without one and cropped around the object's projected centre, since a mask serves
+only the crop and the evaluation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model.cameras import ROTATION_TOLERANCE, Cameras
+from preprocessing import images
+from preprocessing.captures import Frame, Sequence
+from preprocessing.config import PreprocessConfig
+from preprocessing.normalize import Normalization, RejectionError, load_points, normalization, plausible
+
+_KEPT = " (frame kept)"
+# Names become tar member names and webdataset keys, in which a dot would end the key and a slash would make a folder.
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_\-]{1,80}")
+
+
+@dataclass(frozen=True, eq=False)
+class StoredFrame:
+    """One frame, encoded."""
+
+    number: int
+    image: bytes  # JPEG
+    mask: bytes | None  # PNG
+    world_to_camera: np.ndarray  # [4, 4] float32, normalised world
+    intrinsics: np.ndarray  # [3, 3] float32, pixels of the stored image
+    intensity: tuple[float, float]  # mean, variance
+
+
+@dataclass(frozen=True, eq=False)
+class StoredSequence:
+    """One sequence's frames and transform, and the defects met on the way as (frame number, reason)."""
+
+    frames: list[StoredFrame]
+    normalization: Normalization
+    defects: list[tuple[int, str]]
+
+
+def screen(sequence: Sequence, config: PreprocessConfig) -> None:
+    """Check what the annotations alone tell.
+
+    Raises:
+        RejectionError: with the reason.
+    """
+    if not _SAFE_NAME.fullmatch(sequence.name):
+        raise RejectionError("name has other characters than letters, digits, - and _ (or over 80)")
+    if sequence.point_cloud_path is None:
+        raise RejectionError("no point cloud")
+    numbers = [frame.number for frame in sequence.frames]
+    if len(set(numbers)) < len(numbers):
+        raise RejectionError("a frame number occurs twice")
+    _require_frames(len(numbers), config, [])
+    if config.minimum_viewpoint_quality is not None:
+        quality = sequence.viewpoint_quality
+        if quality is None or quality < config.minimum_viewpoint_quality:
+            raise RejectionError(f"viewpoint quality below {config.minimum_viewpoint_quality:g} or unknown")
+
+
+def store_sequence(root: Path, sequence: Sequence, config: PreprocessConfig) -> StoredSequence:
+    """Read, check, normalise, crop, resize and encode a sequence that passed `screen`.
+
+    Raises:
+        RejectionError: with the reason.
+    """
+    assert sequence.point_cloud_path is not None, "screened before"
+    points = load_points(root / sequence.point_cloud_path)
+    defects: list[tuple[int, str]] = []
+    frames, world_to_camera, intrinsics = _usable_cameras(sequence.frames, points, defects)
+    _require_frames(len(frames), config, defects)
+    transform = normalization(points, world_to_camera)
+    poses = torch.from_numpy(transform.cameras(world_to_camera))
+    stored = []
+    for frame, pose, matrix in zip(frames, poses, torch.from_numpy(intrinsics), strict=True):
+        assert frame.image_size is not None, "frames without are not usable"
+        try:
+            stored.append(
+                _store_frame(root, frame, Cameras(pose, matrix, frame.image_size), config.image_size, defects)
+            )
+        except images.DefectError as error:
+            defects.append((frame.number, str(error)))
+    _require_frames(len(stored), config, defects)
+    return StoredSequence(stored, transform, sorted(defects))
+
+
+def _require_frames(count: int, config: PreprocessConfig, defects: list[tuple[int, str]]) -> None:
+    needed = max(config.minimum_frames, 3)  # three camera centres make a plane
+    if count >= needed:
+        return
+    reason = f"fewer than {needed} usable frames"
+    counts = Counter(defect for _, defect in defects if not defect.endswith(_KEPT))
+    raise RejectionError(
+        f"{reason}, mostly: {min(counts, key=lambda defect: (-counts[defect], defect))}" if counts else reason
+    )
+
+
+def _usable_cameras(
+    frames: tuple[Frame, ...], points: np.ndarray, defects: list[tuple[int, str]]
+) -> tuple[list[Frame], np.ndarray, np.ndarray]:
+    """Frames with a picture and a sane camera, their world_to_camera [N, 4, 4] and intrinsics [N, 3, 3]; appends the
+    others to `defects`.
+    """
+    kept, poses, matrices = [], [np.empty((0, 4, 4))], [np.empty((0, 3, 3))]
+    for frame, pose, matrix in _cameras(frames, defects):
+        kept.append(frame)
+        poses.append(pose[None])
+        matrices.append(matrix[None])
+    world_to_camera, intrinsics = np.concatenate(poses), np.concatenate(matrices)
+    if not kept:
+        return kept, world_to_camera, intrinsics
+    near = plausible(world_to_camera, points)
+    defects += [(frame.number, "camera far from all others") for frame, ok in zip(kept, near, strict=True) if not ok]
+    return [frame for frame, ok in zip(kept, near, strict=True) if ok], world_to_camera[near], intrinsics[near]
+
+
+def _cameras(
+    frames: tuple[Frame, ...], defects: list[tuple[int, str]]
+) -> Iterator[tuple[Frame, np.ndarray, np.ndarray]]:
+    for frame in frames:
+        if frame.image_path is None or frame.image_size is None:
+            defects.append((frame.number, "no image in the annotation"))
+            continue
+        if frame.viewpoint is None:
+            defects.append((frame.number, "no camera in the annotation"))
+            continue
+        pose, matrix = frame.viewpoint.to_opencv(frame.image_size)
+        reason = _camera_defect(pose, matrix)
+        if reason is None:
+            yield frame, pose, matrix
+        else:
+            defects.append((frame.number, reason))
+
+
+def _camera_defect(pose: np.ndarray, matrix: np.ndarray) -> str | None:
+    if not (np.isfinite(pose).all() and np.isfinite(matrix).all()):
+        return "camera not finite"
+    rotation = pose[:3, :3]
+    if np.abs(rotation @ rotation.T - np.eye(3)).max() > ROTATION_TOLERANCE or np.linalg.det(rotation) < 0:
+        return "camera rotation is none"
+    if not (matrix[0, 0] > 0 and matrix[1, 1] > 0):
+        return "focal length not positive"
+    return None
+
+
+def _store_frame(
+    root: Path, frame: Frame, camera: Cameras, image_size: int, defects: list[tuple[int, str]]
+) -> StoredFrame:
+    assert frame.image_path is not None, "frames without are not usable"
+    image = images.read_image(root / frame.image_path, camera.image_size)
+    mask = None
+    try:
+        if frame.mask_path is not None:
+            mask = images.read_mask(root / frame.mask_path, camera.image_size)
+    except images.DefectError as error:
+        defects.append((frame.number, f"{error}{_KEPT}"))
+    view = images.crop_and_resize(image, mask, camera, image_size)
+    return StoredFrame(
+        number=frame.number,
+        image=images.encode_image(view.image),
+        mask=None if view.mask is None else images.encode_mask(view.mask),
+        world_to_camera=view.camera.world_to_camera.numpy().astype(np.float32),
+        intrinsics=view.camera.intrinsics.numpy().astype(np.float32),
+        intensity=images.intensity(view.image),
+    )

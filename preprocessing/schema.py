@@ -1,0 +1,112 @@
+"""What a folder of shards holds; the single truth for the writer (`shards.py`) and the reader (`dataset.py`).
+
+shard-000000.tar ...  webdataset; one sample = one sequence, key `<category>/<sequence>`, in tar members
+    <key>.000123.jpg       RGB, S×S, JPEG quality 95, 4:4:4; the number is the frame's
+    <key>.000123.mask.png  foreground probability · 255, where the frame has a mask
+    <key>.cameras.npz      frame_number [N], world_to_camera [N, 4, 4], intrinsics [N, 3, 3], image_size (height, width)
+    <key>.meta.json        captions, split, scene_bounds, normalization (capture's -> normalised world, 4×4), source
+index.parquet         one row per frame, sorted by (category, sequence, frame_number); the row number is the frame's
+                      id everywhere else
+dataset.json          written last: without it the folder does not count. Version, counts, digests, splits, captions,
+                      what was rejected and why
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from infra.errors import UserError
+
+SCHEMA_VERSION = 1
+DATASET_NAME = "dataset.json"
+INDEX_NAME = "index.parquet"
+SPLITS = ("train", "val", "test")
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("category", pa.dictionary(pa.int32(), pa.string())),
+        ("sequence", pa.dictionary(pa.int32(), pa.string())),
+        ("frame_number", pa.int32()),
+        ("split", pa.dictionary(pa.int8(), pa.string())),
+        ("shard", pa.dictionary(pa.int32(), pa.string())),
+        ("image_offset", pa.int64()),  # first byte of the JPEG in the shard
+        ("image_length", pa.int64()),
+        ("mask_offset", pa.int64()),
+        ("mask_length", pa.int64()),  # 0: the frame has no mask
+        ("world_to_camera", pa.list_(pa.float32(), 16)),
+        ("intrinsics", pa.list_(pa.float32(), 9)),  # pixels of the stored image
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("intensity_mean", pa.float32()),  # of RGB in [0, 1], over pixels and channels
+        ("intensity_variance", pa.float32()),
+        ("caption", pa.list_(pa.string())),  # of the sequence, repeated in each of its rows
+        ("scene_bounds", pa.list_(pa.float32(), 6)),  # of the sequence: minimum corner, maximum corner
+    ]
+)
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard-{number:06d}.tar"
+
+
+def image_member(frame_number: int) -> str:
+    """Extension of a frame's picture within its sample."""
+    return f"{frame_number:06d}.jpg"
+
+
+def mask_member(frame_number: int) -> str:
+    """Extension of a frame's mask within its sample."""
+    return f"{frame_number:06d}.mask.png"
+
+
+def cameras_npz(
+    frame_numbers: list[int], world_to_camera: np.ndarray, intrinsics: np.ndarray, image_size: tuple[int, int]
+) -> bytes:
+    """The member cameras.npz: [N], [N, 4, 4], [N, 3, 3] and (height, width). The same arguments give the same bytes."""
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        frame_number=np.array(frame_numbers, dtype=np.int32),
+        world_to_camera=world_to_camera.astype(np.float32),
+        intrinsics=intrinsics.astype(np.float32),
+        image_size=np.array(image_size, dtype=np.int32),
+    )
+    return buffer.getvalue()
+
+
+def stable_json(value: Mapping[str, Any]) -> bytes:
+    """JSON with sorted keys, for people and programs; the same value gives the same bytes."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The contents of a folder's dataset.json.
+
+    Raises:
+        UserError: the folder does not exist, was never completed, is damaged, or was written by a newer version.
+    """
+    path = folder / DATASET_NAME
+    if not folder.is_dir():
+        raise UserError(f"shards {folder}: no such folder; name the folder that `viewdiff preprocess` printed")
+    if not path.is_file():
+        raise UserError(
+            f"shards {folder}: no {DATASET_NAME}, so preprocessing has not finished; "
+            "run `viewdiff preprocess` again, it resumes"
+        )
+    try:
+        manifest = json.loads(path.read_bytes())
+        version = int(manifest["schema_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"shards {folder}: {DATASET_NAME} is damaged ({error}); preprocess again") from error
+    if version != SCHEMA_VERSION:
+        remedy = "update this checkout" if version > SCHEMA_VERSION else "preprocess again"
+        raise UserError(f"shards {folder}: format version {version}, this code reads {SCHEMA_VERSION}; {remedy}")
+    return manifest

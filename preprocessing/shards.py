@@ -1,0 +1,231 @@
+"""One shard: written to a temporary file, synced, renamed, then committed by a record beside it.
+
+The record is a Parquet file with the shard's index rows and, as metadata, its digest and what was rejected. A shard
+without a valid record does not exist for anybody. Which worker writes a shard, and how often, changes no byte.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import webdataset
+
+from infra.storage import as_user_error, atomic_write, digest_file
+from preprocessing.config import PreprocessConfig
+from preprocessing.normalize import RejectionError
+from preprocessing.plan import PlannedSequence, RejectedSequence, ShardTask
+from preprocessing.samples import StoredSequence, store_sequence
+from preprocessing.schema import INDEX_SCHEMA, cameras_npz, image_member, mask_member, shard_name, stable_json
+
+_METADATA_KEY = b"viewdiff"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """What is known about a committed shard."""
+
+    task: str  # digest of the task that it was written for
+    name: str
+    num_bytes: int
+    sha256: str  # of the tar; empty when no sequence was usable, and then there is no tar
+    num_sequences: int
+    num_frames: int
+    rejected: tuple[RejectedSequence, ...]
+    defects: tuple[tuple[str, str, int, str], ...]  # (category, sequence, frame number, reason)
+
+
+class ShardWriter:
+    """A Ray actor's work: one shard per call."""
+
+    def __init__(self, root: Path, folder: Path, config: PreprocessConfig) -> None:
+        self._root, self._folder, self._config = root, folder, config
+        cv2.setNumThreads(1)  # one worker per core: more threads would only get into each other's way
+        torch.set_num_threads(1)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Write the shard of `row["task"]`. What the user must mend comes back as `error`: an exception would lose its
+        type on the way.
+        """
+        try:
+            record = write_shard(row["task"], self._root, self._folder, self._config)
+        except OSError as error:
+            message = as_user_error(error, self._folder)
+            if message is None:
+                raise
+            return {"frames": 0, "error": str(message)}
+        return {"frames": record.num_frames, "error": ""}
+
+
+def record_path(folder: Path, number: int) -> Path:
+    """Where the record of a committed shard lies, until the whole folder is committed."""
+    return folder / f"{shard_name(number)}.rows.parquet"
+
+
+def committed_record(folder: Path, task: ShardTask, config: PreprocessConfig) -> ShardRecord | None:
+    """The record of a shard that an earlier run finished for this very task; None if it is still to be written."""
+    path = record_path(folder, task.number)
+    if not path.is_file():
+        return None
+    fields = json.loads(pq.read_schema(path).metadata[_METADATA_KEY])
+    fields["rejected"] = tuple(RejectedSequence(**item) for item in fields["rejected"])
+    fields["defects"] = tuple(tuple(item) for item in fields["defects"])
+    record = ShardRecord(**fields)
+    shard = folder / record.name
+    whole = not record.num_sequences or (shard.is_file() and shard.stat().st_size == record.num_bytes)
+    return record if whole and record.task == task.digest(config) else None
+
+
+def require_record(folder: Path, task: ShardTask, config: PreprocessConfig) -> ShardRecord:
+    """The record of a shard that was just written.
+
+    Raises:
+        RuntimeError: it is not there: something else writes to the folder.
+    """
+    record = committed_record(folder, task, config)
+    if record is None:
+        raise RuntimeError(f"{folder / shard_name(task.number)} was committed and is gone or changed")
+    return record
+
+
+def sweep(folder: Path, keep: set[int]) -> None:
+    """Remove what killed writers left half-written or uncommitted: all but the shards of these numbers."""
+    names = {name for number in keep for name in (shard_name(number), record_path(folder, number).name)}
+    for pattern in ("shard-*", ".shard-*"):
+        for path in folder.glob(pattern):
+            if path.name not in names:
+                path.unlink(missing_ok=True)
+
+
+def write_shard(task: ShardTask, root: Path, folder: Path, config: PreprocessConfig) -> ShardRecord:
+    """Write and commit one shard. Two writers of the same task do not disturb each other: their bytes are the same and
+    renames are atomic.
+    """
+    final = folder / shard_name(task.number)
+    partial = folder / f".{final.stem}-{uuid.uuid4().hex}.tmp"
+    rows: list[dict[str, Any]] = []
+    rejected: list[RejectedSequence] = []
+    defects: list[tuple[str, str, int, str]] = []
+    try:
+        with partial.open("xb") as file:
+            with webdataset.TarWriter(file, encoder=False, mtime=0, user="", group="") as tar:
+                for planned, stored in _stored(task, root, config, rejected):
+                    tar.write(_sample(planned, stored, config.image_size))
+                    rows += _rows(planned, stored, final.name, config.image_size)
+                    key = planned.sequence.category, planned.sequence.name
+                    defects += [(*key, number, reason) for number, reason in stored.defects]
+            file.flush()
+            os.fsync(file.fileno())
+        _locate(rows, partial)
+        record = ShardRecord(
+            task=task.digest(config),
+            name=final.name,
+            num_bytes=partial.stat().st_size if rows else 0,
+            sha256=digest_file(partial) if rows else "",
+            num_sequences=len(task.sequences) - len(rejected),
+            num_frames=len(rows),
+            rejected=tuple(rejected),
+            defects=tuple(defects),
+        )
+        if rows:
+            partial.replace(final)
+    finally:
+        partial.unlink(missing_ok=True)
+    _commit(record_path(folder, task.number), record, rows)
+    return record
+
+
+def _stored(
+    task: ShardTask, root: Path, config: PreprocessConfig, rejected: list[RejectedSequence]
+) -> Iterator[tuple[PlannedSequence, StoredSequence]]:
+    """The usable sequences one by one; appends the others to `rejected`."""
+    for planned in task.sequences:
+        try:
+            yield planned, store_sequence(root, planned.sequence, config)
+        except RejectionError as reason:
+            rejected.append(RejectedSequence(planned.sequence.category, planned.sequence.name, str(reason)))
+
+
+def _sample(planned: PlannedSequence, stored: StoredSequence, image_size: int) -> dict[str, Any]:
+    """The webdataset sample of a sequence."""
+    sequence, transform = planned.sequence, stored.normalization
+    sample: dict[str, Any] = {"__key__": f"{sequence.category}/{sequence.name}"}
+    for frame in stored.frames:
+        sample[image_member(frame.number)] = frame.image
+        if frame.mask is not None:
+            sample[mask_member(frame.number)] = frame.mask
+    sample["cameras.npz"] = cameras_npz(
+        [frame.number for frame in stored.frames],
+        np.stack([frame.world_to_camera for frame in stored.frames]),
+        np.stack([frame.intrinsics for frame in stored.frames]),
+        (image_size, image_size),
+    )
+    source = {
+        "category": sequence.category,
+        "sequence": sequence.name,
+        "point_cloud": sequence.point_cloud_path,
+        "num_frames": len(sequence.frames),
+        "viewpoint_quality": sequence.viewpoint_quality,
+    }
+    meta = {
+        "captions": planned.captions,
+        "scene_bounds": transform.scene_bounds.tolist(),
+        "normalization": transform.matrix().tolist(),
+        "split": planned.split,
+        "source": source,
+    }
+    sample["meta.json"] = stable_json(meta)
+    return sample
+
+
+def _rows(planned: PlannedSequence, stored: StoredSequence, shard: str, image_size: int) -> list[dict[str, Any]]:
+    """Index rows of a sequence; where in the shard the members lie is filled in by `_locate`."""
+    return [
+        {
+            "category": planned.sequence.category,
+            "sequence": planned.sequence.name,
+            "frame_number": frame.number,
+            "split": planned.split,
+            "shard": shard,
+            "world_to_camera": frame.world_to_camera.ravel().tolist(),
+            "intrinsics": frame.intrinsics.ravel().tolist(),
+            "height": image_size,
+            "width": image_size,
+            "intensity_mean": frame.intensity[0],
+            "intensity_variance": frame.intensity[1],
+            "caption": list(planned.captions),
+            "scene_bounds": stored.normalization.scene_bounds.ravel().tolist(),
+        }
+        for frame in stored.frames
+    ]
+
+
+def _locate(rows: list[dict[str, Any]], shard: Path) -> None:
+    """Add each member's offset and length in bytes, as tarfile finds them in the finished file."""
+    with tarfile.open(shard, "r|") as tar:
+        spans = {member.name: (member.offset_data, member.size) for member in tar}
+    for row in rows:
+        key = f"{row['category']}/{row['sequence']}"
+        row["image_offset"], row["image_length"] = spans[f"{key}.{image_member(row['frame_number'])}"]
+        mask = spans.get(f"{key}.{mask_member(row['frame_number'])}", (0, 0))
+        row["mask_offset"], row["mask_length"] = mask
+
+
+def _commit(path: Path, record: ShardRecord, rows: list[dict[str, Any]]) -> None:
+    """Publish a shard's record: from now on the shard counts."""
+    table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({_METADATA_KEY: stable_json(asdict(record))}), buffer)
+    atomic_write(path, buffer.getvalue())
