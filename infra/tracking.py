@@ -1,0 +1,253 @@
+"""Records of experiments and the model registry: the only file that knows MLflow.
+
+Everything here may be repeated: a stage that was killed and runs again finds its run by fingerprint and goes on in it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Read when MLflow is imported or first used. This project sends nothing to anybody.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from infra.errors import UserError
+
+FINGERPRINT_TAG = "viewdiff.fingerprint"
+CHAMPION, CHALLENGER = "champion", "challenger"
+ARTIFACTS_NAME = "mlartifacts"
+SQLITE_PREFIX = "sqlite:///"
+
+_MAX_METRICS, _MAX_PARAMS = 1000, 100  # MLflow's limits for one request
+_QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+_TABLES_TAG = "mlflow.loggedArtifacts"  # makes MLflow's page show a JSON artifact as a table
+
+
+class Tracking:
+    """One experiment in one MLflow store. Cheap to make in every process; nothing global is set."""
+
+    def __init__(self, uri: str, experiment: str = "viewdiff") -> None:
+        for name in ("alembic", "mlflow.store.db.utils"):  # a new database tells of each of its migrations
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.uri, self.experiment = uri, experiment
+
+    def check(self) -> None:
+        """See that the store answers, within seconds. A database is created where there is none yet.
+
+        Raises:
+            UserError: it does not.
+        """
+        try:
+            if self.uri.startswith(SQLITE_PREFIX):
+                _check_database(Path(self.uri.removeprefix(SQLITE_PREFIX)))
+            with _environment(_QUICK):
+                self._client().search_experiments(max_results=1)
+        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+            reason = str(error).strip().splitlines()[0][:120]
+            remedy = "start that server or name another with --tracking-uri (without it a local database is used)"
+            raise UserError(f"MLflow at {self.uri} cannot be reached ({reason}); {remedy}") from error
+
+    def start(self, name: str, *, tags: Mapping[str, str], parent_run_id: str | None = None) -> Run:
+        """A run to log into: the one whose `viewdiff.fingerprint` tag equals that of `tags`, else a new one."""
+        experiment_id, client = self._experiment_id(), self._client()
+        if FINGERPRINT_TAG in tags:
+            wanted = f"tags.`{FINGERPRINT_TAG}` = '{tags[FINGERPRINT_TAG]}'"
+            found = client.search_runs([experiment_id], wanted, max_results=1, order_by=["start_time ASC"])
+            if found:
+                client.update_run(found[0].info.run_id, status="RUNNING")
+                return self.resume(found[0].info.run_id)
+        parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
+        run = client.create_run(experiment_id, run_name=name, tags={**tags, **parent})
+        return self.resume(run.info.run_id)
+
+    def resume(self, run_id: str) -> Run:
+        """The run of that id, for example in a worker process of the one that started it."""
+        return Run(id=run_id, client=self._client())
+
+    def run_url(self, run_id: str) -> str | None:
+        """Address of a run's page when the store is a server, else None."""
+        if not self.uri.startswith(("http://", "https://")):
+            return None
+        return f"{self.uri.rstrip('/')}/#/experiments/{self._experiment_id()}/runs/{run_id}"
+
+    def register(self, name: str, *, model_id: str, run_id: str, tags: Mapping[str, str]) -> RegisteredVersion:
+        """A version of the registered model `name` from a logged model; that with `tags`' fingerprint is reused."""
+        client = self._client()
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        for version in self.versions(name):
+            if FINGERPRINT_TAG in tags and version.tags.get(FINGERPRINT_TAG) == tags[FINGERPRINT_TAG]:
+                return version
+        # The files' own address: MLflow looks a models:/ address up in the process's default store, not in this one.
+        source = client.get_logged_model(model_id).artifact_location
+        created = client.create_model_version(name, source, run_id=run_id, model_id=model_id, tags=dict(tags))
+        return _registered(created)
+
+    def versions(self, name: str) -> list[RegisteredVersion]:
+        """All versions of a registered model, oldest first."""
+        found = self._client().search_model_versions(f"name = '{name}'", max_results=1000)
+        return sorted((_registered(version) for version in found), key=lambda version: version.version)
+
+    def set_alias(self, name: str, alias: str, version: int) -> None:
+        """Point `alias` at a version; it leaves the one that had it."""
+        self._client().set_registered_model_alias(name, alias, str(version))
+
+    def champion(self, name: str) -> RegisteredVersion | None:
+        """The version in use, if any."""
+        client = self._client()
+        for model in client.search_registered_models(f"name = '{name}'"):
+            if CHAMPION in model.aliases:
+                return _registered(client.get_model_version_by_alias(name, CHAMPION))
+        return None
+
+    def download(self, version: RegisteredVersion, folder: Path) -> Path:
+        """Copy a version's files below `folder` and return where they are. Nothing is unpickled or executed."""
+        return Path(download_artifacts(artifact_uri=version.source, dst_path=str(folder), tracking_uri=self.uri))
+
+    def _client(self) -> MlflowClient:
+        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    def _experiment_id(self) -> str:
+        client = self._client()
+        found = client.get_experiment_by_name(self.experiment)
+        if found is not None:
+            return found.experiment_id
+        location = None  # a server decides itself where its files go
+        if self.uri.startswith(SQLITE_PREFIX):
+            location = (Path(self.uri.removeprefix(SQLITE_PREFIX)).absolute().parent / ARTIFACTS_NAME).as_uri()
+        return client.create_experiment(self.experiment, artifact_location=location)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One MLflow run."""
+
+    id: str
+    client: MlflowClient = field(repr=False, compare=False)
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Settings, flat. A param that was logged before must have the same value."""
+        items = [Param(key, str(value)) for key, value in params.items()]
+        for start in range(0, len(items), _MAX_PARAMS):
+            self.client.log_batch(self.id, params=items[start : start + _MAX_PARAMS])
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0, model_id: str | None = None) -> None:
+        """Numbers of one step in one request; with `model_id` they are the logged model's too."""
+        now = int(time.time() * 1000)
+        items = [Metric(key, float(value), now, step, model_id=model_id) for key, value in metrics.items()]
+        for start in range(0, len(items), _MAX_METRICS):
+            self.client.log_batch(self.id, metrics=items[start : start + _MAX_METRICS])
+
+    def last_step(self, metric: str) -> int:
+        """Largest step at which `metric` was logged, -1 if never; so that a resumed stage logs no step twice."""
+        return max((point.step for point in self.client.get_metric_history(self.id, metric)), default=-1)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Add or change tags."""
+        self.client.log_batch(self.id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def log_picture(self, image: np.ndarray, name: str, *, step: int | None = None) -> None:
+        """uint8 [H, W, 3] image; with a step it joins the series `name` that MLflow's page can step through."""
+        if step is None:
+            self.client.log_image(self.id, image, artifact_file=f"pictures/{name}.png")
+        else:
+            self.client.log_image(self.id, image, key=name, step=step)
+
+    def log_table(self, columns: Mapping[str, Sequence[object]], name: str) -> None:
+        """Columns of equal length as `<name>.json`, shown as a table. Logged again, it is replaced, not appended to."""
+        rows = [list(row) for row in zip(*columns.values(), strict=True)]
+        file = f"{name}.json"
+        self.client.log_text(self.id, json.dumps({"columns": list(columns), "data": rows}), file)
+        tables = json.loads(self.client.get_run(self.id).data.tags.get(_TABLES_TAG, "[]"))
+        if not any(table["path"] == file for table in tables):
+            self.set_tags({_TABLES_TAG: json.dumps([*tables, {"path": file, "type": "table"}])})
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """A file, below `folder` of the run's artifacts."""
+        self.client.log_artifact(self.id, str(path), folder)
+
+    def log_model(self, folder: Path, *, name: str, params: Mapping[str, object] | None = None) -> str:
+        """The files of a model folder as a logged model of this run; returns its id. Repeated, the finished one's."""
+        run = self.client.get_run(self.id).info
+        for model in self.client.search_logged_models([run.experiment_id], f"source_run_id = '{self.id}'"):
+            if model.name == name and str(model.status) == "READY":
+                return model.model_id
+        texts = {key: str(value) for key, value in (params or {}).items()}
+        model = self.client.create_logged_model(run.experiment_id, name, self.id, params=texts, model_type="viewdiff")
+        self.client.log_model_artifacts(model.model_id, str(folder))
+        self.client.finalize_logged_model(model.model_id, "READY")
+        return model.model_id
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """End the run: FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(self.id, status)
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A version in the model registry."""
+
+    name: str
+    version: int
+    run_id: str
+    source: str
+    """Address of the model's files."""
+    tags: Mapping[str, str]
+    aliases: tuple[str, ...]
+
+
+def flatten(value: object, prefix: str = "") -> dict[str, object]:
+    """Nested dicts as one level with dotted keys, the form that params need; lists become JSON text."""
+    if isinstance(value, Mapping):
+        pairs = [flatten(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items()]
+        return {key: item for pair in pairs for key, item in pair.items()}
+    return {prefix: json.dumps(value) if isinstance(value, list | tuple) else value}
+
+
+def _check_database(path: Path) -> None:
+    """Open (or create) the file ourselves first: MLflow tries ten times over 100 s before it says that it cannot."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("SELECT name FROM sqlite_master").fetchall()
+
+
+def _registered(version: Any) -> RegisteredVersion:
+    return RegisteredVersion(
+        name=version.name,
+        version=int(version.version),
+        run_id=version.run_id,
+        source=version.source,
+        tags=dict(version.tags),
+        aliases=tuple(version.aliases),
+    )
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value

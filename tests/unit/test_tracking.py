@@ -1,0 +1,74 @@
+"""Runs, logged models and the registry in a local database; everything may be repeated without a double."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infra.errors import UserError
+from infra.tracking import FINGERPRINT_TAG, Tracking, flatten
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
+    tracking = Tracking(f"sqlite:///{tmp_path_factory.mktemp('root')}/mlflow.db")
+    tracking.check()
+    return tracking
+
+
+def test_a_run_is_found_again_by_its_fingerprint(tracking: Tracking) -> None:
+    run = tracking.start("train", tags={FINGERPRINT_TAG: "a"})
+    run.log_params(flatten({"model": {"rank": 4, "blocks": [["mid", 8]]}, "seed": 0}))
+    run.log_metrics({"loss": 2.0}, step=3)
+    run.finish()
+    again = tracking.start("train", tags={FINGERPRINT_TAG: "a"})
+    again.log_params({"model.rank": 4})
+    assert again.id == run.id
+    assert (again.last_step("loss"), again.last_step("accuracy")) == (3, -1)
+    data = again.client.get_run(run.id).data
+    assert data.params == {"model.rank": "4", "model.blocks": '[["mid", 8]]', "seed": "0"}
+    assert data.metrics == {"loss": 2.0}
+    assert tracking.start("train", tags={FINGERPRINT_TAG: "b"}, parent_run_id=run.id).id != run.id
+
+
+def test_tables_and_pictures_lie_beside_the_database(tracking: Tracking, tmp_path: Path) -> None:
+    run = tracking.start("evaluate", tags={FINGERPRINT_TAG: "c"})
+    for _ in range(2):  # a second time replaces
+        run.log_table({"object": ["a", "b"], "psnr": [1.0, 2.0]}, "objects")
+    run.log_picture(np.zeros((8, 8, 3), np.uint8), "orbit")
+    names = sorted(item.path for item in run.client.list_artifacts(run.id))
+    assert names == ["objects.json", "pictures"]
+    table = json.loads(Path(run.client.download_artifacts(run.id, "objects.json", str(tmp_path))).read_text())
+    assert table == {"columns": ["object", "psnr"], "data": [["a", 1.0], ["b", 2.0]]}
+    database = Path(tracking.uri.removeprefix("sqlite:///"))
+    assert (database.parent / "mlartifacts" / run.id / "artifacts" / "pictures" / "orbit.png").is_file()
+
+
+def test_a_model_becomes_a_version_with_an_alias_once(tracking: Tracking, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(b"weights")
+    run = tracking.start("train", tags={FINGERPRINT_TAG: "d"})
+    model_id = run.log_model(tmp_path / "model", name="viewdiff")
+    assert run.log_model(tmp_path / "model", name="viewdiff") == model_id
+    run.log_metrics({"psnr": 20.0}, model_id=model_id)
+    assert tracking.champion("viewdiff") is None
+    version = tracking.register("viewdiff", model_id=model_id, run_id=run.id, tags={FINGERPRINT_TAG: "d"})
+    assert tracking.register("viewdiff", model_id=model_id, run_id=run.id, tags={FINGERPRINT_TAG: "d"}) == version
+    assert tracking.versions("viewdiff") == [version]
+    tracking.set_alias("viewdiff", "champion", version.version)
+    champion = tracking.champion("viewdiff")
+    assert champion is not None
+    assert (champion.version, champion.run_id, champion.tags[FINGERPRINT_TAG]) == (1, run.id, "d")
+    (tmp_path / "download").mkdir()
+    assert (tracking.download(champion, tmp_path / "download") / "weights").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "nonsense://x", "sqlite:////dev/null/mlflow.db"])
+def test_an_unreachable_store_is_named_with_a_remedy(uri: str) -> None:
+    with pytest.raises(UserError, match=r"cannot be reached .*--tracking-uri") as caught:
+        Tracking(uri).check()
+    assert uri in str(caught.value)
+    assert "\n" not in str(caught.value)
