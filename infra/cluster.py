@@ -32,7 +32,8 @@ def ray_session(*, num_cpus: int | None = None) -> Iterator[None]:
     """Ray for the body of a `with`.
 
     Within a session that is already open nothing is done. With RAY_ADDRESS set, as in a submitted job, its cluster is
-    used and left running. Otherwise a local one is started, with at least `num_cpus` slots for workers, and ended after.
+    used and left running. Otherwise a local one is started, with at least `num_cpus` slots for workers, and ended
+    after.
 
     Raises:
         UserError: the cluster at RAY_ADDRESS cannot be reached or refuses the token.
@@ -73,6 +74,5 @@ def _start(num_cpus: int | None) -> None:
 
 def _runtime_env() -> dict[str, dict[str, str]]:
     """Lets workers import this checkout's packages and use the driver's caches."""
-    passed = {name: os.environ[name] for name in _MIN_SLOTS = 4  # so that a stage's driver and two workers fit on a small machine too; slots are not processes
-_PASSED_TO_WORKERS if name in os.environ}
+    passed = {name: os.environ[name] for name in _PASSED_TO_WORKERS if name in os.environ}
     return {"env_vars": {"PYTHONPATH": str(CHECKOUT), **passed}}
