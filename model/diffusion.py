@@ -1,0 +1,250 @@
+"""The training objective: noising, known views, the loss of its two parts (the paper, section 3.2).
+
+The loss of a global batch is the mean over its samples of each sample's mean squared error over its novel views. Each
+function here returns its samples' share of it, that is their sum divided by the *global* number of samples: **the sum**
+over micro-batches and ranks is the batch's loss, however it was cut. An engine that averages over ranks or accumulation
+steps must be told so, or compensated, by the caller.
+
+All randomness of a sample comes from generators seeded by (seed, position) alone, on the CPU: it depends on no rank,
+batch split or device.
+
+Shape letters: B samples, V views, C latent channels, h × w latent pixels, L text tokens, D text channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from model.cameras import Cameras
+from model.conditioning import NEUTRAL_INTENSITY
+from model.trajectories import OrbitConfig, orbit
+
+# From this many views on the projection layers must render a last view that their volume has not seen.
+MIN_VIEWS_TO_HIDE_ONE = 3
+# Prior images show no known pose: each gets a random one of these, at most this high above the horizon.
+NUM_PRIOR_AZIMUTHS = 72
+MAX_PRIOR_ELEVATION_DEGREES = 45.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """What training draws, and how its parts are weighed."""
+
+    known_view_probability: float = 0.25
+    """With this probability, each on its own, views 0 and 1 are given clean; in [0, 1]."""
+    caption_dropout_probability: float = 0.1
+    """With this probability a sample's caption is replaced by the empty one; in [0, 1]."""
+    prior_weight: float = 0.1
+    """Weight of the prior preservation part of the loss; 0 or more."""
+
+    def __post_init__(self) -> None:
+        for name in ("known_view_probability", "caption_dropout_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} must lie in [0, 1]")
+        if self.prior_weight < 0:
+            raise ValueError(f"prior_weight {self.prior_weight} must not be negative")
+
+
+class _Movable:
+    """A dataclass of tensors, cameras and tuples that can be moved to a device."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on `device`."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return type(self)(**{k: v.to(device) if isinstance(v, Tensor | Cameras) else v for k, v in fields.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class ViewBatch(_Movable):
+    """B samples of V posed views."""
+
+    latents: Tensor  # [B, V, C, h, w] clean, scaled
+    text: Tensor  # [B, L, D] caption embeddings
+    cameras: Cameras  # batch shape [B, V]
+    scene_bounds: Tensor  # [B, 2, 3] world units
+    intensity: Tensor  # [B, V, 2] each view's own mean and variance of RGB in [0, 1]
+    positions: tuple[int, ...]  # of the samples in the training run
+
+
+@dataclass(frozen=True, eq=False)
+class PriorBatch(_Movable):
+    """B single images of the base model."""
+
+    latents: Tensor  # [B, C, h, w] clean, scaled
+    text: Tensor  # [B, L, D] their captions' embeddings
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """What chance decides about B samples of V views, on the CPU."""
+
+    timesteps: Tensor  # [B] one per sample, shared by its novel views
+    known: Tensor  # [B, V] bool: views given clean, outside of the loss
+    drop_caption: Tensor  # [B] bool
+    noise: Tensor  # [B, V, C, h, w]
+    opacity_noise_seeds: tuple[int, ...]  # [B]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Objective:
+    """What is the same for every batch of a run."""
+
+    scheduler: DDPMScheduler  # of the base model: noise schedule and kind of prediction
+    empty_text: Tensor  # [L, D] embedding of the empty caption
+    config: DiffusionConfig
+    seed: int
+    global_batch_size: int  # samples of a whole step, over all ranks and micro-batches
+
+
+class PartLoss(NamedTuple):
+    """One part of the objective: this batch's share of the step's loss."""
+
+    loss: Tensor  # scalar, weighted: add up and call backward
+    scalars: dict[str, Tensor]  # detached, unweighted; add them up over micro-batches and ranks like the loss
+
+
+def draw(
+    seed: int,
+    *,
+    positions: Sequence[int],
+    latent_shape: tuple[int, int, int, int],
+    num_timesteps: int,
+    config: DiffusionConfig,
+    stream: str = "views",
+) -> Draws:
+    """Draw for the samples at `positions`, latents of shape (V, C, h, w), timesteps in [0, num_timesteps).
+
+    The last view is never made known, since the projection layers take the volume's noise level from it: of two views
+    only view 0 can be known, a single one never is. `stream` keeps the parts of the objective independent.
+    """
+    num_views = latent_shape[0]
+    rows = []
+    for position in positions:
+        generator = _generator(seed, position, stream)
+        chances = torch.rand(3, generator=generator)
+        known = torch.zeros(num_views, dtype=torch.bool)
+        candidates = min(2, num_views - 1)
+        known[:candidates] = chances[:candidates] < config.known_view_probability
+        timestep = torch.randint(num_timesteps, (), generator=generator)
+        opacity_seed = int(torch.randint(2**62, (), generator=generator))
+        noise = torch.randn(latent_shape, generator=generator)
+        rows.append((timestep, known, chances[2] < config.caption_dropout_probability, noise, opacity_seed))
+    timesteps, known_views, drop_caption, noises, opacity_seeds = zip(*rows, strict=True)
+    return Draws(
+        timesteps=torch.stack(timesteps),
+        known=torch.stack(known_views),
+        drop_caption=torch.stack(drop_caption),
+        noise=torch.stack(noises),
+        opacity_noise_seeds=opacity_seeds,
+    )
+
+
+def view_loss(unet: nn.Module, batch: ViewBatch, objective: Objective) -> PartLoss:
+    """The main part, on posed views; `unet` is a ViewDiffUNet or an engine around one."""
+    draws = draw(
+        objective.seed,
+        positions=batch.positions,
+        latent_shape=_shape_per_sample(batch.latents),
+        num_timesteps=objective.scheduler.config.num_train_timesteps,
+        config=objective.config,
+    )
+    loss = denoising_loss(unet, batch, draws=draws, objective=objective)
+    return PartLoss(loss, {"view_loss": loss.detach()})
+
+
+def prior_loss(unet: nn.Module, batch: PriorBatch, objective: Objective) -> PartLoss:
+    """Prior preservation: the same loss on single images of the base model, weighted by `prior_weight`.
+
+    Each image is taken for a view from a random pose around the unit cube, with the neutral intensity of generation. It
+    keeps its caption.
+    """
+    num_samples, _, height, width = batch.latents.shape
+    views = ViewBatch(
+        latents=batch.latents[:, None],
+        text=batch.text,
+        cameras=_prior_cameras(objective.seed, batch.positions, image_size=(height, width)).to(batch.latents.device),
+        scene_bounds=batch.latents.new_tensor([[-1.0] * 3, [1.0] * 3]).expand(num_samples, 2, 3),
+        intensity=batch.latents.new_tensor(NEUTRAL_INTENSITY).expand(num_samples, 1, 2),
+        positions=batch.positions,
+    )
+    draws = draw(
+        objective.seed,
+        positions=batch.positions,
+        latent_shape=_shape_per_sample(views.latents),
+        num_timesteps=objective.scheduler.config.num_train_timesteps,
+        config=dataclasses.replace(objective.config, caption_dropout_probability=0.0),
+        stream="prior",
+    )
+    loss = denoising_loss(unet, views, draws=draws, objective=objective)
+    return PartLoss(objective.config.prior_weight * loss, {"prior_loss": loss.detach()})
+
+
+def denoising_loss(unet: nn.Module, batch: ViewBatch, *, draws: Draws, objective: Objective) -> Tensor:
+    """The batch's share (see above) of the squared error of the prediction over the novel views, a scalar.
+
+    Known views are given clean at timestep 0 and count neither in the error nor in its divisor. Raises ValueError if a
+    sample knows all its views, or the scheduler predicts neither noise nor velocity.
+    """
+    if bool(draws.known.all(dim=1).any()):
+        raise ValueError("diffusion: all views of a sample are known; leave at least one for the loss")
+    latents, device = batch.latents, batch.latents.device
+    num_views = latents.shape[1]
+    noise, known = draws.noise.to(device), draws.known.to(device)
+    timesteps = draws.timesteps.to(device)[:, None].expand(-1, num_views)
+    noisy, target = _noise(objective.scheduler, latents, noise=noise, timesteps=timesteps)
+    prediction = unet(
+        torch.where(known[:, :, None, None, None], latents, noisy),
+        timesteps.masked_fill(known, 0),
+        text=torch.where(draws.drop_caption.to(device)[:, None, None], objective.empty_text.to(batch.text), batch.text),
+        cameras=batch.cameras,
+        scene_bounds=batch.scene_bounds,
+        intensity=batch.intensity,
+        hidden_views=1 if num_views >= MIN_VIEWS_TO_HIDE_ONE else 0,
+        opacity_noise_seeds=draws.opacity_noise_seeds,
+    )
+    error = (prediction.float() - target.float()).square().mean(dim=(2, 3, 4))  # [B, V]
+    novel = (~known).to(error.dtype)
+    per_sample = (error * novel).sum(dim=1) / novel.sum(dim=1)
+    return per_sample.sum() / objective.global_batch_size
+
+
+def _noise(scheduler: DDPMScheduler, latents: Tensor, *, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """Noisy latents and what the network must predict, [B, V, C, h, w] each; timesteps [B, V]."""
+    flat = (latents.flatten(0, 1), noise.flatten(0, 1), timesteps.flatten())
+    noisy = scheduler.add_noise(*flat).view_as(latents)
+    prediction_type = scheduler.config.prediction_type
+    if prediction_type == "epsilon":
+        return noisy, noise
+    if prediction_type == "v_prediction":
+        return noisy, scheduler.get_velocity(*flat).view_as(latents)
+    raise ValueError(f"scheduler: prediction_type {prediction_type!r} must be 'epsilon' or 'v_prediction'")
+
+
+def _prior_cameras(seed: int, positions: Sequence[int], *, image_size: tuple[int, int]) -> Cameras:
+    """One camera per sample, [B, 1], that looks at the unit cube from a random direction above the horizon."""
+    cameras = []
+    for position in positions:
+        height, azimuth = torch.rand(2, generator=_generator(seed, position, "prior pose")).tolist()
+        circle = OrbitConfig(elevation_degrees=height * MAX_PRIOR_ELEVATION_DEGREES)
+        index = int(azimuth * NUM_PRIOR_AZIMUTHS)
+        cameras.append(orbit(NUM_PRIOR_AZIMUTHS, image_size=image_size, config=circle)[index : index + 1])
+    return Cameras.stack(cameras)
+
+
+def _generator(seed: int, position: int, stream: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{stream}:{seed}:{position}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _shape_per_sample(latents: Tensor) -> tuple[int, int, int, int]:
+    _, V, C, height, width = latents.shape
+    return V, C, height, width
