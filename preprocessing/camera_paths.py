@@ -1,6 +1,7 @@
-"""How somebody walks around an object with a phone: cameras, exposure, and the arbitrary world frame of the reconstruction.
+"""How somebody walks around an object with a phone: cameras, exposure, and the reconstruction's arbitrary world frame.
 
-Object frame: object on z = 0, z up, about one unit large. Cameras have OpenCV axes and pixel centres at half-integers, as in model/cameras.py.
+Object frame: object on z = 0, z up, about one unit large. Cameras have OpenCV axes and pixel centres at half-integers,
+as in model/cameras.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ ELEVATION_RANGE = (8.0, 55.0)  # degrees, after all jitter
 
 @dataclass(frozen=True, kw_only=True)
 class FrameCamera:
-    """One pinhole camera: x_cam = rotation @ x + translation; pixel = focal · (x/z, y/z) + center, (0, 0) the image's outer corner."""
+    """One pinhole camera: x_cam = rotation @ x + translation.
+
+    pixel = focal · (x/z, y/z) + center, (0, 0) the image's outer corner.
+    """
 
     rotation: FloatArray  # [3, 3]
     translation: FloatArray  # [3]
@@ -57,21 +61,24 @@ class Similarity:
 
 @dataclass(frozen=True, kw_only=True)
 class CameraPath:
-    """The frames of one sequence: cameras in the object frame, exposure gains (factor on pixel values), the reconstruction's frame."""
+    """How the frames of one sequence are taken."""
 
-    cameras: tuple[FrameCamera, ...]
-    gains: tuple[float, ...]
-    world: Similarity
+    cameras: tuple[FrameCamera, ...]  # in the object frame
+    gains: tuple[float, ...]  # exposure of each frame: factor on pixel values
+    world: Similarity  # from the object frame to the reconstruction's
 
 
 def plan_path(
     random: Random, *, num_frames: int, image_size: tuple[int, int], target: FloatArray, radius: float
 ) -> CameraPath:
-    """An imperfect orbit around the sphere (target [3], radius), which stays inside the image; image_size = (height, width)."""
+    """An imperfect orbit around the sphere (target [3], radius), which stays inside the image.
+
+    image_size is (height, width).
+    """
     height, width = image_size
     short = min(height, width)
     focal = short * random.uniform(1.15, 1.9)
-    # At the mean distance the bounding sphere fills 70-85 % of the short side, so that it also fits at the smallest one.
+    # At the mean distance the bounding sphere fills 70-85 % of the short side; so it just fits at the smallest.
     distance = radius * focal / (short / 2) / random.uniform(0.7, 0.85)
     center = np.array([width, height]) / 2 + short * random.uniform(-0.02, 0.02, 2)
     azimuth, elevation, stretch = _orbit(random, num_frames)
@@ -92,7 +99,10 @@ def plan_path(
 
 
 def look_at(eye: FloatArray, target: FloatArray, *, roll: float) -> FloatArray:
-    """Rotation [3, 3] world -> camera (OpenCV axes), up in the image = +z, then rolled about the view axis by `roll` radians."""
+    """Rotation [3, 3] world -> camera (OpenCV axes) with +z up in the image, then rolled about the view axis.
+
+    eye, target [3]; roll in radians.
+    """
     forward = (target - eye) / np.linalg.norm(target - eye)
     right = np.cross(forward, (0.0, 0.0, 1.0))
     right /= np.linalg.norm(right)
@@ -104,8 +114,8 @@ def look_at(eye: FloatArray, target: FloatArray, *, roll: float) -> FloatArray:
 def _orbit(random: Random, num_frames: int) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Azimuth and elevation in radians, distance as a factor, [num_frames] each.
 
-    Elevation swings two and three times a turn: one swing a turn would only tilt the circle, and the plane of the camera centres is all that
-    a reader has to find out where up is.
+    Elevation swings two and three times a turn: one swing a turn would only tilt the circle, and the plane of the
+    camera centres is all that a reader has to find out where up is.
     """
     turn = np.arange(num_frames) / num_frames + random.uniform(-0.2, 0.2, num_frames) / num_frames
     azimuth = random.uniform(-np.pi, np.pi) + random.choice([-1.0, 1.0]) * 2 * np.pi * turn

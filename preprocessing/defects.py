@@ -15,14 +15,20 @@ NAN = float("nan")
 
 
 def defect_of(category: str, index: int) -> str | None:
-    """Every second sequence has one defect; consecutive ones go through DEFECTS, from another start in every category."""
+    """The defect of a category's object number `index`, None for every second one.
+
+    The others go through DEFECTS in turn, from another start in every category.
+    """
     if index % 2 == 0:
         return None
     return DEFECTS[(index // 2 + zlib.crc32(category.encode())) % len(DEFECTS)]
 
 
 def add_defect(defect: str, *, frames: list[Entry], sequence: Entry, folder: Path) -> None:
-    """Change a finished sequence: annotation entries in place, files in `folder`. Frame defects hit every third frame from the second on."""
+    """Damage a finished sequence: its annotation entries in place and its files in `folder`.
+
+    Defects of frames hit every third frame from the second on.
+    """
     if defect in _SEQUENCE_DEFECTS:
         _SEQUENCE_DEFECTS[defect](sequence, folder)
         return

@@ -1,9 +1,9 @@
-"""Teddybears, hydrants, apples and donuts put together from analytic solids, each different, none the same from two sides."""
+"""Teddybears, hydrants, apples and donuts made of analytic solids, each different, none the same from two sides."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,7 +16,10 @@ Random = np.random.Generator
 
 @dataclass(frozen=True, kw_only=True)
 class ProceduralObject:
-    """Solids that stand on z = 0, facing +x, about one unit large; color and pattern are the words that a caption uses."""
+    """Solids that stand on z = 0, facing +x, about one unit large.
+
+    Color and pattern are the words that a caption uses.
+    """
 
     solids: tuple[Solid, ...]
     color: str
@@ -82,13 +85,10 @@ def _teddybear(random: Random) -> ProceduralObject:
 def _hydrant(random: Random) -> ProceduralObject:
     name, color, accent = _two_colors(random)
     pattern = str(random.choice(["plain", "plain", "striped", "checked"]))
-    coat = {"accent": accent, "gloss": 0.35, "phase": random.uniform(0, 6)}
-    barrel = Material(color=color, pattern=pattern, scale=_about(random, 0.8, 0.3), **coat)
-    body, trim, steel = (
-        Material(color=color, **coat),
-        Material(color=accent, gloss=0.35),
-        Material(color=(0.3, 0.3, 0.32), gloss=0.5),
-    )
+    phase = random.uniform(0, 6)
+    body, trim = Material(color=color, gloss=0.35), Material(color=accent, gloss=0.35)
+    barrel = replace(body, accent=accent, pattern=pattern, scale=_about(random, 0.8, 0.3), phase=phase)
+    steel = Material(color=(0.3, 0.3, 0.32), gloss=0.5)
     height, width, bell = _about(random, 0.6, 0.12), _about(random, 0.165, 0.12), _about(random, 0.16, 0.2)
     bonnet = trim if random.random() < 0.5 else body
     solids: list[Solid] = [
@@ -219,7 +219,10 @@ def _pillar(low: float, high: float, bottom: float, top: float, material: Materi
 
 
 def _rod(start: np.ndarray, end: np.ndarray, bottom: float, top: float, material: Material) -> Solid:
-    """A capped cone from `start` to `end`; its local radius is 1 at the thicker end, so that patterns keep their size."""
+    """A capped cone from `start` to `end`.
+
+    Its local radius is 1 at the thicker end, so that patterns keep their size.
+    """
     wide = max(bottom, top)
     frame = _frame_along(end - start) @ np.diag([wide, wide, float(np.linalg.norm(end - start)) / 2])
     return _at(CappedCone, (start + end) / 2, frame, material, bottom=bottom / wide, top=top / wide)

@@ -1,9 +1,13 @@
-"""Renders one frame of a procedural scene: colours, coverage of the object, depth. Rays are parameterised by camera depth, so t is depth."""
+"""Renders one frame of a procedural scene: colours, coverage of the object, depth.
+
+Rays are parameterised by camera depth, so t is depth.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,14 +19,17 @@ from preprocessing.textures import Background, Ground, paint, paint_background, 
 Array = NDArray[np.float32]
 
 GROUND, BACKGROUND = -1, -2  # what a ray hit, when it is not the index of a solid
-EDGE_CONTRAST = 0.07  # pixels that differ more than this from a neighbour are rendered again with four rays
+EDGE_CONTRAST = 0.1  # pixels that differ more than this from a neighbour are rendered again with four rays
 SUBPIXELS = np.array([[-0.375, -0.125], [0.125, -0.375], [0.375, 0.125], [-0.125, 0.375]], np.float32)  # rotated grid
 NUM_SHADOW_CASTERS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Solids on a ground before a background. light: unit vector towards the light [3]; ambient in [0, 1] is the part of light from everywhere."""
+    """Solids on a ground before a background.
+
+    light: unit vector towards the light [3]; ambient in [0, 1] is the part of light from everywhere.
+    """
 
     solids: tuple[Solid, ...]
     ground: Ground
@@ -33,13 +40,11 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """color [H, W, 3] float32 in [0, 1]; coverage [H, W] float32: share of the pixel that shows the object; depth [H, W] float32: camera depth at
-    the pixel's centre in object units, 0 for the background; is_object [H, W] bool: the pixel's centre shows the object."""
+    """What one frame shows."""
 
-    color: Array
-    coverage: Array
-    depth: Array
-    is_object: NDArray[np.bool_]
+    color: Array  # [H, W, 3] in [0, 1] before exposure, highlights may exceed 1
+    coverage: Array  # [H, W] share of the pixel that shows the object
+    depth: Array  # [H, W] camera depth at the pixel's centre in object units, 0 for the background
 
 
 def render(scene: Scene, camera: FrameCamera) -> Picture:
@@ -48,32 +53,38 @@ def render(scene: Scene, camera: FrameCamera) -> Picture:
     rows, columns = np.mgrid[0:height, 0:width].reshape(2, -1).astype(np.float32) + np.float32(0.5)
     color, hit, depth = trace(scene, camera, columns, rows)
     edges = np.flatnonzero(_edges(color.reshape(3, height, width), hit.reshape(height, width)))
-    coverage = (hit >= 0).astype(np.float32)
     fine_columns = (columns[edges, None] + SUBPIXELS[:, 0]).ravel()
     fine_rows = (rows[edges, None] + SUBPIXELS[:, 1]).ravel()
-    fine_color, fine_hit, _ = trace(scene, camera, fine_columns, fine_rows)
-    color[:, edges] = fine_color.reshape(3, -1, len(SUBPIXELS)).mean(-1)
-    coverage[edges] = (fine_hit.reshape(-1, len(SUBPIXELS)) >= 0).mean(-1)
+    fine_color, _, _ = trace(scene, camera, fine_columns, fine_rows)
+    num_rays = 1 + len(SUBPIXELS)  # with the one through the centre
+    color[:, edges] = (color[:, edges] + fine_color.reshape(3, -1, len(SUBPIXELS)).sum(-1)) / num_rays
     return Picture(
         color=np.ascontiguousarray(color.T).reshape(height, width, 3),
-        coverage=coverage.reshape(height, width),
+        coverage=_coverage(scene, camera, (hit >= 0).reshape(height, width)),
         depth=depth.reshape(height, width),
-        is_object=(hit >= 0).reshape(height, width),
     )
+
+
+def _coverage(scene: Scene, camera: FrameCamera, shown: NDArray[np.bool_]) -> Array:
+    """Share [H, W] of each pixel that shows the object, by 4×4 rays where `shown` (at pixel centres) changes nearby."""
+    cross = np.ones((3, 3), np.uint8)
+    rim = cv2.dilate(shown.view(np.uint8), cross) != cv2.erode(shown.view(np.uint8), cross)
+    rows, columns = np.nonzero(rim)
+    steps = (np.arange(4, dtype=np.float32) + np.float32(0.5)) / 4
+    fine_rows = np.broadcast_to(rows[:, None, None] + steps[:, None], (len(rows), 4, 4)).astype(np.float32)
+    fine_columns = np.broadcast_to(columns[:, None, None] + steps, (len(rows), 4, 4)).astype(np.float32)
+    _, hit = intersect(scene.solids, *_rays(camera, fine_columns.ravel(), fine_rows.ravel()))
+    coverage = shown.astype(np.float32)
+    coverage[rim] = (hit.reshape(-1, 16) >= 0).mean(-1)
+    return coverage
 
 
 def trace(scene: Scene, camera: FrameCamera, columns: Array, rows: Array) -> tuple[Array, NDArray[np.int16], Array]:
-    """Rays through pixel positions columns, rows [N] -> colour [3, N], what was hit [N] (a solid's index, GROUND, BACKGROUND), depth [N]."""
-    inside = np.stack(
-        [
-            (columns - camera.center[0]) / camera.focal[0],
-            (rows - camera.center[1]) / camera.focal[1],
-            np.ones_like(rows),
-        ]
-    )
-    inside = inside.astype(np.float32)
-    directions = camera.rotation.T.astype(np.float32) @ inside
-    origin = (-camera.rotation.T @ camera.translation).astype(np.float32)
+    """Rays through pixel positions columns, rows [N] -> colour [3, N], what was hit [N], depth [N].
+
+    What was hit is a solid's index, GROUND or BACKGROUND; the background's depth is 0.
+    """
+    origin, directions = _rays(camera, columns, rows)
     depth, hit = intersect(scene.solids, origin, directions)
     color = np.empty_like(directions)
     _shade_solids(scene, origin, directions, depth, hit, color)
@@ -82,8 +93,18 @@ def trace(scene: Scene, camera: FrameCamera, columns: Array, rows: Array) -> tup
     return color, hit, depth
 
 
+def _rays(camera: FrameCamera, columns: Array, rows: Array) -> tuple[Array, Array]:
+    """The camera's centre [3] and, through pixel positions columns, rows [N], directions [3, N] of camera depth 1."""
+    x, y = (columns - camera.center[0]) / camera.focal[0], (rows - camera.center[1]) / camera.focal[1]
+    directions = camera.rotation.T.astype(np.float32) @ np.stack([x, y, np.ones_like(x)]).astype(np.float32)
+    return (-camera.rotation.T @ camera.translation).astype(np.float32), directions
+
+
 def intersect(solids: tuple[Solid, ...], origin: Array, directions: Array) -> tuple[Array, NDArray[np.int16]]:
-    """Nearest solid along each ray: t [N] (inf: none) and its index [N] (BACKGROUND: none). Only rays near a solid are tested against it."""
+    """Nearest solid along each ray: t [N] (inf: none) and its index [N] (BACKGROUND: none).
+
+    Only rays near a solid are tested against it.
+    """
     depth = np.full(directions.shape[1], np.inf, np.float32)
     hit = np.full(directions.shape[1], BACKGROUND, np.int16)
     center, radius = bounding_sphere(solids)
@@ -126,7 +147,12 @@ def _shade_solids(
         if solid.material.gloss:
             half = scene.light[:, None] - ray / np.sqrt(np.einsum("cn,cn->n", ray, ray))
             shine = np.einsum("cn,cn->n", half, normals) / np.sqrt(np.einsum("cn,cn->n", half, half))
-            color[:, rays] += np.float32(solid.material.gloss * 0.6) * np.maximum(shine, 0) ** 40
+            shine = np.maximum(
+                shine, 0.5
+            )  # what is below vanishes; raised to a power it would be slow denormal numbers
+            for _ in range(5):  # to the power of 32
+                shine = shine * shine
+            color[:, rays] += np.float32(solid.material.gloss * 0.6) * shine
 
 
 def _shade_rest(
@@ -149,7 +175,8 @@ def _shade_rest(
 def _shadow(scene: Scene, x: Array, y: Array) -> Array:
     """Factor [N] on the ground's light: a soft shadow along the light and a darker one where the object stands.
 
-    The largest solids stand in as ellipsoids: in their unit-sphere frame the shadow is a matter of the ray's distance from the origin.
+    The largest solids stand in as ellipsoids: in the frame where one is a unit sphere, the shadow is a matter of the
+    distance between the origin and the ray towards the light.
     """
     factor = np.ones_like(x)
     near = np.flatnonzero(x * x + y * y < 9)
@@ -171,7 +198,7 @@ def _shadow(scene: Scene, x: Array, y: Array) -> Array:
 
 
 def _edges(color: Array, hit: NDArray[np.int16]) -> NDArray[np.bool_]:
-    """Pixels [H, W] that differ from their right or lower neighbour in colour or in what they show, and those neighbours."""
+    """Pixels [H, W] that differ from a direct neighbour in colour or in what they show: color [3, H, W], hit [H, W]."""
     marked = np.zeros(hit.shape, bool)
     across = (np.abs(np.diff(color, axis=2)).max(0) > EDGE_CONTRAST) | (np.diff(hit, axis=1) != 0)
     down = (np.abs(np.diff(color, axis=1)).max(0) > EDGE_CONTRAST) | (np.diff(hit, axis=0) != 0)

@@ -15,7 +15,7 @@ from preprocessing.textures import GROUNDS, PALETTE, Background, Color, Ground
 Random = np.random.Generator
 
 INTRINSICS_FORMATS = ("ndc_isotropic", "ndc_norm_image_bounds")
-# Shapes cycle with an odd length and formats with an even one, so every pair occurs; (height, width) in units of the short side.
+# (height, width) in units of the short side. An odd number of shapes and an even one of formats: every pair occurs.
 IMAGE_SHAPES = ((1.0, 1.0), (1.0, 1.25), (1.0, 1.0), (1.25, 1.0), (1.0, 1.0))
 
 
@@ -34,7 +34,7 @@ class SequencePlan:
 
 
 def sequence_random(seed: int, category: str, index: int, stream: int) -> Random:
-    """A generator of its own for every purpose of a sequence, so that adding a draw to one leaves the others as they were."""
+    """A generator of its own for every purpose of a sequence: a further draw in one leaves the others as they were."""
     return np.random.default_rng([seed, zlib.crc32(category.encode()), index, stream])
 
 

@@ -1,7 +1,8 @@
 """Analytic solids and their exact intersection with rays that share one origin.
 
-All arrays are component-first, float32: points and directions are [3, N]. A ray is origin + t · direction; directions need not be normalised, so a
-direction parameterised by camera depth gives t = camera depth. Each solid lives in its own local frame: object = frame @ local + center.
+All arrays are component-first, float32: points and directions are [3, N]. A ray is origin + t · direction. Directions
+need not be normalised, so a direction parameterised by camera depth gives t = camera depth. Each solid lives in its own
+local frame: object = frame @ local + center.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from preprocessing.textures import Material
 
 Array = NDArray[np.float32]
 
-SPHERE_TRACING_STEPS = 26  # beyond this only rays that graze the torus are still moving
+# After each round of steps only the rays that still move go on; the last ones graze one side and then hit another.
+SPHERE_TRACING_ROUNDS, SPHERE_TRACING_STEPS = 16, 5
 SPHERE_TRACING_TOLERANCE = 2e-3  # of a local unit: far below a pixel at any size the data is rendered in
 
 
@@ -42,7 +44,10 @@ class Solid:
         return self.inverse @ (points - self.center[:, None])
 
     def intersect(self, origin: Array, directions: Array) -> Array:
-        """First hit of each ray: origin [3], directions [3, N], both object frame -> t [N], inf where the ray misses."""
+        """First hit of each ray: t [N], inf where the ray misses.
+
+        origin [3] and directions [3, N] are in the object frame; the origin is outside the solid.
+        """
         return self._intersect_local(self.inverse @ (origin - self.center), self.inverse @ directions)
 
     def normals(self, points: Array) -> Array:
@@ -101,9 +106,9 @@ class Ellipsoid(Solid):
 
 @dataclass(frozen=True, kw_only=True)
 class CappedCone(Solid):
-    """x² + y² <= r(z)² for z in [-1, 1] of the local frame; r goes linearly from `bottom` to `top`. Equal radii make a cylinder.
+    """x² + y² <= r(z)² for z in [-1, 1] of the local frame; r goes linearly from `bottom` to `top`.
 
-    The frame's third column is at right angles to the others.
+    Equal radii make a cylinder. The frame's third column is at right angles to the others.
     """
 
     bottom: float = 1.0
@@ -161,7 +166,8 @@ class CappedCone(Solid):
 class Torus(Solid):
     """Points within `tube` of the circle of radius `ring` around local z.
 
-    A tube wider than the ring closes the hole and leaves two dimples: an apple. `taper` widens the upper and narrows the lower half.
+    A tube wider than the ring closes the hole and leaves two dimples: an apple. `taper` widens the upper half and
+    narrows the lower one.
     """
 
     ring: float
@@ -191,8 +197,15 @@ class Torus(Solid):
             alive
         ]  # keeps the step below the true distance when tapered
         step = -end
-        for _ in range(SPHERE_TRACING_STEPS):
-            step = step + self._distance(*(start + ray * step)) * relax
+        moving = np.arange(len(alive))
+        for _ in range(SPHERE_TRACING_ROUNDS):
+            position, far = step[moving], relax[moving]
+            base, along = start[:, moving], ray[:, moving]
+            for _ in range(SPHERE_TRACING_STEPS):
+                position = position + self._distance(*(base + along * position)) * far
+            unfinished = (position < end[moving]) & (position - step[moving] > SPHERE_TRACING_TOLERANCE * far)
+            step[moving] = position
+            moving = moving[unfinished]
         inside = step < end
         inside &= self._distance(*(start + ray * np.where(inside, step, 0))) < SPHERE_TRACING_TOLERANCE
         alive, ray, start, step = alive[inside], ray[:, inside], start[:, inside], step[inside]

@@ -7,7 +7,8 @@
     ROOT/<category>/<sequence>/...                    see synthetic_files.py
     ROOT/defects.json                                 {category/sequence: [defect, ...]}, only with `defects`
 
-A sequence is a pure function of (seed, category, index) and of what a frame is (size, number): more categories or objects change no existing one.
+A sequence is a pure function of (seed, category, index) and of the frames asked for (number, size, defects): further
+categories or objects change no existing one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import gzip
 import json
 import multiprocessing
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ from preprocessing.scenes import plan_sequence, sequence_random
 from preprocessing.synthetic_files import write_frames, write_point_cloud
 
 SUBSET = "fewview_dev"
-RECORD_NAME = "synthetic.json"  # written last into a sequence's folder: what the category's annotation files are put together from
+# Written last into a sequence's folder: what the category's annotation files are put together from.
+RECORD_NAME = "synthetic.json"
 # Of every 20 objects 3 are for testing and one for validation, spread so that small datasets have some too.
 TEST_POSITIONS, VAL_POSITIONS, SPLIT_PERIOD = (1, 8, 15), (5,), 20
 NUM_EVAL_TARGETS, MAX_EVAL_SOURCES = 4, 5
@@ -81,7 +83,8 @@ def split_of(index: int) -> str:
 def write_dataset(config: SyntheticConfig, root: Path, *, num_processes: int) -> dict[str, int]:
     """Write the dataset below `root`; sequences that are already there are kept, so a killed run goes on where it was.
 
-    Categories that `root` has from an earlier call with the same settings stay listed. Returns counts of categories, sequences and frames.
+    What `root` has from an earlier call with the same settings stays listed. Returns counts of categories, sequences
+    and frames asked for.
 
     Raises:
         UserError: `root` holds a sequence of other settings.
@@ -89,10 +92,12 @@ def write_dataset(config: SyntheticConfig, root: Path, *, num_processes: int) ->
     tasks = [(category, index) for category in config.categories for index in range(config.objects_per_category)]
     missing = [task for task in tasks if not _is_complete(config, root, *task)]
     done = len(tasks) - len(missing)
-    with Progress("synth", total=len(tasks), unit="sequences", done=done) as progress:
-        with closing(_written(config, root, missing, num_processes)) as finished:
-            for name in finished:
-                progress.advance(1, sequence=name)
+    with (
+        Progress("synth", total=len(tasks), unit="sequences", done=done) as progress,
+        closing(_written(config, root, missing, num_processes)) as finished,
+    ):
+        for name in finished:
+            progress.advance(1, sequence=name)
     for category in config.categories:
         _write_category(config, root, category)
     _write_root(root)
@@ -139,7 +144,7 @@ def write_sequence(config: SyntheticConfig, root: Path, category: str, index: in
     return f"{category}/{plan.name}"
 
 
-def _written(config: SyntheticConfig, root: Path, tasks: list[tuple[str, int]], num_processes: int) -> Iterator[str]:
+def _written(config: SyntheticConfig, root: Path, tasks: list[tuple[str, int]], num_processes: int) -> Generator[str]:
     """Names of the sequences as they are finished; rendering stops when the caller stops asking."""
     if num_processes == 1 or len(tasks) < 2:
         for task in tasks:

@@ -1,8 +1,8 @@
-"""Writes one synthetic sequence as CO3Dv2 does: images, masks, depth maps, depth masks, point cloud, and the annotation entries.
+"""Writes one synthetic sequence as CO3Dv2 does: images, masks, depths, point cloud, and the annotation entries.
 
 <category>/<sequence>/images/frame000001.jpg        quality 95
 <category>/<sequence>/masks/frame000001.png         8 bit, foreground probability · 255
-<category>/<sequence>/depths/frame000001.jpg.geometric.png    16 bit, the bits are a float16, · scale_adjustment = camera depth
+<category>/<sequence>/depths/frame000001.jpg.geometric.png    16 bit: a float16 · scale_adjustment = depth
 <category>/<sequence>/depth_masks/frame000001.png   1 bit, where depth can be trusted
 <category>/<sequence>/pointcloud.ply                binary, x y z float32 in the world frame, red green blue uint8
 """
@@ -22,7 +22,7 @@ from preprocessing.scenes import SequencePlan, sequence_random
 
 FRAMES_PER_SECOND = 10.0
 JPEG_QUALITY = 95
-NUM_CLOUD_EYES, RAYS_PER_EYE, NUM_CLOUD_POINTS = 24, 300, 2000
+NUM_CLOUD_EYES, RAYS_PER_EYE, NUM_CLOUD_POINTS = 14, 500, 2000
 _FLIP = np.diag([-1.0, -1.0, 1.0])  # OpenCV's right and down <-> PyTorch3D's left and up
 
 
@@ -62,7 +62,10 @@ def write_frames(plan: SequencePlan, folder: Path) -> list[dict[str, Any]]:
 
 
 def viewpoint(camera: FrameCamera, intrinsics_format: str) -> dict[str, Any]:
-    """A camera as CO3D stores it, PyTorch3D's convention: row vectors, X_cam = X R + T, x left, y up, focal length and principal point in NDC."""
+    """A camera as CO3D stores it, in PyTorch3D's convention.
+
+    Row vectors, X_cam = X R + T, x left, y up, focal length and principal point in NDC.
+    """
     size = np.array([camera.width, camera.height], np.float64)
     half = np.full(2, size.min() / 2) if intrinsics_format == "ndc_isotropic" else size / 2
     return {
@@ -75,7 +78,10 @@ def viewpoint(camera: FrameCamera, intrinsics_format: str) -> dict[str, Any]:
 
 
 def write_point_cloud(plan: SequencePlan, seed: int, index: int, folder: Path) -> dict[str, Any]:
-    """Sample the object's surface, write pointcloud.ply in the world frame; returns the sequence's point_cloud entry."""
+    """Sample the object's surface and write pointcloud.ply in the world frame.
+
+    Returns the sequence's entry `point_cloud`.
+    """
     random = sequence_random(seed, plan.category, index, 3)
     points, colors = sample_surface(plan.scene, random)
     vertices = np.empty(len(points), [("xyz", "<f4", 3), ("rgb", "u1", 3)])
@@ -90,9 +96,10 @@ def write_point_cloud(plan: SequencePlan, seed: int, index: int, folder: Path) -
 
 
 def sample_surface(scene: Scene, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Points [N, 3] float64 on what can be seen of the object from a dome around it, N <= NUM_CLOUD_POINTS, and colours [N, 3] uint8.
+    """Points [N, 3] float64 on what can be seen of the object from a dome around it, and colours [N, 3] uint8.
 
-    The dome's eyes have nothing to do with the capture's cameras, so the cloud is a check on those.
+    N is at most NUM_CLOUD_POINTS, coordinates are the object frame's. The dome's eyes have nothing to do with the
+    capture's cameras, so the cloud is a check on those.
     """
     center, radius = bounding_sphere(scene.solids)
     found, colors = [], []

@@ -1,4 +1,7 @@
-"""What is painted on objects, ground and background: plain functions from coordinates to colours in [0, 1], arrays [3, N] float32."""
+"""What is painted on objects, ground and background.
+
+Plain functions from coordinates to colours in [0, 1], arrays [3, N] float32.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]  # float32 in practice
 Color = tuple[float, float, float]
 
 PALETTE: dict[str, Color] = {
@@ -32,7 +35,8 @@ GROUNDS = ("wooden floor", "tiled floor", "lawn", "striped carpet", "checked bla
 class Material:
     """Colour of a solid as a function of its local coordinates.
 
-    pattern is one of PATTERNS; scale is its number of repeats over a local unit, phase shifts it; gloss in [0, 1] is the highlight's strength.
+    pattern is one of PATTERNS; scale is its number of repeats over a local unit, phase shifts it; gloss in [0, 1] is
+    the highlight's strength.
     """
 
     color: Color
@@ -92,7 +96,7 @@ _PATTERN_WEIGHTS: dict[str, Callable[[Array, Material], Array]] = {
 
 
 def _glazed(material: Material, points: Array, color: Array, accent: Array) -> Array:
-    """A donut: dough (accent) below a wavy edge, icing (color) above it, sprinkles on the icing, on one half more than on the other."""
+    """A donut: dough (accent) below a wavy edge, icing (color) above it, sprinkles mostly on one half of the icing."""
     azimuth = np.arctan2(points[1], points[0])
     radial = np.hypot(points[0], points[1])
     edge = 0.02 + 0.05 * np.sin(5 * azimuth + material.phase) + 0.03 * np.sin(9 * azimuth - 2 * material.phase)
