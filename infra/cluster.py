@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 # Ray reads these when it is imported: every cluster wants a token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or the one that
-# Ray keeps under HOME), and nothing is sent to anybody.
+# Ray keeps under HOME), nothing is sent to anybody, and workers without a GPU keep the variables they were given.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# A busy laptop takes longer than the 30 s that Ray gives its own server to start.
+os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "180")
 
 import ray
 
@@ -25,6 +28,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 _MIN_SLOTS = 4  # so that a stage's driver and two workers fit on a small machine too; slots are not processes
 _PASSED_TO_WORKERS = ("OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", "HF_HOME", "HF_HUB_OFFLINE")
+_IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the process of a submitted job
+_CONNECT_SECONDS = 5.0
 
 
 @contextmanager
@@ -53,13 +58,31 @@ def ray_session(*, num_cpus: int | None = None) -> Iterator[None]:
 
 
 def _connect(address: str) -> None:
+    _check_address(address)
+    # A job's workers run in the copy of the checkout that was submitted with it.
+    runtime_env = None if _IN_JOB in os.environ else {"working_dir": str(CHECKOUT)}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, runtime_env=_runtime_env())
-    except (ConnectionError, ray.exceptions.RaySystemError, ray.exceptions.AuthenticationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"Ray cluster at RAY_ADDRESS={address}: {reason}; start it, or give its token in RAY_AUTH_TOKEN"
-        ) from error
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, runtime_env=runtime_env)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise _unreachable(address, str(error).strip().splitlines()[0]) from error
+
+
+def _check_address(address: str) -> None:
+    """Knock first: Ray itself goes on trying for a quarter of an hour."""
+    if address.startswith(("http://", "https://")):
+        raise UserError(f"RAY_ADDRESS={address} takes jobs: submit with `ray job submit`, or unset it to run locally")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # "auto" and the like
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _unreachable(address, str(error)) from error
+
+
+def _unreachable(address: str, reason: str) -> UserError:
+    remedy = "start it and give its token in RAY_AUTH_TOKEN, or unset RAY_ADDRESS to run locally"
+    return UserError(f"Ray cluster at RAY_ADDRESS={address} cannot be used ({reason}); {remedy}")
 
 
 def _start(num_cpus: int | None) -> None:
@@ -68,11 +91,11 @@ def _start(num_cpus: int | None) -> None:
         num_cpus=max(num_cpus or 0, os.cpu_count() or 1, _MIN_SLOTS),
         log_to_driver=False,
         logging_level=logging.WARNING,
-        runtime_env=_runtime_env(),
+        runtime_env={"env_vars": _worker_environment()},
     )
 
 
-def _runtime_env() -> dict[str, dict[str, str]]:
+def _worker_environment() -> dict[str, str]:
     """Lets workers import this checkout's packages and use the driver's caches."""
     passed = {name: os.environ[name] for name in _PASSED_TO_WORKERS if name in os.environ}
-    return {"env_vars": {"PYTHONPATH": str(CHECKOUT), **passed}}
+    return {"PYTHONPATH": str(CHECKOUT), **passed}
