@@ -1,0 +1,182 @@
+"""The chain of stages of a run: which there are, in which order, and what each one takes from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.errors import UserError
+from pipelines import artifacts
+from pipelines.artifacts import Artifact, external_dataset
+from pipelines.config import RunConfig
+from pipelines.runtime import RuntimeConfig
+from pipelines.stage import Stage, StageFunction, is_finished, partial_dir, run_stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A stage before its inputs exist."""
+
+    name: str
+    kind: type[Artifact]
+    inputs: tuple[tuple[str, str], ...]
+    """(role, name of the step that makes it)."""
+    load: Callable[[], StageFunction]
+    """Imports the stage's function only when it is to run: they pull in Ray, DeepSpeed and MLflow."""
+    tracks: bool = False
+    """Whether it writes to MLflow."""
+
+
+def _synth() -> StageFunction:
+    from pipelines.synth import write_synthetic
+
+    return write_synthetic
+
+
+def _preprocess() -> StageFunction:
+    from pipelines.preprocess import preprocess
+
+    return preprocess
+
+
+def _base() -> StageFunction:
+    from pipelines.base import train_base
+
+    return train_base
+
+
+def _latents() -> StageFunction:
+    from pipelines.latents import cache_latents
+
+    return cache_latents
+
+
+def _train() -> StageFunction:
+    from pipelines.train import train
+
+    return train
+
+
+def _evaluate() -> StageFunction:
+    from pipelines.evaluate import evaluate
+
+    return evaluate
+
+
+def _report() -> StageFunction:
+    from pipelines.report import write_report
+
+    return write_report
+
+
+def _register() -> StageFunction:
+    from pipelines.registry import register
+
+    return register
+
+
+STEPS: tuple[Step, ...] = (
+    Step(name="synth", kind=artifacts.RawDataset, inputs=(), load=_synth),
+    Step(name="preprocess", kind=artifacts.Shards, inputs=(("raw", "synth"),), load=_preprocess),
+    Step(name="base", kind=artifacts.BaseFolder, inputs=(("shards", "preprocess"),), load=_base),
+    Step(name="latents", kind=artifacts.Latents, inputs=(("shards", "preprocess"), ("base", "base")), load=_latents),
+    Step(
+        name="train",
+        kind=artifacts.Checkpoint,
+        inputs=(("shards", "preprocess"), ("latents", "latents"), ("base", "base")),
+        load=_train,
+        tracks=True,
+    ),
+    Step(
+        name="evaluate",
+        kind=artifacts.EvaluationReport,
+        inputs=(("shards", "preprocess"), ("base", "base"), ("checkpoint", "train")),
+        load=_evaluate,
+        tracks=True,
+    ),
+    Step(
+        name="report",
+        kind=artifacts.Report,
+        inputs=(("evaluation", "evaluate"), ("checkpoint", "train"), ("shards", "preprocess"), ("base", "base")),
+        load=_report,
+        tracks=True,
+    ),
+    Step(
+        name="register",
+        kind=artifacts.ModelVersion,
+        inputs=(("evaluation", "evaluate"), ("checkpoint", "train"), ("shards", "preprocess"), ("base", "base")),
+        load=_register,
+        tracks=True,
+    ),
+)
+NAMES = tuple(step.name for step in STEPS)
+
+
+def make_stage(step: Step, config: RunConfig, inputs: Mapping[str, Artifact]) -> Stage:
+    """The step with its settings and inputs. A base model that is read does not depend on the shards."""
+    if step.name == "base" and config.base.source is not None:
+        inputs = {}
+
+    def run(*arguments: Any) -> Mapping[str, Any]:
+        return step.load()(*arguments)
+
+    return Stage(name=step.name, run=run, kind=step.kind, config=getattr(config, step.name), inputs=inputs)
+
+
+def run_chain(
+    config: RunConfig, runtime: RuntimeConfig, *, until: str, given: Mapping[str, Artifact] | None = None
+) -> dict[str, Artifact]:
+    """Run the stages up to `until`, opening those that are finished; returns every stage's result by name.
+
+    `given` are results to use instead of running their stages. With `runtime.co3d_root` the captures are given.
+
+    Raises:
+        UserError: bad captures or settings, or MLflow does not answer (said before any work is done).
+    """
+    results: dict[str, Artifact] = dict(given or {})
+    if runtime.co3d_root is not None and "synth" not in results:
+        if until == "synth":
+            raise UserError("synth: writes a synthetic data set, --co3d-root names another; drop one of the two")
+        results["synth"] = external_dataset(Path(runtime.co3d_root))
+    steps = needed_steps(until, set(results))
+    if any(step.tracks for step in steps):
+        from infra.tracking import Tracking
+
+        Tracking(runtime.tracking).check()
+    for step in steps:
+        stage = make_stage(step, config, {role: results[name] for role, name in step.inputs})
+        results[step.name] = run_stage(stage, runtime)
+    return results
+
+
+def needed_steps(until: str, given: set[str]) -> list[Step]:
+    """The steps that lead to `until` and are not given, in order."""
+    by_name = {step.name: step for step in STEPS}
+    wanted, queue = set(), [until]
+    while queue:
+        name = queue.pop()
+        if name not in given and name not in wanted:
+            wanted.add(name)
+            queue += [source for _, source in by_name[name].inputs]
+    return [step for step in STEPS if step.name in wanted]
+
+
+def describe_chain(config: RunConfig, runtime: RuntimeConfig, *, until: str) -> list[tuple[str, str, str]]:
+    """(stage, fingerprint, what would happen) without doing it. A fingerprint is unknown while an input's is."""
+    known: dict[str, Artifact] = {}
+    if runtime.co3d_root is not None:
+        known["synth"] = external_dataset(Path(runtime.co3d_root))
+    rows = []
+    for step in needed_steps(until, set(known)):
+        stage = make_stage(step, config, {role: known[name] for role, name in step.inputs})
+        if is_finished(stage, runtime):
+            state = "reuse"
+        elif partial_dir(stage, runtime).exists():
+            state = "resume"
+        else:
+            state = "run"
+        known[step.name] = step.kind(fingerprint=stage.fingerprint, folder=partial_dir(stage, runtime))
+        rows.append((step.name, stage.fingerprint, state))
+    return rows
