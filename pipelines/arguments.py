@@ -1,0 +1,113 @@
+"""Command-line arguments to settings: a preset, and any of its fields overridden."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from tyro import _errors as tyro_errors  # the one place where tyro says what was wrong instead of printing it
+
+from infra.errors import UserError
+from pipelines.config import RunConfig
+from pipelines.generate import GenerateRequest
+from pipelines.names import nearest
+from pipelines.presets import PRESETS
+from pipelines.runtime import RuntimeConfig
+
+DEFAULT_PRESET = "tiny"
+Parsed = TypeVar("Parsed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArguments:
+    """Of every command that runs stages."""
+
+    preset: str = DEFAULT_PRESET
+    """Settings to start from."""
+    runtime: Annotated[RuntimeConfig, tyro.conf.arg(name="")] = field(default_factory=RuntimeConfig)
+    dry_run: bool = False
+    """Print what would be done, its size and memory; do nothing."""
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateArguments:
+    """Of `viewdiff generate`."""
+
+    runtime: Annotated[RuntimeConfig, tyro.conf.arg(name="")] = field(default_factory=RuntimeConfig)
+    request: Annotated[GenerateRequest, tyro.conf.arg(name="")] = field(default_factory=GenerateRequest)
+
+
+def parse_run(command: str, arguments: Sequence[str], *, description: str) -> RunArguments:
+    """Settings of a stage command: `--preset` first, then the overrides.
+
+    Raises:
+        UserError: unknown preset or option (with the nearest name), or a value out of range.
+    """
+    preset = _preset(arguments)
+    default = RunArguments(preset=preset, config=PRESETS[preset]())
+    return _parse(default, arguments, prog=f"viewdiff {command}", description=description)
+
+
+def parse_generate(arguments: Sequence[str], *, description: str) -> GenerateArguments:
+    """Settings of `viewdiff generate`. Raises UserError as `parse_run`."""
+    return _parse(GenerateArguments(), arguments, prog="viewdiff generate", description=description)
+
+
+def _preset(arguments: Sequence[str]) -> str:
+    name = DEFAULT_PRESET
+    for place, argument in enumerate(arguments):
+        if argument == "--preset" and place + 1 < len(arguments):
+            name = arguments[place + 1]
+        elif argument.startswith("--preset="):
+            name = argument.removeprefix("--preset=")
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}{nearest(name, PRESETS)}")
+    return name
+
+
+def _parse(default: Parsed, arguments: Sequence[str], *, prog: str, description: str) -> Parsed:
+    with tyro_errors.on_parse_error(_refuse):
+        parsed, unknown = tyro.cli(
+            type(default),
+            args=list(arguments),
+            default=default,
+            prog=prog,
+            description=description,
+            return_unknown_args=True,
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+    if unknown:
+        raise UserError(f"unknown option {unknown[0]!r}{nearest(unknown[0], _options(default))}")
+    return parsed
+
+
+def _refuse(event: tyro_errors.ParseErrorEvent) -> None:
+    """Say in one line what tyro would say in a box of several."""
+    if isinstance(event, tyro_errors.BadValue):
+        value = f" {event.offending_value!r}" if event.offending_value else ""
+        raise UserError(f"{_name(event.argument)}{value}: {event.reason}")
+    if isinstance(event, tyro_errors.InvalidChoice):
+        choices = ", ".join(event.choices)
+        raise UserError(f"{_name(event.argument)} {event.value!r}: choose from {choices}")
+    if isinstance(event, tyro_errors.InstantiationFailure):
+        raise UserError(" ".join(event.message.split()))
+
+
+def _name(argument: Any) -> str:
+    return argument.lowered.name_or_flags[0]
+
+
+def _options(default: object, prefix: str = "") -> list[str]:
+    """All options of a parsed dataclass, as they are typed."""
+    names: list[str] = []
+    for name, value in vars(default).items():
+        flat = name in ("runtime", "config", "request")
+        path = prefix if flat else f"{prefix}{name.replace('_', '-')}"
+        if hasattr(value, "__dataclass_fields__"):
+            names += _options(value, path if flat else f"{path}.")
+        else:
+            names.append(f"--{path}")
+    return names

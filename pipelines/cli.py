@@ -1,0 +1,118 @@
+"""The command line. `viewdiff COMMAND` runs the pipeline up to that command's stage, reusing what is finished."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+# Ray reads this when it is first imported, which a library may do before infra/cluster.py does.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+from infra.errors import UserError
+from pipelines.names import PRESET_NAMES, nearest
+
+COMMANDS = {
+    "run": "everything below, from captures to a registered model and a report",
+    "synth": "write a synthetic data set in CO3Dv2 layout",
+    "preprocess": "turn captures into shards",
+    "base": "train the small stand-in for Stable Diffusion, or read a real one",
+    "latents": "cache what training needs of the frozen parts",
+    "train": "train the multi-view model",
+    "evaluate": "generate held-out objects and score them",
+    "report": "write a page about the run",
+    "register": "make the model a version in MLflow's registry",
+    "generate": "render an object from one of its photos, or from text",
+    "retrain": "look for new captures and train the champion further on them",
+}
+LAST_STAGE = {"run": "register"}  # where a command's name is not its last stage's
+HELP = """viewdiff: train and serve 3D-consistent image generation
+
+usage: viewdiff COMMAND [--preset NAME] [--root FOLDER] [--dry-run] [options]
+
+commands
+{commands}
+
+common options
+  --preset NAME        settings to start from: {presets} (default: tiny)
+  --root FOLDER        everything is written below it (default: runs/demo)
+  --co3d-root FOLDER   captures in CO3Dv2 layout; without it synthetic ones are made
+  --num-workers N      worker processes (default: 2)
+  --tracking-uri URI   MLflow store (default: an SQLite database below the root)
+  --dry-run            print what would be done, its size and memory; do nothing
+
+A command runs the stages it needs, reuses finished ones and resumes interrupted ones: to go on, run it again.
+Every single setting is an option too: `viewdiff COMMAND --help` lists them.
+"""
+
+
+def main() -> None:
+    """Console entry point. Exit codes: 0 done, 2 bad input or environment, 130 interrupted; else a defect."""
+    try:
+        dispatch(sys.argv[1:])
+    except UserError as error:
+        print(f"viewdiff: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("viewdiff: interrupted; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def dispatch(arguments: Sequence[str]) -> None:
+    """Run a command line, without the program's name."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(main_help(), end="")
+        return
+    command, *rest = arguments
+    if command not in COMMANDS:
+        raise UserError(f"unknown command {command!r}{nearest(command, COMMANDS)}")
+    if command == "generate":
+        _generate(rest)
+    elif command == "retrain":
+        _retrain(rest)
+    else:
+        _run_stages(command, rest)
+
+
+def main_help() -> str:
+    """What `viewdiff --help` prints."""
+    commands = "\n".join(f"  {name:<12} {text}" for name, text in COMMANDS.items())
+    return HELP.format(commands=commands, presets=", ".join(PRESET_NAMES))
+
+
+def _run_stages(command: str, arguments: list[str]) -> None:
+    from pipelines.arguments import parse_run
+
+    parsed = parse_run(command, arguments, description=COMMANDS[command])
+    until = LAST_STAGE.get(command, command)
+    if parsed.dry_run:
+        from pipelines.dry_run import print_plan
+
+        print_plan(parsed.config, parsed.runtime, until=until)
+        return
+    from pipelines.plan import run_chain
+    from pipelines.summary import print_summary
+
+    results = run_chain(parsed.config, parsed.runtime, until=until)
+    if command == "run":
+        print_summary(results, parsed.runtime)
+
+
+def _retrain(arguments: list[str]) -> None:
+    from pipelines.arguments import parse_run
+    from pipelines.retrain import retrain
+
+    parsed = parse_run("retrain", arguments, description=COMMANDS["retrain"])
+    retrain(parsed.config, parsed.runtime, dry_run=parsed.dry_run)
+
+
+def _generate(arguments: list[str]) -> None:
+    from pipelines.arguments import parse_generate
+    from pipelines.generate import generate
+
+    parsed = parse_generate(arguments, description=COMMANDS["generate"])
+    generate(parsed.request, parsed.runtime)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""Names that a person may type, known without importing what they stand for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+PRESET_NAMES = ("tiny", "single_gpu", "released", "paper")
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest one, or all there are."""
+    known = list(choices)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; choose from {', '.join(known)}"
