@@ -1,0 +1,28 @@
+# Everything runs in .venv, made from the pinned versions in constraints.txt. PYTHON may name another Python 3.11.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test check bench
+
+demo: $(INSTALLED)
+	$(BIN)/viewdiff run --preset tiny
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.bench_synth
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || (echo "needs Python 3.11: make PYTHON=/path/to/python3.11"; exit 2)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt "setuptools>=77" wheel
+	$(BIN)/pip install --constraint constraints.txt --editable ".[dev]"
+	touch $(INSTALLED)
