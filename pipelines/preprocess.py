@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from infra.cluster import ray_session
-
 from infra.errors import UserError
 from infra.log import Progress
 from infra.storage import require_space
@@ -88,7 +86,9 @@ def run_writers(
     """Have Ray actors write the shards; yields each one's result as it is committed, in any order. Killed actors are
     restarted, their task repeated.
     """
-    import ray.data  # here, because every command of the command line imports this module and Ray takes seconds
+    # Here, because Ray takes seconds to import and most commands do without it.
+    from infra.cluster import ray_session  # isort: skip  # before Ray: it sets what Ray reads when imported
+    import ray.data  # isort: skip
 
     with ray_session(num_cpus=num_workers):
         ray.data.DataContext.get_current().enable_progress_bars = False  # ours says how much is left

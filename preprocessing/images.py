@@ -69,8 +69,9 @@ def mask_center(mask: np.ndarray) -> tuple[float, float]:
     middles = []
     for axis in (0, 1):
         shares = np.cumsum(foreground.sum(axis=axis))
-        low, high = np.searchsorted(shares, np.array([MASK_TAIL_FRACTION, 1 - MASK_TAIL_FRACTION]) * shares[-1])
-        middles.append((low + high + 1) / 2)
+        tail = MASK_TAIL_FRACTION * shares[-1]
+        low, high = np.searchsorted(shares, tail, side="right"), np.searchsorted(shares, shares[-1] - tail)
+        middles.append(float(low + high + 1) / 2)
     return middles[0], middles[1]
 
 

@@ -1,0 +1,195 @@
+"""The reader of a folder of shards, and the choice of views."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from infra.errors import UserError
+from preprocessing.commit import commit_folder
+from preprocessing.config import PreprocessConfig
+from preprocessing.dataset import FrameIndex, SequenceRecord, ShardReader, choose_views
+from preprocessing.plan import plan_shards
+from preprocessing.shards import write_shard
+from tests.captures import make_capture, write_dataset
+
+CONFIG = PreprocessConfig(image_size=32, sequences_per_shard=2, minimum_frames=8)
+# The same sequence name in two categories, as nothing forbids.
+NAMES = [("apple", "a"), ("apple", "b"), ("hydrant", "b"), ("zebra", "c")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, folder = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("shards")
+    captures = [
+        make_capture(category, name, seed=index, num_frames=9 + index) for index, (category, name) in enumerate(NAMES)
+    ]
+    captures[1].frames[4]["mask"] = None
+    write_dataset(root, captures)
+    plan = plan_shards(root, CONFIG)
+    records = [write_shard(task, root, folder, CONFIG) for task in plan.tasks]
+    commit_folder(folder, records, plan.rejected, CONFIG.image_size)
+    return folder
+
+
+def test_sequences_have_their_rows(folder: Path) -> None:
+    index = FrameIndex.open(folder)
+    sequences = index.sequences()
+    assert [(item.category, item.sequence) for item in sequences] == NAMES
+    assert [item.rows for item in sequences] == [range(0, 9), range(9, 19), range(19, 30), range(30, 42)]
+    assert len(index) == 42
+    assert index.frame_numbers[19:30].tolist() == list(range(11))
+    assert sequences[3].captions == ("a photo of a zebra",)
+    assert sequences[0].scene_bounds.shape == (2, 3)
+    assert sequences[0].scene_bounds[1].max() == 1
+    by_split = [index.sequences(split) for split in ("train", "val", "test")]
+    assert sorted((item.category, item.sequence) for part in by_split for item in part) == NAMES
+    with pytest.raises(ValueError, match="split 'dev': choose from train, val, test"):
+        index.sequences("dev")
+
+
+def test_cameras_and_intensity_come_by_row(folder: Path) -> None:
+    index = FrameIndex.open(folder)
+    cameras = index.cameras([40, 3, 3])
+    assert cameras.shape == (3,)
+    assert cameras.image_size == (32, 32)
+    assert cameras.world_to_camera.dtype == torch.float32
+    cameras.check()
+    torch.testing.assert_close(cameras[1].world_to_camera, cameras[2].world_to_camera)
+    pixels, depth = index.cameras(range(len(index))).project(torch.zeros(1, 3))
+    assert (depth > 2).all()  # the object's centre is in front of every camera, outside the unit cube,
+    assert (pixels - 16).abs().max() < 4  # and near the middle of its picture
+    reader = ShardReader(folder, index)
+    for row in (0, 25):
+        values = reader.image(row) / 255
+        # Statistics are of the pixels before JPEG, which changes them by a grey level or so at quality 95.
+        np.testing.assert_allclose(index.intensity([row])[0], [values.mean(), values.var()], atol=5e-3)
+
+
+def test_pictures_are_slices_of_the_shards(folder: Path) -> None:
+    index = FrameIndex.open(folder)
+    reader = ShardReader(folder, index)
+    pictures = [reader.image(row) for row in range(len(index))]
+    assert {(picture.shape, picture.dtype) for picture in pictures} == {((32, 32, 3), np.dtype(np.uint8))}
+    assert len({picture.tobytes() for picture in pictures}) == len(index)
+    masks = [reader.mask(row) for row in range(len(index))]
+    assert [row for row, mask in enumerate(masks) if mask is None] == [13]
+    assert all(mask is None or mask[16, 16] == 255 for mask in masks)
+    moved = pickle.loads(pickle.dumps(reader))  # with its shards open
+    np.testing.assert_array_equal(moved.image(41), pictures[41])
+
+
+def copy(folder: Path, target: Path) -> Path:
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def test_incomplete_folders_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        FrameIndex.open(tmp_path / "none")
+    broken = copy(folder, tmp_path / "broken")
+    manifest = json.loads((broken / "dataset.json").read_bytes())
+    for change, message in (
+        ({"schema_version": 2}, "format version 2, this code reads 1; update"),
+        ({"schema_version": 0}, "format version 0, this code reads 1; preprocess again"),
+        ({"num_frames": 41}, "index.parquet has 42 frames, dataset.json says 41"),
+    ):
+        (broken / "dataset.json").write_text(json.dumps(manifest | change))
+        with pytest.raises(UserError, match=message):
+            FrameIndex.open(broken)
+    (broken / "dataset.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        FrameIndex.open(broken)
+    (broken / "dataset.json").write_text(json.dumps(manifest))
+    (broken / "index.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"index.parquet is missing or damaged"):
+        FrameIndex.open(broken)
+    (broken / "dataset.json").unlink()
+    with pytest.raises(UserError, match=r"no dataset.json, so preprocessing has not finished"):
+        FrameIndex.open(broken)
+
+
+def test_truncated_shards_are_refused(folder: Path, tmp_path: Path) -> None:
+    broken = copy(folder, tmp_path / "broken")
+    shard = broken / "shard-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:-10_240])
+    reader = ShardReader(broken, FrameIndex.open(broken))
+    reader.image(0)
+    with pytest.raises(UserError, match=r"shard-000001.tar: \d+ bytes, \d+ were written"):
+        reader.image(41)
+
+
+def sequences_of(*lengths: int) -> tuple[SequenceRecord, ...]:
+    starts = np.cumsum([0, *lengths])
+    return tuple(
+        SequenceRecord("apple", f"s{i}", "train", ("one", "two"), np.zeros((2, 3)), range(starts[i], starts[i + 1]))
+        for i in range(len(lengths))
+    )
+
+
+def test_every_epoch_visits_each_sequence_once() -> None:
+    sequences = sequences_of(*[12] * 7)
+    orders = []
+    for epoch in range(5):
+        names = [
+            choose_views(sequences, seed=3, position=7 * epoch + place, num_views=4).sequence.sequence
+            for place in range(7)
+        ]
+        assert sorted(names) == [f"s{i}" for i in range(7)]
+        orders.append(tuple(names))
+    assert len(set(orders)) > 1
+    assert orders[0] != tuple(
+        choose_views(sequences, seed=4, position=place, num_views=4).sequence.sequence for place in range(7)
+    )
+
+
+def test_views_are_a_function_of_seed_and_position() -> None:
+    sequences = sequences_of(20, 30, 25)
+    forward = [choose_views(sequences, seed=1, position=position, num_views=5) for position in range(60)]
+    backward = [choose_views(sequences, seed=1, position=position, num_views=5) for position in range(59, -1, -1)]
+    assert forward == backward[::-1]
+    assert len({choice.rows for choice in forward}) > 50
+    assert {choice.caption for choice in forward} == {"one", "two"}
+    for choice in forward:
+        assert len(set(choice.rows)) == 5
+        assert all(row in choice.sequence.rows for row in choice.rows)
+
+
+def test_half_of_the_samples_are_consecutive_at_all_strides() -> None:
+    sequences = sequences_of(40)
+    strides: Counter[int] = Counter()
+    starts = set()
+    for position in range(2000):
+        rows = choose_views(sequences, seed=0, position=position, num_views=5).rows
+        steps = set(np.diff(rows).tolist())
+        if len(steps) == 1 and 1 <= min(steps) <= 4:
+            strides[steps.pop()] += 1
+            starts.add(rows[0])
+    # 2000 draws with p = 1/2: a standard deviation of 1.1 %. Random frames in this form are one in millions.
+    assert sum(strides.values()) / 2000 == pytest.approx(0.5, abs=0.05)
+    assert all(strides[stride] > 180 for stride in (1, 2, 3, 4))  # 250 expected, standard deviation 15
+    assert starts == set(range(36))  # stride 1 can begin at 0 to 35
+
+
+@pytest.mark.parametrize(("frames", "num_views"), [(5, 5), (1, 1), (30, 1), (9, 5)])
+def test_short_sequences_bound_the_stride(frames: int, num_views: int) -> None:
+    sequences = sequences_of(frames)
+    for position in range(50):
+        rows = choose_views(sequences, seed=0, position=position, num_views=num_views).rows
+        assert len(set(rows)) == num_views
+        assert set(rows) <= set(range(frames))
+
+
+def test_too_few_frames_name_the_sequence() -> None:
+    with pytest.raises(UserError, match=r"sequence apple/s0 has 4 frames, 5 views are wanted"):
+        choose_views(sequences_of(4), seed=0, position=0, num_views=5)
+    with pytest.raises(UserError, match="no sequence"):
+        choose_views((), seed=0, position=0, num_views=5)
