@@ -12,14 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Ray reads these when it is imported: every cluster wants a token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or the one that
-# Ray keeps under HOME), nothing is sent to anybody, and workers without a GPU keep the variables they were given.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# A busy laptop takes longer than the 30 s that Ray gives its own server to start.
-os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "180")
-
 import ray
 
 from infra.errors import UserError
@@ -28,6 +20,12 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 _MIN_SLOTS = 4  # so that a stage's driver and two workers fit on a small machine too; slots are not processes
 _PASSED_TO_WORKERS = ("OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", "HF_HOME", "HF_HUB_OFFLINE")
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anybody
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker without a GPU keeps the variables it was given
+    "RAY_gcs_server_port_wait_time_s": "180",  # a busy laptop needs longer than the 30 s that Ray gives its servers
+    "RAY_raylet_start_wait_time_s": "180",
+}
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the process of a submitted job
 _CONNECT_SECONDS = 5.0
 
@@ -46,6 +44,9 @@ def ray_session(*, num_cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    _require_token()
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _connect(address)
@@ -55,6 +56,15 @@ def ray_session(*, num_cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_token() -> None:
+    """Let every cluster want a token: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or the one that Ray keeps under HOME."""
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        # Ray read the mode when it was imported, perhaps before this file: without this its servers would ask for a
+        # token that this process does not send. Ray's own default for local clusters does the same.
+        ray._raylet.Config.initialize("")
 
 
 def _connect(address: str) -> None:
