@@ -147,7 +147,7 @@ def build_tiny_base(config: TinyBaseConfig, *, words: Iterable[str], seed: int) 
             vae=_tiny_vae(config),
             text_encoder=_tiny_text_encoder(config, tokenizer),
             tokenizer=tokenizer,
-            unet=_tiny_unet(config),
+            unet=tiny_unet(config),
             scheduler=DDPMScheduler(
                 num_train_timesteps=1000,
                 beta_start=0.00085,
@@ -212,7 +212,8 @@ def _tiny_text_encoder(config: TinyBaseConfig, tokenizer: CLIPTokenizer) -> CLIP
     )
 
 
-def _tiny_unet(config: TinyBaseConfig) -> UNet2DConditionModel:
+def tiny_unet(config: TinyBaseConfig) -> UNet2DConditionModel:
+    """The stand-in's U-Net, untrained."""
     levels = len(config.unet_channels)
     return UNet2DConditionModel(
         sample_size=config.image_size // 2 ** (len(config.vae_channels) - 1),

@@ -106,7 +106,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         name="register",
         kind=artifacts.ModelVersion,
-        inputs=(("evaluation", "evaluate"), ("checkpoint", "train"), ("shards", "preprocess"), ("base", "base")),
+        inputs=(("raw", "synth"), ("base", "base"), ("checkpoint", "train"), ("evaluation", "evaluate")),
         load=_register,
         tracks=True,
     ),
@@ -126,11 +126,17 @@ def make_stage(step: Step, config: RunConfig, inputs: Mapping[str, Artifact]) ->
 
 
 def run_chain(
-    config: RunConfig, runtime: RuntimeConfig, *, until: str, given: Mapping[str, Artifact] | None = None
+    config: RunConfig,
+    runtime: RuntimeConfig,
+    *,
+    until: str,
+    given: Mapping[str, Artifact] | None = None,
+    extra: Mapping[str, Mapping[str, Artifact]] | None = None,
 ) -> dict[str, Artifact]:
     """Run the stages up to `until`, opening those that are finished; returns every stage's result by name.
 
-    `given` are results to use instead of running their stages. With `runtime.co3d_root` the captures are given.
+    `given` are results to use instead of running their stages; with `runtime.co3d_root` the captures are given. `extra`
+    are further inputs of stages, by stage and role.
 
     Raises:
         UserError: bad captures or settings, or MLflow does not answer (said before any work is done).
@@ -146,9 +152,26 @@ def run_chain(
 
         Tracking(runtime.tracking).check()
     for step in steps:
-        stage = make_stage(step, config, {role: results[name] for role, name in step.inputs})
-        results[step.name] = run_stage(stage, runtime)
+        inputs = {role: results[name] for role, name in step.inputs} | dict((extra or {}).get(step.name, {}))
+        if step.name == "register":
+            inputs |= _champion_evaluation(config, runtime, results)
+        results[step.name] = run_stage(make_stage(step, config, inputs), runtime)
     return results
+
+
+def _champion_evaluation(
+    config: RunConfig, runtime: RuntimeConfig, results: Mapping[str, Artifact]
+) -> dict[str, Artifact]:
+    """The present champion's scores on the objects that the new model was evaluated on; empty if it is the champion."""
+    from pipelines.registry import CHECKPOINT_TAG, find_champion, open_champion
+
+    champion = find_champion(config.register, runtime)
+    if champion is None or champion.tags[CHECKPOINT_TAG] == results["train"].fingerprint:
+        return {}
+    checkpoint, base = open_champion(champion, runtime)
+    inputs = {"shards": results["preprocess"], "base": base, "checkpoint": checkpoint}
+    step = next(step for step in STEPS if step.name == "evaluate")
+    return {"champion_evaluation": run_stage(make_stage(step, config, inputs), runtime)}
 
 
 def needed_steps(until: str, given: set[str]) -> list[Step]:

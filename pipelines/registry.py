@@ -1,0 +1,93 @@
+"""Stage register: the evaluated model becomes a version in MLflow's registry, champion if it beats the present one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from infra.errors import UserError
+from infra.tracking import CHALLENGER, CHAMPION, FINGERPRINT_TAG, RegisteredVersion, Tracking
+from pipelines.artifacts import Artifact, BaseFolder, Checkpoint, EvaluationReport, load_artifact
+from pipelines.config import RegisterConfig
+from pipelines.runtime import RuntimeConfig
+from preprocessing.co3d import open_root, read_category
+
+# Tags of a version: what it was trained on and with, for the next decision.
+DATASET_TAG = "viewdiff.dataset"  # fingerprint of the captures
+CAPTURES_TAG = "viewdiff.captures"  # JSON {category: number of sequences}
+CHECKPOINT_TAG = "viewdiff.checkpoint"  # fingerprint of the training's result
+BASE_TAG = "viewdiff.base"  # fingerprint of the base model
+
+
+def register(config: RegisterConfig, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
+    """Register the checkpoint's model; returns its name, version, alias and both scores.
+
+    `inputs`: raw, base, checkpoint, evaluation and, if there is another champion, champion_evaluation: that one's
+    scores on the same held-out objects. Repeated for the same checkpoint, the version that exists is used.
+    """
+    tracking = Tracking(runtime.tracking)
+    tracking.check()
+    checkpoint, evaluation = inputs["checkpoint"], inputs["evaluation"]
+    psnr = mean_psnr(evaluation)
+    champion = inputs.get("champion_evaluation")
+    champion_psnr = None if champion is None else mean_psnr(champion)
+    alias = CHAMPION if champion_psnr is None or psnr > champion_psnr else CHALLENGER
+
+    run = tracking.resume(checkpoint.facts["mlflow_run_id"])
+    model_id = run.log_model(checkpoint.model_dir, name=config.model_name)
+    run.log_metrics({"held_out_psnr": psnr}, model_id=model_id)
+    tags = {
+        FINGERPRINT_TAG: checkpoint.fingerprint,
+        CHECKPOINT_TAG: checkpoint.fingerprint,
+        BASE_TAG: inputs["base"].fingerprint,
+        DATASET_TAG: inputs["raw"].fingerprint,
+        CAPTURES_TAG: json.dumps(count_captures(inputs["raw"].folder)),
+        "viewdiff.held_out_psnr": f"{psnr:.4f}",
+    }
+    version = tracking.register(config.model_name, model_id=model_id, run_id=run.id, tags=tags)
+    tracking.set_alias(config.model_name, alias, version.version)
+    return {
+        "model_name": config.model_name,
+        "version": version.version,
+        "alias": alias,
+        "psnr": psnr,
+        "champion_psnr": champion_psnr,
+    }
+
+
+def mean_psnr(evaluation: EvaluationReport) -> float:
+    """Mean PSNR over the held-out objects, dB."""
+    return float(json.loads(evaluation.summary_path.read_text())["psnr"])
+
+
+def count_captures(root: Path) -> dict[str, int]:
+    """Sequences of each category in a CO3Dv2 root, read from the annotations alone."""
+    return {category: len(read_category(root, category)) for category in open_root(root)}
+
+
+def find_champion(config: RegisterConfig, runtime: RuntimeConfig) -> RegisteredVersion | None:
+    """The registry's present champion."""
+    return Tracking(runtime.tracking).champion(config.model_name)
+
+
+def open_champion(version: RegisteredVersion, runtime: RuntimeConfig) -> tuple[Checkpoint, BaseFolder]:
+    """A registered version's checkpoint and base model, below the root.
+
+    Raises:
+        UserError: they are not there.
+    """
+    checkpoint = _open(runtime, "train", version.tags[CHECKPOINT_TAG], Checkpoint, version)
+    return checkpoint, _open(runtime, "base", version.tags[BASE_TAG], BaseFolder, version)
+
+
+def _open(runtime: RuntimeConfig, stage: str, fingerprint: str, kind: type[Any], version: RegisteredVersion) -> Any:
+    folder = runtime.root_dir / stage / fingerprint
+    if not folder.is_dir():
+        raise UserError(
+            f"{version.name} version {version.version}: its {stage} result {fingerprint} is not below "
+            f"{runtime.root_dir}; name the root that it was trained in with --root"
+        )
+    artifact: Artifact = load_artifact(folder, kind)
+    return artifact

@@ -1,0 +1,122 @@
+"""`viewdiff retrain`: look for captures that the champion has not seen; train it further if a category is new.
+
+The decision is a pure function of what the root holds and what the registry says, so a schedule may call this command
+as often as it likes: without anything new it ends at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from infra.errors import UserError
+from infra.tracking import RegisteredVersion, Tracking
+from pipelines.artifacts import RawDataset, external_dataset, load_artifact, read_record
+from pipelines.config import RunConfig
+from pipelines.plan import run_chain
+from pipelines.registry import (
+    CAPTURES_TAG,
+    DATASET_TAG,
+    count_captures,
+    find_champion,
+    open_champion,
+)
+from pipelines.runtime import RuntimeConfig
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What retraining would do, and why."""
+
+    new_categories: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def train(self) -> bool:
+        """Whether there is anything to train."""
+        return bool(self.new_categories)
+
+
+def decide(captures: Mapping[str, int], trained: Mapping[str, int], trained_already: str | None) -> Decision:
+    """Compare a root's captures {category: sequences} with those that the champion was trained on.
+
+    `trained_already` names a version that was trained on exactly these captures, champion or not. Only a new category
+    is a reason to train: new sequences of a known one are reported.
+    """
+    if trained_already is not None:
+        return Decision((), (f"{trained_already} was trained on exactly these captures",))
+    new = tuple(category for category in captures if category not in trained)
+    reasons = [f"category {category!r} is new: {captures[category]} sequences" for category in new]
+    for category, count in captures.items():
+        if category in trained and count != trained[category]:
+            reasons.append(f"category {category!r} has {count} sequences, the champion saw {trained[category]}")
+    return Decision(new, tuple(reasons or ["the champion has seen all of these captures"]))
+
+
+def retrain(config: RunConfig, runtime: RuntimeConfig, *, dry_run: bool) -> None:
+    """Decide, say so, and (unless `dry_run`) train from the champion's weights, evaluate both, register.
+
+    The captures are those of `--co3d-root`, else the newest synthetic data set below the root. Training goes over all
+    of the root's categories, so that the champion does not forget the old ones.
+
+    Raises:
+        UserError: there is no champion, or there are no captures.
+    """
+    Tracking(runtime.tracking).check()
+    champion = find_champion(config.register, runtime)
+    if champion is None:
+        raise UserError(
+            f"retrain: no champion of model {config.register.model_name!r} in {runtime.tracking}; "
+            "run `viewdiff run` first"
+        )
+    dataset = external_dataset(Path(runtime.co3d_root)) if runtime.co3d_root else newest_synthetic(runtime.root_dir)
+    captures = count_captures(dataset.folder)
+    versions = Tracking(runtime.tracking).versions(config.register.model_name)
+    decision = decide(captures, _captures(champion), _trained_on(versions, dataset.fingerprint))
+    print(f"captures   {dataset.folder}")
+    print(f"champion   {champion.name} version {champion.version}")
+    for reason in decision.reasons:
+        print(f"           {reason}")
+    if not decision.train:
+        print("retrain    nothing to do")
+        return
+    names = ", ".join(decision.new_categories)
+    print(f"retrain    {config.retrain.num_steps} steps from the champion's weights, for {names}")
+    if dry_run:
+        return
+    checkpoint, base = open_champion(champion, runtime)
+    steps = replace(config.train, num_steps=config.retrain.num_steps)
+    results = run_chain(
+        replace(config, train=steps),
+        runtime,
+        until="register",
+        given={"synth": dataset, "base": base},
+        extra={"train": {"initial": checkpoint}},
+    )
+    facts = results["register"].facts
+    print(f"retrain    {facts['model_name']} version {facts['version']} is the {facts['alias']}")
+
+
+def newest_synthetic(root: Path) -> RawDataset:
+    """The synthetic data set below the root that was finished last.
+
+    Raises:
+        UserError: there is none.
+    """
+    folders = [path.parent for path in (root / "synth").glob("*/artifact.json")]
+    if not folders:
+        raise UserError(f"retrain: no captures below {root}; name their folder with --co3d-root")
+    return load_artifact(max(folders, key=lambda folder: read_record(folder)["created"]), RawDataset)
+
+
+def _captures(version: RegisteredVersion) -> dict[str, int]:
+    return json.loads(version.tags[CAPTURES_TAG])
+
+
+def _trained_on(versions: Sequence[RegisteredVersion], dataset: str) -> str | None:
+    for version in versions:
+        if version.tags.get(DATASET_TAG) == dataset:
+            return f"{version.name} version {version.version}"
+    return None
