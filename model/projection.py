@@ -201,7 +201,8 @@ class ProjectionLayer(nn.Module):
 
         timesteps = views.timestep_embedding.unflatten(0, (-1, views.num_views))
         aggregated = self.aggregator(samples, timesteps[:, :num_visible])
-        volume = aggregated.unflatten(1, (self.grid_size,) * 3).movedim(-1, 1)
+        # Contiguous, because PyTorch's group norm loses digits on a channels-last volume with nearly constant channels.
+        volume = aggregated.mT.contiguous().unflatten(-1, (self.grid_size,) * 3)
         # The last view is never a known one, so its timestep is that of the noise.
         return self.refiner(volume, timesteps[:, -1].to(volume.dtype))
 

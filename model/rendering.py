@@ -89,8 +89,12 @@ def sample_depths(
 def sample_volume(volume: Tensor, grid_points: Tensor) -> Tensor:
     """Trilinear samples of a volume [B, C, G, G, G] at grid coordinates [B, V, R, S, 3] -> [B, V, R, S, C].
 
-    Zeros lie beyond the outermost voxel centres. In the points' dtype.
+    In the points' dtype. Zero where a point's index, 0 at the first voxel's centre, lies outside [0, G): at once before
+    the first centre, fading over one voxel behind the last.
     """
+    first_center = 1 / volume.shape[-1] - 1
+    before = (grid_points < first_center).any(-1, keepdim=True)
+    grid_points = torch.where(before, -3.0, grid_points)  # far beyond the volume, where the sampler reads zeros
     samples = F.grid_sample(volume.to(grid_points.dtype), grid_points, align_corners=False)  # [B, C, V, R, S]
     return samples.movedim(1, -1).contiguous()
 

@@ -69,11 +69,11 @@ class ViewSamples(NamedTuple):
 def voxel_grid(grid_size: int, foreground_fraction: float | None, device: torch.device) -> VoxelGrid:
     """The grid of `grid_size` voxels a side, with a background if `foreground_fraction` (0 < p < 1) is given.
 
-    Computed in float64 and once per size and device; callers cast it.
+    Computed once per size and device, in float32; callers cast it.
     """
     # A tensor made under inference mode could not be saved for a later backward pass.
     with torch.inference_mode(False):
-        centers = (torch.arange(grid_size, dtype=torch.float64, device=device) + 0.5) / grid_size * 2 - 1
+        centers = (torch.arange(grid_size, dtype=torch.float32, device=device) + 0.5) / grid_size * 2 - 1
         z, y, x = torch.meshgrid(centers, centers, centers, indexing="ij")
         points = torch.stack([x, y, z], dim=-1).reshape(-1, 3)
         if foreground_fraction is None:

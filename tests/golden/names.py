@@ -1,0 +1,208 @@
+"""From the names of a golden file to this project's parameter names, for any file of the two forms.
+
+A golden file is an .npz with inputs `in.*`, weights `w.*`, settings `config.*`, intermediates `mid.*` and outputs
+`out.*` of one layer, made by other code. Its kind is told from its keys.
+
+Shape letters: B samples, V views, N = B*V, C channels, h × w pixels, L tokens.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from zipfile import BadZipFile, is_zipfile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Kind = Literal["projection", "cross_frame", "text"]
+
+# What files of each kind must hold: key -> number of dimensions.
+REQUIRED: Mapping[Kind, Mapping[str, int]] = {
+    "projection": {
+        "in.latents": 5,  # [B, V, C, h, w]
+        "in.world_to_camera": 4,  # [B, V, 4, 4]
+        "in.K": 4,  # [B, V, 3, 3] pixels, whose centres lie at whole numbers
+        "in.bbox": 3,  # [B, 2, 3]
+        "in.temb": 3,  # [B, V, D]
+        "w.linear_ray.weight": 2,
+        "config.background": 0,
+        "config.grid_size": 0,
+        "config.samples": 0,
+        "config.foreground_fraction": 0,
+        "config.disparity_at_infinity": 0,
+        "config.hidden_views": 0,
+        "config.image_height": 0,
+        "config.image_width": 0,
+        "out.features": 5,  # [B, V, C, h, w]
+    },
+    "cross_frame": {
+        "in.hidden": 3,  # [N, L, C]
+        "in.temb": 2,  # [N, D]
+        "in.z": 2,  # [N, 10]
+        "w.attn.to_q.weight": 2,
+        "w.proc.to_q_lora.up.weight": 2,
+        "config.include_self": 0,
+        "config.num_views": 0,
+        "config.heads": 0,
+        "out.hidden": 3,  # [N, L, C]
+    },
+    "text": {
+        "in.hidden": 3,  # [N, L, C]
+        "in.text": 3,  # [N, M, C_text]
+        "in.z": 2,  # [N, 10]
+        "w.attn.to_q.weight": 2,
+        "w.proc.to_q_lora.up.weight": 2,
+        "config.num_views": 0,
+        "config.heads": 0,
+        "out.hidden": 3,  # [N, L, C]
+    },
+}
+
+
+class NotGoldenError(Exception):
+    """The file is not of a form that can be checked; the message says why."""
+
+
+@dataclass(frozen=True)
+class GoldenFile:
+    """One golden file's contents by name, without the prefixes, floating point as float32."""
+
+    name: str
+    kind: Kind
+    inputs: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    config: dict[str, float]
+    middle: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, path: Path) -> GoldenFile:
+        """Raises NotGoldenError when the file is missing, no .npz, or of another form."""
+        if not is_zipfile(path):
+            raise NotGoldenError(f"{path}: not an .npz file, or missing")
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {key: archive[key] for key in archive.files}
+        except (OSError, ValueError, BadZipFile, zlib.error) as error:
+            raise NotGoldenError(f"{path}: not a readable .npz file ({error})") from error
+        kind = _kind(path, {key: np.ndim(value) for key, value in arrays.items()})
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {
+                key.removeprefix(prefix): torch.from_numpy(np.asarray(value))
+                for key, value in arrays.items()
+                if key.startswith(prefix)
+            }
+
+        config = {key: value.item() for key, value in part("config.").items()}
+        return cls(path.name, kind, part("in."), part("w."), config, part("mid."), part("out."))
+
+
+def _kind(path: Path, dimensions: Mapping[str, int]) -> Kind:
+    """The kind whose required keys are all there; `dimensions` holds the file's own keys."""
+    missing = {kind: set(required.items()) - set(dimensions.items()) for kind, required in REQUIRED.items()}
+    closest = min(missing, key=lambda kind: len(missing[kind]))
+    if missing[closest]:
+        wanted = ", ".join(f"{key} of {count} dimensions" for key, count in sorted(missing[closest]))
+        raise NotGoldenError(f"{path}: not a golden file; the closest kind, {closest}, also has {wanted}")
+    return closest
+
+
+def parameters(golden: GoldenFile) -> dict[str, Tensor]:
+    """The file's weights as a state dict of our layer: a ProjectionLayer or an attention processor with its layer.
+
+    For attention, names start with `attention.` (diffusers' Attention) and `processor.`. Raises NotGoldenError for a
+    weight that has no counterpart.
+    """
+    state: dict[str, Tensor] = {}
+    for name, value in golden.weights.items():
+        if golden.kind == "projection":
+            state.update(_projection_parameters(name, value))
+        else:
+            state.update(_attention_parameters(name, value, golden))
+    return state
+
+
+PROJECTION_PREFIXES: Mapping[str, str] = {
+    "proj_in_2d.0.conv.": "compress.0.",
+    "proj_in_2d.1.conv.": "compress.2.",
+    "proj_in_2d.2.": "compress.4.",
+    "proj_out_2d_fg.0.conv.": "expand_foreground.0.",
+    "proj_out_2d_fg.1.conv.": "expand_foreground.2.",
+    "proj_out_2d_fg.2.": "expand_foreground.4.",
+    "proj_out_2d_bg.0.conv.": "expand_background.0.",
+    "proj_out_2d_bg.1.conv.": "expand_background.2.",
+    "proj_out_2d_bg.2.": "expand_background.4.",
+    "proj_out_2d_bg.": "expand_background.",
+    "ibrnet_aggregator.ray_depth_encoder.": "aggregator.ray_encoder.",
+    "ibrnet_aggregator.temb_encoder.": "aggregator.timestep_encoder.",
+    "ibrnet_aggregator.base_fc.0.": "aggregator.view_input.",
+    "ibrnet_aggregator.base_fc.2.": "aggregator.view_encoder.1.",
+    "ibrnet_aggregator.vis_fc.": "aggregator.visibility.",
+    "ibrnet_aggregator.vis_fc2.": "aggregator.weight.",
+    "ibrnet_aggregator.statistics_out.": "aggregator.output.",
+    "blocks_3d.0.time_emb_proj.": "refiner.enter.timestep.",
+    "blocks_3d.0.": "refiner.enter.",
+    "linear_ray.": "renderer.color_ray.",
+}
+
+
+def _projection_parameters(name: str, value: Tensor) -> dict[str, Tensor]:
+    if name.startswith("volume_renderer."):
+        return _renderer_parameters(name.removeprefix("volume_renderer."), value)
+    for theirs, ours in PROJECTION_PREFIXES.items():
+        if name.startswith(theirs):
+            # 1×1 convolutions of a volume or of what was rendered are linear layers over channels here.
+            is_linear = ours.startswith(("aggregator.", "expand_"))
+            return {ours + name.removeprefix(theirs): value.flatten(1) if is_linear and value.ndim > 2 else value}
+    raise NotGoldenError(f"weight w.{name} has no counterpart in a projection layer")
+
+
+def _renderer_parameters(name: str, value: Tensor) -> dict[str, Tensor]:
+    """Their matrices multiply from the right (y = x M), a linear layer's from the left."""
+    stacked = ("renderer.trunk.0", "renderer.trunk.2", "renderer.color_hidden")
+    conversions: dict[str, Callable[[Tensor], dict[str, Tensor]]] = {
+        "mlp_weights": lambda M: {f"{layer}.weight": m.mT for layer, m in zip(stacked, M, strict=True)},
+        "mlp_biases": lambda b: {f"{layer}.bias": m for layer, m in zip(stacked, b, strict=True)},
+        "weight_opacity": lambda w: {"renderer.density.weight": w[None]},
+        "bias_opacity": lambda b: {"renderer.density.bias": b},
+        "weight_color": lambda M: {"renderer.color.weight": M.mT},
+        "bias_color": lambda b: {"renderer.color.bias": b},
+        "bg_color": _no_parameter_but_ones,
+    }
+    if name not in conversions:
+        raise NotGoldenError(f"weight w.volume_renderer.{name} has no counterpart in the volume renderer")
+    return conversions[name](value)
+
+
+def _no_parameter_but_ones(color: Tensor) -> dict[str, Tensor]:
+    if not torch.equal(color, torch.ones_like(color)):
+        raise NotGoldenError(f"w.volume_renderer.bg_color is {color.tolist()}; ours is always one")
+    return {}
+
+
+def _attention_parameters(name: str, value: Tensor, golden: GoldenFile) -> dict[str, Tensor]:
+    if name.startswith("attn."):
+        return {f"attention.{name.removeprefix('attn.')}": value}
+    if name.startswith("proc.temb_proj."):
+        return {f"processor.timestep_code.{name.removeprefix('proc.temb_proj.')}": value}
+    for projection in ("to_q", "to_k", "to_v", "to_out"):
+        ours = f"processor.low_rank.{projection}"
+        if name == f"proc.{projection}_lora.up.weight":
+            return {f"{ours}.up.weight": value}
+        if name == f"proc.{projection}_lora.down.weight":
+            # down [x; z; e] is kept as down_x x + down_z z + down_e e.
+            linear = golden.weights["attn.to_out.0.weight" if projection == "to_out" else f"attn.{projection}.weight"]
+            inputs = {"down_x": linear.shape[1]}
+            if value.shape[1] > inputs["down_x"]:
+                inputs["down_z"] = golden.inputs["z"].shape[1]
+            if value.shape[1] > sum(inputs.values()):
+                inputs["down_e"] = value.shape[1] - sum(inputs.values())
+            parts = value.split(list(inputs.values()), dim=1)
+            return {f"{ours}.{down}.weight": part for down, part in zip(inputs, parts, strict=True)}
+    raise NotGoldenError(f"weight w.{name} has no counterpart in an attention layer")
