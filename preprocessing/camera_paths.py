@@ -78,8 +78,8 @@ def plan_path(
     height, width = image_size
     short = min(height, width)
     focal = short * random.uniform(1.15, 1.9)
-    # At the mean distance the bounding sphere fills 70-85 % of the short side; so it just fits at the smallest.
-    distance = radius * focal / (short / 2) / random.uniform(0.7, 0.85)
+    # At the mean distance the bounding sphere fills 60-74 % of the short side; so it still fits at the smallest one.
+    distance = radius * focal / (short / 2) / random.uniform(0.6, 0.74)
     center = np.array([width, height]) / 2 + short * random.uniform(-0.02, 0.02, 2)
     azimuth, elevation, stretch = _orbit(random, num_frames)
     cameras, gains = [], []

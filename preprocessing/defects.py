@@ -81,7 +81,7 @@ def _black_frame(frame: Entry, folder: Path) -> None:
 
 def _truncated_jpeg(frame: Entry, folder: Path) -> None:
     data = _image(frame, folder).read_bytes()
-    _image(frame, folder).write_bytes(data[: len(data) // 2])
+    _image(frame, folder).write_bytes(data[: len(data) * 3 // 4])  # the header is whole, also in small images
 
 
 def _wrong_size(frame: Entry, folder: Path) -> None:

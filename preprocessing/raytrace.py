@@ -182,8 +182,10 @@ def _shadow(scene: Scene, x: Array, y: Array) -> Array:
     near = np.flatnonzero(x * x + y * y < 9)
     ground = np.stack([x[near], y[near], np.zeros_like(x[near])])
     direct, contact = np.ones_like(x[near]), np.ones_like(x[near])
-    casters = sorted(scene.solids, key=lambda solid: -abs(float(np.linalg.det(solid.frame))) * solid.bounding_radius)
-    for solid in casters[:NUM_SHADOW_CASTERS]:
+    casters = sorted(scene.solids, key=lambda solid: -solid.bounding_radius)[:NUM_SHADOW_CASTERS]
+    for solid in casters:
+        if solid.bounding_radius < 0.25 * casters[0].bounding_radius:
+            break  # its shadow lies in that of the large ones, but for the error of taking those as ellipsoids
         inverse = solid.inverse / np.float32(0.85 * solid.local_radius())
         points = inverse @ (ground - solid.center[:, None])
         light = inverse @ scene.light

@@ -175,8 +175,9 @@ class Torus(Solid):
     taper: float = 0.0
 
     def lowest(self) -> float:
-        # of an upright torus; tilted ones (by a few degrees) are lowered by their rim
-        return float(self.center[2] - abs(self.frame[2, 2]) * self.tube - self.ring * np.hypot(*self.frame[2, :2]))
+        return float(
+            self.center[2] - np.linalg.norm(self.frame[2]) * self.tube - self.ring * np.hypot(*self.frame[2, :2])
+        )
 
     def local_radius(self) -> float:
         return (self.ring + self.tube) * (1 + abs(self.taper) * self.tube)
@@ -193,9 +194,8 @@ class Torus(Solid):
         alive = np.flatnonzero(room > 0)
         result = np.full_like(nearest, np.inf)
         ray, start, end = directions[:, alive], closest[:, alive], half[alive]
-        relax = (1 - abs(self.taper) * (self.ring + self.tube)) / speed[
-            alive
-        ]  # keeps the step below the true distance when tapered
+        shrink = 1 - abs(self.taper) * (self.ring + self.tube)  # keeps a step below the true distance when tapered
+        relax = shrink / speed[alive]
         step = -end
         moving = np.arange(len(alive))
         for _ in range(SPHERE_TRACING_ROUNDS):
@@ -213,12 +213,12 @@ class Torus(Solid):
         return result.astype(np.float32)
 
     def _newton(self, start: Array, ray: Array, step: Array) -> Array:
-        """Two Newton steps onto the surface; not where the ray grazes it, since the slope vanishes there."""
+        """Two Newton steps onto the surface; none where the ray grazes it, since the slope vanishes there."""
+        steep = -0.2 * np.sqrt(np.einsum("cn,cn->n", ray, ray))
         for _ in range(2):
             points = start + ray * step
             slope = np.einsum("cn,cn->n", self._gradient_local(points), ray)
-            correction = self._distance(*points) / np.minimum(slope, -0.1)
-            step = step - correction
+            step = step - np.where(slope < steep, self._distance(*points) / np.minimum(slope, steep), 0)
         return step
 
     def _gradient_local(self, points: Array) -> Array:
