@@ -23,8 +23,7 @@ _PASSED_TO_WORKERS = ("OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", "HF_HOME", "HF_
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anybody
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker without a GPU keeps the variables it was given
-    "RAY_gcs_server_port_wait_time_s": "180",  # a busy laptop needs longer than the 30 s that Ray gives its servers
-    "RAY_raylet_start_wait_time_s": "180",
+    "RAY_gcs_server_port_wait_time_s": "180",  # a busy laptop needs longer than the 30 s that Ray gives its server
 }
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the process of a submitted job
 _CONNECT_SECONDS = 5.0

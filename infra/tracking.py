@@ -29,6 +29,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from infra.errors import UserError
+from infra.storage import require_space
 
 FINGERPRINT_TAG = "viewdiff.fingerprint"
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -36,6 +37,7 @@ ARTIFACTS_NAME = "mlartifacts"
 SQLITE_PREFIX = "sqlite:///"
 
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # MLflow's limits for one request
+_NEW_DATABASE_BYTES = 1_000_000
 _QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 _TABLES_TAG = "mlflow.loggedArtifacts"  # makes MLflow's page show a JSON artifact as a table
 
@@ -49,14 +51,15 @@ class Tracking:
         self.uri, self.experiment = uri, experiment
 
     def check(self) -> None:
-        """See that the store answers, within seconds. A database is created where there is none yet.
+        """See that the store answers, within seconds. Creates nothing: a new database is made by the first run.
 
         Raises:
             UserError: it does not.
         """
         try:
-            if self.uri.startswith(SQLITE_PREFIX):
-                _check_database(Path(self.uri.removeprefix(SQLITE_PREFIX)))
+            if self._is_new_database():
+                require_space(self._database().parent, _NEW_DATABASE_BYTES)
+                return
             with _environment(_QUICK):
                 self._client().search_experiments(max_results=1)
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
@@ -102,6 +105,8 @@ class Tracking:
 
     def versions(self, name: str) -> list[RegisteredVersion]:
         """All versions of a registered model, oldest first."""
+        if self._is_new_database():
+            return []
         found = self._client().search_model_versions(f"name = '{name}'", max_results=1000)
         return sorted((_registered(version) for version in found), key=lambda version: version.version)
 
@@ -111,6 +116,8 @@ class Tracking:
 
     def champion(self, name: str) -> RegisteredVersion | None:
         """The version in use, if any."""
+        if self._is_new_database():
+            return None
         client = self._client()
         for model in client.search_registered_models(f"name = '{name}'"):
             if CHAMPION in model.aliases:
@@ -120,6 +127,22 @@ class Tracking:
     def download(self, version: RegisteredVersion, folder: Path) -> Path:
         """Copy a version's files below `folder` and return where they are. Nothing is unpickled or executed."""
         return Path(download_artifacts(artifact_uri=version.source, dst_path=str(folder), tracking_uri=self.uri))
+
+    def _database(self) -> Path:
+        return Path(self.uri.removeprefix(SQLITE_PREFIX)).absolute()
+
+    def _is_new_database(self) -> bool:
+        """Whether the store is a database file that is not there yet.
+
+        One that is there is opened once without MLflow, which tries for 100 s before it says that it cannot.
+        """
+        if not self.uri.startswith(SQLITE_PREFIX):
+            return False
+        path = self._database()
+        if path.exists():
+            with closing(sqlite3.connect(path)) as connection:
+                connection.execute("SELECT name FROM sqlite_master").fetchall()
+        return not path.exists()
 
     def _client(self) -> MlflowClient:
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
@@ -131,7 +154,7 @@ class Tracking:
             return found.experiment_id
         location = None  # a server decides itself where its files go
         if self.uri.startswith(SQLITE_PREFIX):
-            location = (Path(self.uri.removeprefix(SQLITE_PREFIX)).absolute().parent / ARTIFACTS_NAME).as_uri()
+            location = (self._database().parent / ARTIFACTS_NAME).as_uri()
         return client.create_experiment(self.experiment, artifact_location=location)
 
 
@@ -219,13 +242,6 @@ def flatten(value: object, prefix: str = "") -> dict[str, object]:
         pairs = [flatten(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items()]
         return {key: item for pair in pairs for key, item in pair.items()}
     return {prefix: json.dumps(value) if isinstance(value, list | tuple) else value}
-
-
-def _check_database(path: Path) -> None:
-    """Open (or create) the file ourselves first: MLflow tries ten times over 100 s before it says that it cannot."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("SELECT name FROM sqlite_master").fetchall()
 
 
 def _registered(version: Any) -> RegisteredVersion:

@@ -16,6 +16,8 @@ from infra.tracking import FINGERPRINT_TAG, Tracking, flatten
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
     tracking = Tracking(f"sqlite:///{tmp_path_factory.mktemp('root')}/mlflow.db")
     tracking.check()
+    assert tracking.champion("viewdiff") is None
+    assert not Path(tracking.uri.removeprefix("sqlite:///")).exists()  # asking creates nothing
     return tracking
 
 
@@ -66,9 +68,16 @@ def test_a_model_becomes_a_version_with_an_alias_once(tracking: Tracking, tmp_pa
     assert (tracking.download(champion, tmp_path / "download") / "weights").read_bytes() == b"weights"
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "nonsense://x", "sqlite:////dev/null/mlflow.db"])
-def test_an_unreachable_store_is_named_with_a_remedy(uri: str) -> None:
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "nonsense://x", "sqlite:///{}"])
+def test_an_unreachable_store_is_named_with_a_remedy(uri: str, tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("no database at all, only some text that is long enough to be looked at")
+    uri = uri.format(tmp_path / "mlflow.db")
     with pytest.raises(UserError, match=r"cannot be reached .*--tracking-uri") as caught:
         Tracking(uri).check()
     assert uri in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_database_that_cannot_be_made_is_refused() -> None:
+    with pytest.raises(UserError, match="/dev/null is a file"):
+        Tracking("sqlite:////dev/null/runs/mlflow.db").check()
