@@ -1,0 +1,104 @@
+"""Training checkpoints that are complete or invisible, however the writer ended.
+
+`<root>/step-000100-<attempt>/` holds safetensors files and manifest.json with the SHA-256 of each. A checkpoint is
+written below a hidden name and renamed when everything in it has reached the disk. Nothing is ever unpickled, and
+nothing is loaded that differs from its manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from infra.log import get_logger
+from infra.storage import digest_file, publish_folder
+
+MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 1
+_NAME = re.compile(r"step-(\d{6,})-[0-9a-f]{8}")
+_PARTIAL_PREFIX = ".partial-"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One complete checkpoint."""
+
+    folder: Path
+    step: int  # optimizer steps done
+    facts: Mapping[str, Any]  # what the writer put beside the tensors
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors saved as `name`, on the CPU."""
+        return load_file(self.folder / f"{name}.safetensors")
+
+
+class SnapshotFolder:
+    """The checkpoints of one training, the newest `keep` of them."""
+
+    def __init__(self, root: Path, *, keep: int = 2) -> None:
+        self._root, self._keep = root, keep
+        self._attempt = uuid.uuid4().hex[
+            :8
+        ]  # a process that outlives its training can never write where its successor does
+
+    def save(self, step: int, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> Snapshot:
+        """Write `parts` (tensors by file name without ending) as the checkpoint after `step` steps; drop old ones."""
+        final = self._root / f"step-{step:06d}-{self._attempt}"
+        partial = self._root / f"{_PARTIAL_PREFIX}{final.name}"
+        partial.mkdir(parents=True)
+        for name, tensors in parts.items():
+            save_file({key: value.contiguous() for key, value in tensors.items()}, partial / f"{name}.safetensors")
+        digests = {path.name: digest_file(path) for path in sorted(partial.iterdir())}
+        manifest = {"format_version": FORMAT_VERSION, "step": step, "files": digests, "facts": dict(facts)}
+        (partial / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n")
+        publish_folder(partial, final)
+        for _, old in self._found()[self._keep :]:
+            shutil.rmtree(old)
+        return Snapshot(final, step, dict(facts))
+
+    def newest(self) -> Snapshot | None:
+        """The newest checkpoint whose files are what its manifest says; damaged ones are named and passed over."""
+        for step, folder in self._found():
+            problem, manifest = _read(folder, step)
+            if problem is None:
+                return Snapshot(folder, step, manifest["facts"])
+            get_logger("checkpoint").warning("%s is damaged (%s); falling back to the one before", folder, problem)
+        return None
+
+    def sweep(self) -> None:
+        """Remove what writers that were killed left behind. Only to be called while nobody writes."""
+        for orphan in self._root.glob(f"{_PARTIAL_PREFIX}*"):
+            shutil.rmtree(orphan)
+
+    def _found(self) -> list[tuple[int, Path]]:
+        """(step, folder) of all published checkpoints, newest first."""
+        if not self._root.is_dir():
+            return []
+        matches = [(match, path) for path in self._root.iterdir() if (match := _NAME.fullmatch(path.name))]
+        return sorted(((int(match[1]), path) for match, path in matches), reverse=True)
+
+
+def _read(folder: Path, step: int) -> tuple[str | None, dict[str, Any]]:
+    """What is wrong with a checkpoint, or None, and its manifest."""
+    try:
+        manifest = json.loads((folder / MANIFEST_NAME).read_text())
+        version, files, named_step = manifest["format_version"], manifest["files"], manifest["step"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST_NAME}: {error}", {}
+    if version != FORMAT_VERSION:
+        return f"format version {version}, this program reads {FORMAT_VERSION}", {}
+    if named_step != step:
+        return f"{MANIFEST_NAME} says step {named_step}", {}
+    for name, digest in files.items():
+        if not (folder / name).is_file() or digest_file(folder / name) != digest:
+            return f"{name} is missing or changed", {}
+    return None, manifest

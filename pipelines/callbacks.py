@@ -1,0 +1,124 @@
+"""What happens between training steps, in the workers: metrics.jsonl, checkpoints, preview pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from infra.checkpoint import SnapshotFolder
+from infra.engine import Engine
+from infra.storage import atomic_write
+from model.base import BaseModel, load_base
+from model.sampling import SamplingConfig, ViewRequest, generate_views
+from model.unet import ViewDiffUNet
+from pipelines.loop import StepInfo
+from preprocessing.dataset import FrameIndex
+from preprocessing.latents import LatentCache
+
+MODEL_PART, OPTIMIZER_PART = "model", "optimizer"  # file names inside a checkpoint
+PREVIEW_SAMPLING = SamplingConfig(num_steps=8, guidance_scale=1.0)  # guidance would double the time
+
+
+def write_line(info: StepInfo) -> str:
+    """A step as one line of metrics.jsonl."""
+    rates = {f"learning_rate_{name}": rate for name, rate in info.learning_rates.items()}
+    numbers = {"loss": info.loss, **info.scalars, "gradient_norm": info.gradient_norm, **rates}
+    return json.dumps({"step": info.step, **numbers, "seconds": round(info.seconds, 4)}) + "\n"
+
+
+class MetricsFile:
+    """One line per step, each step once: lines after `done`, of a run that was killed, are dropped first.
+
+    The file is replaced when it is opened, so that a process that outlived its run writes into nothing.
+    """
+
+    def __init__(self, path: Path, *, done: int, sync_every_steps: int) -> None:
+        lines = path.read_bytes().splitlines(keepends=True)[:done] if path.exists() else []
+        if len(lines) < done or any(json.loads(line)["step"] != number for number, line in enumerate(lines, start=1)):
+            raise RuntimeError(f"{path} does not hold steps 1 to {done}, the checkpoint's; delete its folder")
+        atomic_write(path, b"".join(lines))
+        self._file = path.open("a")
+        self._sync_every_steps = sync_every_steps
+
+    def __call__(self, info: StepInfo) -> None:
+        self._file.write(write_line(info))
+        self._file.flush()
+        if info.step % self._sync_every_steps == 0:  # a checkpoint must never outlive the lines before it
+            os.fsync(self._file.fileno())
+
+
+@dataclass(frozen=True)
+class SaveSnapshots:
+    """A checkpoint every so many steps and after the last. Every rank must have it; rank 0 writes."""
+
+    engine: Engine
+    unet: ViewDiffUNet
+    snapshots: SnapshotFolder | None  # on rank 0
+    every_steps: int
+    num_steps: int
+
+    def __call__(self, info: StepInfo) -> None:
+        if info.step % self.every_steps and info.step != self.num_steps:
+            return
+        state = self.engine.optimizer_state()
+        if self.snapshots is not None:
+            parts = {MODEL_PART: self.unet.state_dict(), OPTIMIZER_PART: state}
+            self.snapshots.save(info.step, parts, {"loss": info.loss})
+
+
+class DrawPreviews:
+    """Every so many steps one object from its first view, into `<folder>/step-000100.png`. Only for rank 0.
+
+    Above the truth, as the autoencoder gives it back, below what the model makes of the first view.
+    """
+
+    def __init__(
+        self, unet: ViewDiffUNet, request: ViewRequest, *, base_dir: Path, folder: Path, every_steps: int
+    ) -> None:
+        self._unet, self._request, self._every_steps = unet, request, every_steps
+        self._base_dir, self._folder = base_dir, folder
+        folder.mkdir(exist_ok=True)
+
+    @cached_property
+    def _base(self) -> BaseModel:
+        return load_base(self._base_dir).to(self._request.known_latents.device).frozen()
+
+    def __call__(self, info: StepInfo) -> None:
+        if info.step % self._every_steps:
+            return
+        latents = generate_views(self._unet, self._base.scheduler, self._request, PREVIEW_SAMPLING)
+        rows = [self._decode(self._request.known_latents[0]), self._decode(latents[0])]
+        buffer = io.BytesIO()
+        Image.fromarray(np.concatenate(rows)).save(buffer, format="PNG")
+        atomic_write(self._folder / f"step-{info.step:06d}.png", buffer.getvalue())
+
+    @torch.no_grad()
+    def _decode(self, latents: Tensor) -> np.ndarray:
+        """[V, C, h, w] side by side as uint8 [H, V*W, 3]."""
+        images = (self._base.decode(latents) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return np.concatenate(list(images), axis=1)
+
+
+def preview_request(index: FrameIndex, latents: LatentCache, num_views: int) -> ViewRequest:
+    """The first held-out object (of training where none is held out) from evenly spaced views, the first one known."""
+    sequence = (index.sequences("val") or index.sequences("test") or index.sequences("train"))[0]
+    rows = [sequence.rows[number * len(sequence.rows) // num_views] for number in range(num_views)]
+    truth = latents.latents(rows, torch.zeros(num_views, *latents.latent_shape))
+    return ViewRequest(
+        cameras=index.cameras(rows)[None],
+        scene_bounds=torch.from_numpy(sequence.scene_bounds)[None],
+        text=latents.text(sequence.captions[0])[None],
+        empty_text=latents.empty_text,
+        known_latents=truth[None],
+        known=torch.arange(num_views)[None] == 0,
+        seeds=(0,),
+    )

@@ -1,0 +1,120 @@
+"""Stage train: the multi-view U-Net, in worker processes that may be killed and started again without a trace.
+
+This runs in the driver; pipelines/train_worker.py in every worker. What lies in the stage's folder decides where they
+go on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+
+from infra.cluster import ray_session
+from infra.distributed import run_workers
+from infra.errors import UserError
+from infra.fingerprint import fingerprint, plain
+from infra.storage import atomic_write
+from infra.tracking import FINGERPRINT_TAG, Run, Tracking, flatten
+from model.unet import ViewDiffUNet
+from pipelines.config import TrainConfig
+from pipelines.runtime import RuntimeConfig
+from pipelines.train_worker import TrainJob, train_in_worker
+from pipelines.watch import TrainingWatch
+from preprocessing.batches import ViewBatches
+from preprocessing.dataset import FrameIndex
+from preprocessing.latents import LatentCache
+
+_FACTS_NAME = "facts.json"
+_SCRATCH_NAMES = ("checkpoints", "workers")  # only needed until the model is written
+
+
+def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
+    """Train to `config.num_steps` from wherever `folder` stands; leaves model/, metrics.jsonl and previews/ in it.
+
+    `inputs`: shards, latents, base and, for a warm start, initial (a Checkpoint). Raises UserError, before any
+    training, when these do not fit the config, or MLflow does not answer.
+    """
+    tracking = Tracking(runtime.tracking)
+    tracking.check()
+    initial = inputs.get("initial")
+    job = TrainJob(
+        config=config,
+        shards_dir=inputs["shards"].folder,
+        latents_dir=inputs["latents"].folder,
+        base_dir=inputs["base"].folder,
+        initial_dir=None if initial is None else initial.model_dir,
+        folder=folder,
+    )
+    _check(job, runtime.num_workers)
+    if not (folder / _FACTS_NAME).exists():
+        run = _start_run(tracking, config, inputs)
+        _run(job, run, runtime)
+        run.finish()
+        atomic_write(folder / _FACTS_NAME, json.dumps(_facts(job) | {"mlflow_run_id": run.id}).encode())
+    for name in _SCRATCH_NAMES:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return json.loads((folder / _FACTS_NAME).read_bytes())
+
+
+def _check(job: TrainJob, num_workers: int) -> None:
+    """Everything that could be wrong with the config, in seconds and before workers are started."""
+    config = job.config
+    if config.batch_size % num_workers:
+        raise UserError(
+            f"train: batch_size {config.batch_size} cannot be divided among {num_workers} workers; change --num-workers"
+        )
+    ViewBatches(
+        FrameIndex.open(job.shards_dir), LatentCache(job.latents_dir), seed=config.seed, num_views=config.num_views
+    )
+    try:
+        network = ViewDiffUNet.meta(UNet2DConditionModel.load_config(job.base_dir, subfolder="unet"), config.model)
+        if job.initial_dir is not None:
+            initial = ViewDiffUNet.from_pretrained(job.initial_dir)
+            if initial.config != config.model or initial.state_dict().keys() != network.state_dict().keys():
+                raise ValueError(f"{job.initial_dir}: a model of another architecture than the config's")
+    except ValueError as error:
+        raise UserError(f"train: {error}") from error
+
+
+def _start_run(tracking: Tracking, config: TrainConfig, inputs: Mapping[str, Any]) -> Run:
+    """This training's MLflow run: a new one, or the one that a killed attempt began."""
+    identity = {role: artifact.fingerprint for role, artifact in inputs.items()} | {"config": plain(config)}
+    run = tracking.start("train", tags={FINGERPRINT_TAG: fingerprint(identity), "viewdiff.stage": "train"})
+    run.log_params(flatten(plain(config)))
+    return run
+
+
+def _run(job: TrainJob, run: Run, runtime: RuntimeConfig) -> None:
+    newest = job.snapshots().newest()
+    watch = partial(TrainingWatch, job.metrics_path, job.previews_dir, run=run)
+    with (
+        ray_session(num_cpus=runtime.num_workers),
+        watch(total=job.config.num_steps, done=0 if newest is None else newest.step),
+    ):
+        run_workers(
+            train_in_worker,
+            job,
+            num_workers=runtime.num_workers,
+            storage_dir=job.folder / "workers",
+            name=uuid.uuid4().hex[:8],
+            use_gpu=runtime.use_gpu,
+        )
+
+
+def _facts(job: TrainJob) -> dict[str, Any]:
+    """What the finished training says of itself."""
+    records = [json.loads(line) for line in job.metrics_path.read_text().splitlines()]
+    network = ViewDiffUNet.from_pretrained(job.model_dir)
+    return {
+        "steps": len(records),
+        "final_loss": records[-1]["loss"],
+        "seconds": round(sum(record["seconds"] for record in records), 1),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+    }

@@ -1,0 +1,144 @@
+"""One rank of a training: from the newest checkpoint, or the base model, to the last step.
+
+Apart from pipelines/train.py, because what workers import is time that every start and restart costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from diffusers import DDPMScheduler, UNet2DConditionModel
+
+from infra.checkpoint import Snapshot, SnapshotFolder
+from infra.engine import Engine, from_first_rank
+from infra.storage import publish_folder
+from model.diffusion import Objective, PartLoss, prior_loss, view_loss
+from model.sampling import ViewRequest
+from model.unet import ViewDiffUNet
+from pipelines.callbacks import MODEL_PART, OPTIMIZER_PART, DrawPreviews, MetricsFile, SaveSnapshots, preview_request
+from pipelines.config import TrainConfig
+from pipelines.loop import Callback, LossPart, Schedule, train_steps
+from preprocessing.batches import ViewBatches
+from preprocessing.dataset import FrameIndex
+from preprocessing.latents import LatentCache
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What every worker is told."""
+
+    config: TrainConfig
+    shards_dir: Path
+    latents_dir: Path
+    base_dir: Path
+    initial_dir: Path | None  # model to start from instead of the base model's U-Net
+    folder: Path
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def model_dir(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def previews_dir(self) -> Path:
+        return self.folder / "previews"
+
+    def snapshots(self) -> SnapshotFolder:
+        return SnapshotFolder(self.folder / "checkpoints")
+
+
+def train_in_worker(job: TrainJob) -> None:
+    """Train to the last step, saving as it goes, and write the model. Needs an initialised process group."""
+    first = dist.get_rank() == 0
+    if first:
+        job.snapshots().sweep()
+    snapshot = from_first_rank(job.snapshots().newest() if first else None)
+    done = 0 if snapshot is None else snapshot.step
+    unet = _build_unet(job, snapshot)
+    engine = Engine(unet, unet.parameter_groups(), job.config.engine, device=_device())
+    if snapshot is not None:
+        engine.load_optimizer_state(snapshot.tensors(OPTIMIZER_PART), num_steps=done)
+    index, latents = FrameIndex.open(job.shards_dir), LatentCache(job.latents_dir)
+    train_steps(
+        engine,
+        _parts(job, engine, index, latents),
+        Schedule(
+            batch_size=job.config.batch_size,
+            micro_batch_size=job.config.micro_batch_size,
+            rank=dist.get_rank(),
+            num_ranks=dist.get_world_size(),
+        ),
+        steps=range(done, job.config.num_steps),
+        callbacks=_callbacks(
+            job, engine, unet, done=done, preview=preview_request(index, latents, job.config.num_views)
+        ),
+    )
+    if first and not job.model_dir.exists():
+        unfinished = job.folder / ".model"
+        unet.save_pretrained(unfinished)
+        publish_folder(unfinished, job.model_dir)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def _build_unet(job: TrainJob, snapshot: Snapshot | None) -> ViewDiffUNet:
+    """The network at the snapshot, else the initial model, else the base model's U-Net with fresh layers."""
+    if job.initial_dir is not None:
+        unet = ViewDiffUNet.from_pretrained(job.initial_dir)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(job.config.seed)
+            base = UNet2DConditionModel.from_pretrained(job.base_dir, subfolder="unet", use_safetensors=True)
+            unet = ViewDiffUNet(base, job.config.model)
+    if snapshot is not None:
+        unet.load_state_dict(snapshot.tensors(MODEL_PART))
+    return unet.train()
+
+
+def _parts(job: TrainJob, engine: Engine, index: FrameIndex, latents: LatentCache) -> list[LossPart]:
+    """The terms of the objective: posed views, and prior preservation unless it weighs nothing."""
+    config = job.config
+    batches = ViewBatches(index, latents, seed=config.seed, num_views=config.num_views)
+    objective = Objective(
+        scheduler=DDPMScheduler.from_pretrained(job.base_dir, subfolder="scheduler"),
+        empty_text=latents.empty_text.to(engine.device),
+        config=config.diffusion,
+        seed=config.seed,
+        global_batch_size=config.batch_size,
+    )
+
+    def views(positions: range) -> PartLoss:
+        return view_loss(engine.model, batches.views(positions).to(engine.device), objective)
+
+    def prior(positions: range) -> PartLoss:
+        return prior_loss(engine.model, batches.prior(positions).to(engine.device), objective)
+
+    return [views, prior] if config.diffusion.prior_weight > 0 else [views]
+
+
+def _callbacks(job: TrainJob, engine: Engine, unet: ViewDiffUNet, *, done: int, preview: ViewRequest) -> list[Callback]:
+    config, first = job.config, dist.get_rank() == 0
+    save = SaveSnapshots(
+        engine, unet, job.snapshots() if first else None, config.checkpoint_every_steps, config.num_steps
+    )
+    if not first:
+        return [save]
+    return [
+        MetricsFile(job.metrics_path, done=done, sync_every_steps=config.checkpoint_every_steps),
+        save,
+        DrawPreviews(
+            unet,
+            preview.to(engine.device),
+            base_dir=job.base_dir,
+            folder=job.previews_dir,
+            every_steps=config.preview_every_steps,
+        ),
+    ]

@@ -1,0 +1,48 @@
+"""Run a function in several processes that form one gloo group."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import multiprocessing
+
+TIMEOUT_SECONDS = 600  # importing torch and DeepSpeed takes minutes on a machine that is busy with other things
+
+
+def run_distributed(run: Callable[..., Any], num_ranks: int, *args: Any) -> list[Any]:
+    """`run(*args)` on every rank; returns the ranks' results. `run` must be defined at the top of a module.
+
+    Raises:
+        RuntimeError: a rank failed (its traceback is on standard error) or took too long.
+    """
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [
+            context.Process(target=_rank_main, args=(run, rank, num_ranks, folder, args)) for rank in range(num_ranks)
+        ]
+        for process in ranks:
+            process.start()
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        for process in ranks:
+            process.join(max(0.0, deadline - time.monotonic()))
+        codes = [process.exitcode for process in ranks]
+        for process in ranks:
+            process.kill()
+        if any(code != 0 for code in codes):
+            raise RuntimeError(f"exit codes by rank: {codes}")
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(num_ranks)]
+
+
+def _rank_main(run: Callable[..., Any], rank: int, num_ranks: int, folder: str, args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks)
+    torch.save(run(*args), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,103 @@
+"""Inputs of a training of milliseconds per step: an index of a few random sequences, their latents, a base model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.config import EngineConfig
+from model.augment import ViewDiffConfig
+from model.base import build_tiny_base, save_base
+from model.config import TinyBaseConfig
+from model.projection import ProjectionConfig
+from pipelines.artifacts import Artifact, BaseFolder, Latents, Shards
+from pipelines.config import TrainConfig
+from preprocessing.config import LatentsConfig
+from preprocessing.dataset import FrameIndex
+from preprocessing.latents import write_latents
+from preprocessing.schema import DATASET_NAME, INDEX_NAME, INDEX_SCHEMA, SCHEMA_VERSION
+from tests.factories import look_at_cameras
+
+IMAGE_SIZE, NUM_FRAMES = 32, 5
+SPLITS = ("train", "train", "val")  # of the sequences
+BASE = TinyBaseConfig(
+    image_size=IMAGE_SIZE,
+    vae_channels=(8, 8, 8),
+    unet_channels=(16, 32),
+    head_channels=16,
+    text_channels=32,
+    text_length=8,
+)
+
+
+def train_config(**settings: Any) -> TrainConfig:
+    """Three views, both parts of the objective, a projection layer of 4³ voxels; `settings` override."""
+    projection = ProjectionConfig(blocks=(("mid_block", 4),), num_samples=4, compress="pointwise")
+    defaults: dict[str, Any] = {
+        "model": ViewDiffConfig(rank=2, projection=projection),
+        "engine": EngineConfig(learning_rate=1e-3, renderer_learning_rate=2e-3, gradient_clip=1.0, warmup_steps=2),
+        "num_steps": 6,
+        "batch_size": 4,
+        "micro_batch_size": 1,
+        "num_views": 3,
+        "checkpoint_every_steps": 2,
+        "preview_every_steps": 3,
+    }
+    return TrainConfig(**(defaults | settings))
+
+
+def write_inputs(root: Path) -> dict[str, Artifact]:
+    """The stage's inputs below `root`. There are no shards: training reads latents."""
+    folders = {name: root / name for name in ("shards", "latents", "base")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    table = index_table()
+    pq.write_table(table, folders["shards"] / INDEX_NAME)
+    manifest = {"schema_version": SCHEMA_VERSION, "num_frames": table.num_rows, "shards": []}
+    (folders["shards"] / DATASET_NAME).write_text(json.dumps(manifest))
+    base = build_tiny_base(BASE, words=["red", "apple"], seed=0).frozen()
+    save_base(base, folders["base"])
+    settings = LatentsConfig(batch_size=8, num_prior_images=3, prior_num_steps=1)
+    write_latents(FrameIndex.open(folders["shards"]), RandomImages(), base, folders["latents"], settings)  # type: ignore[arg-type]
+    kinds = {"shards": Shards, "latents": Latents, "base": BaseFolder}
+    return {name: kinds[name](fingerprint=name, folder=folder) for name, folder in folders.items()}
+
+
+def index_table() -> pa.Table:
+    """index.parquet of `len(SPLITS)` sequences of `NUM_FRAMES` frames."""
+    rows: list[dict[str, Any]] = []
+    for number, split in enumerate(SPLITS):
+        cameras = look_at_cameras(NUM_FRAMES, seed=number, image_size=(IMAGE_SIZE, IMAGE_SIZE))
+        for frame in range(NUM_FRAMES):
+            rows.append(
+                {
+                    "category": "apple",
+                    "sequence": f"sequence_{number}",
+                    "frame_number": frame,
+                    "split": split,
+                    "shard": "shard-000000.tar",
+                    **dict.fromkeys(("image_offset", "image_length", "mask_offset", "mask_length"), 0),
+                    "world_to_camera": cameras.world_to_camera[frame].flatten().tolist(),
+                    "intrinsics": cameras.intrinsics[frame].flatten().tolist(),
+                    "height": IMAGE_SIZE,
+                    "width": IMAGE_SIZE,
+                    "intensity_mean": 0.5 + 0.01 * frame,
+                    "intensity_variance": 0.1,
+                    "caption": ["a red apple", f"apple {number}"],
+                    "scene_bounds": [-1.0, -0.9, -0.8, 1.0, 0.9, 0.8],
+                }
+            )
+    return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
+
+
+class RandomImages:
+    """Stands for a reader of shards."""
+
+    def image(self, row: int) -> np.ndarray:
+        """[H, W, 3] uint8, a function of the row."""
+        return np.random.default_rng(row).integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)

@@ -1,0 +1,92 @@
+"""Checkpoints are whole or invisible, and a damaged one is passed over."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from infra import checkpoint
+from infra.checkpoint import MANIFEST_NAME, Snapshot, SnapshotFolder
+
+
+def save(folder: SnapshotFolder, step: int) -> Snapshot:
+    return folder.save(step, {"model": {"w": torch.full((3,), float(step))}}, {"loss": step / 10})
+
+
+def newest_step(root: Path) -> int | None:
+    snapshot = SnapshotFolder(root).newest()
+    return None if snapshot is None else snapshot.step
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    tensors = {"w": torch.arange(6.0).view(2, 3).T, "b": torch.tensor(3, dtype=torch.int64)}
+    SnapshotFolder(tmp_path).save(7, {"model": tensors, "optimizer": {}}, {"loss": 0.5})
+    found = SnapshotFolder(tmp_path).newest()
+    assert found is not None
+    assert (found.step, found.facts, found.tensors("optimizer")) == (7, {"loss": 0.5}, {})
+    for name, value in tensors.items():
+        assert torch.equal(found.tensors("model")[name], value)
+
+
+def test_nothing_there() -> None:
+    assert newest_step(Path("no such folder")) is None
+
+
+def test_the_newest_two_are_kept(tmp_path: Path) -> None:
+    folder = SnapshotFolder(tmp_path)
+    names = [save(folder, step).folder.name for step in (100, 20, 999_999, 1_000_000)]
+    assert {path.name for path in tmp_path.iterdir()} == set(names[2:])
+    assert newest_step(tmp_path) == 1_000_000
+
+
+def test_an_interrupted_save_stays_invisible_and_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = SnapshotFolder(tmp_path)
+    save(folder, 1)
+
+    def die(partial: Path, final: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "publish_folder", die)
+    with pytest.raises(KeyboardInterrupt):
+        save(folder, 2)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert newest_step(tmp_path) == 1
+    folder.sweep()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_attempts_do_not_write_into_each_other(tmp_path: Path) -> None:
+    first, second = SnapshotFolder(tmp_path), SnapshotFolder(tmp_path)
+    assert save(first, 3).folder != save(second, 3).folder
+    assert newest_step(tmp_path) == 3
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "no manifest", "manifest", "other step"])
+def test_a_damaged_one_is_named_and_the_one_before_is_used(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = SnapshotFolder(tmp_path)
+    save(folder, 1)
+    spoiled = save(folder, 2).folder
+    weights, manifest = spoiled / "model.safetensors", spoiled / MANIFEST_NAME
+    data = weights.read_bytes()
+    if damage == "flip":
+        weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif damage == "cut":
+        weights.write_bytes(data[:-1])
+    elif damage == "missing":
+        weights.unlink()
+    elif damage == "no manifest":
+        manifest.unlink()
+    elif damage == "manifest":
+        manifest.write_text(manifest.read_text()[:-10])
+    else:
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"step": 5}))
+    monkeypatch.setattr(logging.getLogger("viewdiff"), "propagate", True)
+    assert newest_step(tmp_path) == 1
+    assert spoiled.name in caplog.text
+    assert "falling back" in caplog.text
