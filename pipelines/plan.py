@@ -162,13 +162,13 @@ def run_chain(
 def _champion_evaluation(
     config: RunConfig, runtime: RuntimeConfig, results: Mapping[str, Artifact]
 ) -> dict[str, Artifact]:
-    """The present champion's scores on the objects that the new model was evaluated on; empty if it is the champion."""
-    from pipelines.registry import CHECKPOINT_TAG, find_champion, open_champion
+    """The scores of the champion to beat on the objects that the new model was evaluated on; empty without one."""
+    from pipelines.registry import find_rival, open_champion
 
-    champion = find_champion(config.register, runtime)
-    if champion is None or champion.tags[CHECKPOINT_TAG] == results["train"].fingerprint:
+    rival = find_rival(config.register, runtime, results["train"].fingerprint)
+    if rival is None:
         return {}
-    checkpoint, base = open_champion(champion, runtime)
+    checkpoint, base = open_champion(rival, runtime)
     inputs = {"shards": results["preprocess"], "base": base, "checkpoint": checkpoint}
     step = next(step for step in STEPS if step.name == "evaluate")
     return {"champion_evaluation": run_stage(make_stage(step, config, inputs), runtime)}

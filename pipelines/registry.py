@@ -19,6 +19,7 @@ DATASET_TAG = "viewdiff.dataset"  # fingerprint of the captures
 CAPTURES_TAG = "viewdiff.captures"  # JSON {category: number of sequences}
 CHECKPOINT_TAG = "viewdiff.checkpoint"  # fingerprint of the training's result
 BASE_TAG = "viewdiff.base"  # fingerprint of the base model
+RIVAL_TAG = "viewdiff.compared_with"  # version of the champion that it had to beat, "" for the first one
 
 
 def register(config: RegisterConfig, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def register(config: RegisterConfig, inputs: Mapping[str, Any], folder: Path, ru
     champion_psnr = None if champion is None else mean_psnr(champion)
     alias = CHAMPION if champion_psnr is None or psnr > champion_psnr else CHALLENGER
 
+    rival = find_rival(config, runtime, checkpoint.fingerprint)
     run = tracking.resume(checkpoint.facts["mlflow_run_id"])
     model_id = run.log_model(checkpoint.model_dir, name=config.model_name)
     run.log_metrics({"held_out_psnr": psnr}, model_id=model_id)
@@ -43,6 +45,7 @@ def register(config: RegisterConfig, inputs: Mapping[str, Any], folder: Path, ru
         CHECKPOINT_TAG: checkpoint.fingerprint,
         BASE_TAG: inputs["base"].fingerprint,
         DATASET_TAG: inputs["raw"].fingerprint,
+        RIVAL_TAG: "" if rival is None else str(rival.version),
         CAPTURES_TAG: json.dumps(count_captures(inputs["raw"].folder)),
         "viewdiff.held_out_psnr": f"{psnr:.4f}",
     }
@@ -70,6 +73,18 @@ def count_captures(root: Path) -> dict[str, int]:
 def find_champion(config: RegisterConfig, runtime: RuntimeConfig) -> RegisteredVersion | None:
     """The registry's present champion."""
     return Tracking(runtime.tracking).champion(config.model_name)
+
+
+def find_rival(config: RegisterConfig, runtime: RuntimeConfig, checkpoint: str) -> RegisteredVersion | None:
+    """The version that the model of a checkpoint has to beat: the champion, or who was that when it was registered.
+
+    So running a finished pipeline again after a newer champion compares nothing anew.
+    """
+    versions = Tracking(runtime.tracking).versions(config.model_name)
+    for version in versions:
+        if version.tags.get(CHECKPOINT_TAG) == checkpoint:
+            return next((rival for rival in versions if str(rival.version) == version.tags.get(RIVAL_TAG)), None)
+    return find_champion(config, runtime)
 
 
 def open_champion(version: RegisteredVersion, runtime: RuntimeConfig) -> tuple[Checkpoint, BaseFolder]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from infra.errors import UserError
 from infra.tracking import RegisteredVersion, Tracking
-from pipelines.artifacts import RawDataset, external_dataset, load_artifact, read_record
+from pipelines.artifacts import external_dataset, read_record
 from pipelines.config import RunConfig
 from pipelines.plan import run_chain
 from pipelines.registry import (
@@ -71,7 +71,7 @@ def retrain(config: RunConfig, runtime: RuntimeConfig, *, dry_run: bool) -> None
             f"retrain: no champion of model {config.register.model_name!r} in {runtime.tracking}; "
             "run `viewdiff run` first"
         )
-    dataset = external_dataset(Path(runtime.co3d_root)) if runtime.co3d_root else newest_synthetic(runtime.root_dir)
+    dataset = external_dataset(Path(runtime.co3d_root) if runtime.co3d_root else newest_synthetic(runtime.root_dir))
     captures = count_captures(dataset.folder)
     versions = Tracking(runtime.tracking).versions(config.register.model_name)
     decision = decide(captures, _captures(champion), _trained_on(versions, dataset.fingerprint))
@@ -99,8 +99,10 @@ def retrain(config: RunConfig, runtime: RuntimeConfig, *, dry_run: bool) -> None
     print(f"retrain    {facts['model_name']} version {facts['version']} is the {facts['alias']}")
 
 
-def newest_synthetic(root: Path) -> RawDataset:
-    """The synthetic data set below the root that was finished last.
+def newest_synthetic(root: Path) -> Path:
+    """Folder of the synthetic data set below the root that was finished last.
+
+    Like captures from elsewhere it is judged by its present content, so that a category copied into it counts as well.
 
     Raises:
         UserError: there is none.
@@ -108,7 +110,7 @@ def newest_synthetic(root: Path) -> RawDataset:
     folders = [path.parent for path in (root / "synth").glob("*/artifact.json")]
     if not folders:
         raise UserError(f"retrain: no captures below {root}; name their folder with --co3d-root")
-    return load_artifact(max(folders, key=lambda folder: read_record(folder)["created"]), RawDataset)
+    return max(folders, key=lambda folder: read_record(folder)["created"])
 
 
 def _captures(version: RegisteredVersion) -> dict[str, int]:
