@@ -1,0 +1,208 @@
+"""Generation: from noise, text, cameras and known views to the latents of new views (the paper, section 3.3).
+
+What the request holds decides how: text only (no known view) or from images (known views). model/windows.py goes along
+a trajectory of more views than fit into one denoising call.
+
+Shape letters: B samples, V views, C latent channels, h × w latent pixels, L text tokens, D text channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from diffusers import UniPCMultistepScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor, nn
+
+from model.cameras import Cameras
+from model.conditioning import NEUTRAL_INTENSITY
+from model.projection import ProjectionLayer, Rendered
+
+SMALLEST_OPACITY = 1e-3  # a ray that hits less has no depth to speak of
+
+ReportStep = Callable[[int, int], None]  # called with (calls of the network that are done, all of them)
+
+
+class DenoisesViews(Protocol):
+    """What sampling needs of `ViewDiffUNet`."""
+
+    def __call__(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        *,
+        text: Tensor,
+        cameras: Cameras,
+        scene_bounds: Tensor,
+        intensity: Tensor,
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How to denoise."""
+
+    num_steps: int = 10
+    """Calls of the network, with UniPC."""
+    guidance_scale: float = 7.5
+    """Classifier-free guidance; 1 switches it off and halves the work."""
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"sampling: num_steps {self.num_steps} must be at least 1")
+        if self.guidance_scale < 1:
+            raise ValueError(f"sampling: guidance_scale {self.guidance_scale} must be at least 1 (1 = off)")
+
+
+@dataclass(frozen=True, eq=False)
+class ViewRequest:
+    """What to generate: B samples of V views each.
+
+    A view that is `known` is given by its clean scaled latents; `known_latents` of other views are never read. The
+    last view must not be known, since the projection layers take the noise level of the volume from it. Raises
+    ValueError on shapes that do not fit.
+    """
+
+    cameras: Cameras  # batch shape [B, V]
+    scene_bounds: Tensor  # [B, 2, 3] world units
+    text: Tensor  # [B, L, D]
+    empty_text: Tensor  # [L, D] what guidance leads away from
+    known_latents: Tensor  # [B, V, C, h, w]
+    known: Tensor  # [B, V] bool
+    seeds: tuple[int, ...]  # one per sample: its noise, whatever else is in the batch
+
+    def __post_init__(self) -> None:
+        batch = (len(self.seeds), self.known_latents.shape[1])
+        for name, tensor in (("cameras", self.cameras), ("known", self.known), ("known_latents", self.known_latents)):
+            if tuple(tensor.shape[:2]) != batch:
+                raise ValueError(f"view request: {name} {tuple(tensor.shape)} must start with (samples, views) {batch}")
+        for name, tensor in (("text", self.text), ("scene_bounds", self.scene_bounds)):
+            if len(tensor) != batch[0]:
+                raise ValueError(f"view request: {name} {tuple(tensor.shape)} must start with {batch[0]} samples")
+        if bool(self.known[:, -1].any()):
+            raise ValueError("view request: the last view is known; put known views first and a new one last")
+
+    def to(self, device: torch.device | str) -> ViewRequest:
+        """The same request with every tensor on `device`."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self) if f.name != "seeds"}
+        return ViewRequest(**moved, seeds=self.seeds)
+
+    def noise(self) -> Tensor:
+        """Unit noise [B, V, C, h, w].
+
+        Each sample's is drawn from its own seed on the CPU: the same on every device and in every batch.
+        """
+        shape, device = self.known_latents.shape[1:], self.known_latents.device
+        samples = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in self.seeds]
+        return torch.stack(samples).to(device)
+
+
+@torch.no_grad()
+def generate_views(
+    unet: DenoisesViews,
+    scheduler: SchedulerMixin,
+    request: ViewRequest,
+    config: SamplingConfig,
+    *,
+    progress: ReportStep | None = None,
+) -> Tensor:
+    """Latents [B, V, C, h, w] (scaled, clean) of all views; those of known views come back as given.
+
+    `scheduler` is the base model's training scheduler: UniPC takes the noise schedule and the kind of prediction from
+    its config. `progress` is told after every denoising step.
+    """
+    return denoise(unet, scheduler, request, config, noise=request.noise(), progress=progress)
+
+
+class RenderedDepth(NamedTuple):
+    """What the projection layer with the finest features sees, [B, V, h', w'] each."""
+
+    depth: Tensor  # mean depth along z of the camera of what a ray hits, world units
+    opacity: Tensor  # in [0, 1]
+
+
+@torch.no_grad()
+def render_depth(unet: nn.Module, request: ViewRequest, latents: Tensor) -> RenderedDepth | None:
+    """Depth and opacity of finished views, latents [B, V, C, h, w], by one more call of the network at t = 0.
+
+    None for a network without projection layers.
+    """
+    rendered: list[Rendered] = []
+    layers = [module for module in unet.modules() if isinstance(module, ProjectionLayer)]
+    hooks = [
+        layer.renderer.register_forward_hook(lambda _module, _inputs, output: rendered.append(output))
+        for layer in layers
+    ]
+    try:
+        _call(unet, request, latents, torch.zeros_like(request.known, dtype=torch.long))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not rendered:
+        return None
+    finest = max(rendered, key=lambda output: output.depth.shape[-2] * output.depth.shape[-1])
+    opacity = finest.opacity[:, :, 0]
+    return RenderedDepth(finest.depth[:, :, 0] / opacity.clamp_min(SMALLEST_OPACITY), opacity)
+
+
+def denoise(
+    unet: DenoisesViews,
+    scheduler: SchedulerMixin,
+    request: ViewRequest,
+    config: SamplingConfig,
+    *,
+    noise: Tensor,
+    progress: ReportStep | None,
+) -> Tensor:
+    """`generate_views` from given unit noise [B, V, C, h, w]."""
+    solver = UniPCMultistepScheduler.from_config(scheduler.config)
+    solver.set_timesteps(config.num_steps, device=noise.device)
+    asked = request if config.guidance_scale == 1 else _with_empty_text(request)
+    known = request.known[:, :, None, None, None]
+    latents = torch.where(known, request.known_latents, noise * solver.init_noise_sigma)
+    for step, timestep in enumerate(solver.timesteps, start=1):
+        predicted = _predict(unet, asked, latents, timestep, config.guidance_scale)
+        stepped = solver.step(predicted.flatten(0, 1), timestep, latents.flatten(0, 1)).prev_sample
+        latents = torch.where(known, request.known_latents, stepped.unflatten(0, known.shape[:2]))
+        if progress is not None:
+            progress(step, config.num_steps)
+    return latents
+
+
+def _predict(
+    unet: DenoisesViews, asked: ViewRequest, latents: Tensor, timestep: Tensor, guidance_scale: float
+) -> Tensor:
+    """The network's prediction [B, V, C, h, w], led away from the empty text when `asked` holds it too."""
+    timesteps = torch.where(asked.known, 0, timestep)  # known views are clean at every step
+    if guidance_scale == 1:
+        return _call(unet, asked, latents, timesteps)
+    without, with_text = _call(unet, asked, latents.repeat(2, 1, 1, 1, 1), timesteps).chunk(2)
+    return without + guidance_scale * (with_text - without)
+
+
+def _with_empty_text(request: ViewRequest) -> ViewRequest:
+    """The request's samples with the empty text, then the same samples with their own."""
+    return ViewRequest(
+        cameras=Cameras.cat([request.cameras, request.cameras]),
+        scene_bounds=request.scene_bounds.repeat(2, 1, 1),
+        text=torch.cat([request.empty_text.expand_as(request.text), request.text]),
+        empty_text=request.empty_text,
+        known_latents=request.known_latents.repeat(2, 1, 1, 1, 1),
+        known=request.known.repeat(2, 1),
+        seeds=request.seeds * 2,
+    )
+
+
+def _call(unet: DenoisesViews, request: ViewRequest, latents: Tensor, timesteps: Tensor) -> Tensor:
+    return unet(
+        latents,
+        timesteps,
+        text=request.text,
+        cameras=request.cameras,
+        scene_bounds=request.scene_bounds,
+        intensity=latents.new_tensor(NEUTRAL_INTENSITY).expand(*latents.shape[:2], 2),
+    )
