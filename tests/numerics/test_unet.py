@@ -23,7 +23,8 @@ TOLERANCE = 2e-4
 
 def _config(*, merge: str = "replace", **settings: Any) -> ViewDiffConfig:
     projection = ProjectionConfig(blocks=BLOCKS, merge=merge, num_samples=4)  # type: ignore[arg-type]
-    return ViewDiffConfig(**{"rank": 2, "projection": projection} | settings)
+    defaults: dict[str, Any] = {"rank": 2, "projection": projection}
+    return ViewDiffConfig(**(defaults | settings))
 
 
 def _network(config: ViewDiffConfig | None = None) -> ViewDiffUNet:
