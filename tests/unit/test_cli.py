@@ -1,0 +1,195 @@
+"""What a person types: help, settings, and one line with a remedy for everything that is wrong."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.errors import UserError
+from pipelines import cli, plan
+from pipelines.arguments import parse_run
+from pipelines.names import PRESET_NAMES
+from pipelines.plan import NAMES, STEPS, needed_steps, run_chain
+from pipelines.presets import tiny
+from pipelines.runtime import RuntimeConfig
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+STAGE_COMMANDS = ("run", *NAMES)
+
+
+def test_help_is_short_and_names_every_command_and_preset() -> None:
+    text = cli.main_help()
+    for command in (*STAGE_COMMANDS, "generate", "retrain"):
+        assert re.search(rf"^  {command} +\w", text, re.MULTILINE), command
+    assert all(preset in text for preset in PRESET_NAMES)
+    assert len(text.splitlines()) < 40
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from pipelines.cli import dispatch; dispatch(['--help']); "
+        "sys.exit(', '.join({'torch', 'ray', 'mlflow', 'deepspeed'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == cli.main_help()
+
+
+def test_help_of_a_command_lists_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        parse_run("train", ["--help"], description="train the model")
+    printed = capsys.readouterr().out
+    assert "train the model" in printed
+    assert "--train.num-steps" in printed
+    assert "Optimizer steps" in printed
+
+
+def test_options_override_single_fields_of_the_preset() -> None:
+    line = "--preset tiny --root /r --num-workers 3 --train.num-steps 20 --train.engine.learning-rate 1e-3 --dry-run"
+    parsed = parse_run("train", [*line.split(), "--synth.categories", "teddybear", "apple"], description="")
+    expected = tiny()
+    engine = replace(expected.train.engine, learning_rate=1e-3)
+    expected = replace(
+        expected,
+        synth=replace(expected.synth, categories=("teddybear", "apple")),
+        train=replace(expected.train, num_steps=20, engine=engine),
+    )
+    assert parsed.config == expected
+    assert parsed.runtime == RuntimeConfig(root="/r", num_workers=3)
+    assert parsed.dry_run
+
+
+def test_paper_preset_takes_overrides_too() -> None:
+    parsed = parse_run("train", ["--preset=paper", "--train.model.rank", "8"], description="")
+    assert (parsed.config.name, parsed.config.train.model.rank) == ("paper", 8)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("trian", "unknown command 'trian'; did you mean 'train'?"),
+        ("train --preset tini", "unknown preset 'tini'; did you mean 'tiny'?"),
+        ("train --preset zzz", "unknown preset 'zzz'; choose from tiny, single_gpu, released, paper"),
+        ("train --train.nun-steps 3", "unknown option '--train.nun-steps'; did you mean '--train.num-steps'?"),
+        ("train --train.num-steps many", "--train.num-steps 'many'"),
+        ("train --train.num-steps", "--train.num-steps"),
+        ("train --train.num-views 1", "num_views is 1, must be at least 2"),
+        ("train --evaluate.sampling.num-steps 0", "num_steps 0 must be at least 1"),
+        ("train --num-workers 0", "--num-workers 0: must be at least 1"),
+        ("synth --synth.categories unicorn", "'unicorn': unknown, choose from teddybear, hydrant, apple, donut"),
+        ("synth --co3d-root somewhere", "drop one of the two"),
+        ("preprocess --co3d-root somewhere", "data set somewhere: no such folder"),
+        ("train --dry-run --co3d-root .", "not in CO3Dv2 layout"),
+        ("train --tracking-uri http://127.0.0.1:9", "MLflow at http://127.0.0.1:9 cannot be reached"),
+        ("train --root /dev/null/runs", "/dev/null is a file; choose another folder with --root"),
+    ],
+)
+def test_bad_input_is_one_line_with_exit_code_2(
+    line: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["viewdiff", *line.split()])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        cli.main()
+    error = capsys.readouterr().err
+    assert error.startswith("viewdiff: error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_each_command_needs_what_leads_to_it() -> None:
+    assert [step.name for step in needed_steps("latents", set())] == ["synth", "preprocess", "base", "latents"]
+    assert [step.name for step in needed_steps("register", {"synth"})] == [*NAMES[1:6], "register"]
+    assert [step.name for step in needed_steps("report", set())] == list(NAMES[:7])
+
+
+def fake_steps(log: list[str]) -> tuple[plan.Step, ...]:
+    """The real chain with stages that only write their name."""
+
+    def make(step: plan.Step) -> plan.Step:
+        def run(config: object, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
+            log.append(f"{step.name}({','.join(inputs)})")
+            (folder / "result").write_text(step.name)
+            return {}
+
+        return replace(step, load=lambda: run, tracks=False)
+
+    return tuple(make(step) for step in STEPS)
+
+
+def test_a_chain_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(plan, "STEPS", fake_steps(log))
+    runtime = RuntimeConfig(root=str(tmp_path))
+    first = run_chain(tiny(), runtime, until="evaluate")
+    assert log == [
+        "synth()",
+        "preprocess(raw)",
+        "base(shards)",
+        "latents(shards,base)",
+        "train(shards,latents,base)",
+        "evaluate(shards,base,checkpoint)",
+    ]
+    log.clear()
+    assert run_chain(tiny(), replace(runtime, num_workers=5), until="evaluate") == first
+    assert log == []
+    changed = replace(tiny(), evaluate=replace(tiny().evaluate, seed=1))
+    run_chain(changed, runtime, until="evaluate")
+    assert log == ["evaluate(shards,base,checkpoint)"]
+
+
+def test_a_plan_tells_what_would_be_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "STEPS", fake_steps([]))
+    runtime = RuntimeConfig(root=str(tmp_path))
+    results = run_chain(tiny(), runtime, until="latents")
+    changed = replace(tiny(), latents=replace(tiny().latents, num_prior_images=1))
+    rows = plan.describe_chain(changed, runtime, until="train")
+    assert [(name, state) for name, _, state in rows] == [
+        ("synth", "reuse"),
+        ("preprocess", "reuse"),
+        ("base", "reuse"),
+        ("latents", "run"),
+        ("train", "run"),
+    ]
+    assert rows[1][1] == results["preprocess"].fingerprint
+
+
+def test_further_inputs_and_given_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(plan, "STEPS", fake_steps(log))
+    runtime = RuntimeConfig(root=str(tmp_path))
+    results = run_chain(tiny(), runtime, until="train")
+    log.clear()
+    given = {name: results[name] for name in ("synth", "base")}
+    run_chain(tiny(), runtime, until="train", given=given, extra={"train": {"initial": results["train"]}})
+    assert log == ["train(shards,latents,base,initial)"]
+
+
+def test_a_base_model_that_is_read_does_not_depend_on_the_captures(tmp_path: Path) -> None:
+    config = replace(tiny(), base=replace(tiny().base, source="a/b"))
+    other = replace(config, preprocess=replace(config.preprocess, image_size=32))
+    runtime = RuntimeConfig(root=str(tmp_path))
+    fingerprints = [
+        {name: value for name, value, _ in plan.describe_chain(settings, runtime, until="latents")}
+        for settings in (config, other)
+    ]
+    assert fingerprints[0]["base"] == fingerprints[1]["base"]
+    assert fingerprints[0]["latents"] != fingerprints[1]["latents"]
+
+
+def test_a_missing_champion_does_not_hide_bad_settings(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown option '--retrain.steps'"):
+        cli.dispatch(["retrain", "--root", str(tmp_path), "--retrain.steps", "3"])

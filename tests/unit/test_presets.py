@@ -1,0 +1,86 @@
+"""Every preset constructs, counts its parameters and plans without doing anything."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from infra.fingerprint import fingerprint
+from pipelines import dry_run
+from pipelines.config import RunConfig
+from pipelines.names import PRESET_NAMES
+from pipelines.plan import NAMES
+from pipelines.presets import PRESETS, paper, released, tiny
+from pipelines.runtime import RuntimeConfig
+
+SD_2_UNET_PARAMETERS = 865_910_724  # published for Stable Diffusion 2.x
+# Channels of the blocks of Stable Diffusion's U-Net, and the paper's voxels per side for them.
+SD_CHANNELS = {"down_blocks.1": 640, "down_blocks.2": 1280, "mid_block": 1280, "up_blocks.1": 1280, "up_blocks.2": 640}
+PAPER_GRID = {320: 128, 640: 64, 1280: 32}
+
+
+@pytest.fixture(params=PRESET_NAMES)
+def preset(request: pytest.FixtureRequest) -> RunConfig:
+    return PRESETS[request.param]()
+
+
+def test_names_agree() -> None:
+    assert tuple(PRESETS) == PRESET_NAMES
+    assert [make().name for make in PRESETS.values()] == list(PRESET_NAMES)
+    assert len({fingerprint(make()) for make in PRESETS.values()}) == len(PRESET_NAMES)
+
+
+def test_a_batch_splits_over_the_default_workers(preset: RunConfig) -> None:
+    share = preset.train.batch_size / RuntimeConfig().num_workers
+    assert share == int(share)
+    assert share % preset.train.micro_batch_size == 0
+
+
+def test_paper_is_the_papers_text() -> None:
+    train = paper().train
+    assert train.model.projection is not None
+    assert dict(train.model.projection.blocks) == {name: PAPER_GRID[width] for name, width in SD_CHANNELS.items()}
+    assert (train.num_steps, train.batch_size, train.num_views, train.model.rank) == (60_000, 64, 5, 64)
+    engine = train.engine
+    assert (engine.learning_rate, engine.renderer_learning_rate, engine.gradient_clip) == (5e-5, 5e-3, 5e-3)
+    diffusion = train.diffusion
+    assert (diffusion.known_view_probability, diffusion.prior_weight) == (0.25, 0.1)
+    assert not train.model.include_self
+    assert paper().evaluate.sampling.num_steps == 10
+
+
+def test_released_is_the_authors_run() -> None:
+    model = released().train.model
+    assert model.projection is not None
+    assert dict(model.projection.blocks) == {"down_blocks.2": 32, "mid_block": 32, "up_blocks.1": 32}
+    assert (model.include_self, model.projection.merge, model.rank) == (True, "replace", 64)
+
+
+def test_dry_run_prints_everything_and_does_nothing(
+    preset: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dry_run.print_plan(preset, RuntimeConfig(root=str(tmp_path / "runs")), until="register")
+    printed = capsys.readouterr().out
+    assert f'"num_steps": {preset.train.num_steps}' in printed
+    for name in NAMES:
+        assert f"\n  {name} " in printed
+    assert " GiB" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stable_diffusion_is_counted_without_its_weights() -> None:
+    counts = dry_run.count_parameters(released())
+    assert counts["U-Net of the base model"] == SD_2_UNET_PARAMETERS
+    assert counts["total"] > SD_2_UNET_PARAMETERS
+
+
+def test_memory_of_zero_stages() -> None:
+    train = tiny().train
+    counts = {"total": 1000}
+    stages = {stage: replace(train, engine=replace(train.engine, zero_stage=stage)) for stage in (1, 2)}
+    totals = {stage: dry_run.estimate_memory(config, counts, num_workers=4) for stage, config in stages.items()}
+    assert totals[1]["total"] == 4000 + 4000 + 3000
+    assert totals[2]["total"] == 4000 + 1000 + 3000
