@@ -1,0 +1,158 @@
+"""What an evaluation generates: which objects, which of their frames is given, which are wanted.
+
+Pure functions of the config and the index.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from infra.errors import UserError
+from infra.fingerprint import fingerprint
+from model.cameras import Cameras
+from model.sampling import SamplingConfig
+from model.trajectories import angles, orbit_like
+from pipelines.config import EvaluateConfig
+from pipelines.generator import GeneratedSample, SampleRequest
+from pipelines.pictures import ObjectPictures, pictures_path
+from preprocessing.dataset import FrameIndex, SequenceRecord, ShardReader
+
+UNIT_CUBE = np.array([[-1, -1, -1], [1, 1, 1]], dtype=np.float32)  # scene bounds of an object that does not exist yet
+MAX_ORBIT_FRAMES = 10_000  # frames whose cameras the orbit of text-only objects is taken from
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationTask:
+    """One object to generate.
+
+    With frames, the first is given and the others are wanted; without, it is made from its caption.
+    """
+
+    name: tuple[str, ...]
+    """Of the pictures' file: (category, sequence), or ("text-0",)."""
+    caption: str
+    cameras: Cameras  # [V]
+    scene_bounds: np.ndarray  # [2, 3]
+    rows: tuple[int, ...]
+    """Frames of the cameras, by row of the index; none for an object from text."""
+    sampling: SamplingConfig
+    seed: int
+
+    def path(self, folder: Path) -> Path:
+        """Where its pictures are kept."""
+        return pictures_path(folder, *self.name)
+
+    def request(self, reader: ShardReader) -> SampleRequest:
+        """What the model is asked."""
+        known = [reader.image(row) for row in self.rows[:1]]
+        return SampleRequest(
+            world_to_camera=self.cameras.world_to_camera.numpy(),
+            intrinsics=self.cameras.intrinsics.numpy(),
+            image_size=self.cameras.image_size,
+            scene_bounds=self.scene_bounds,
+            text=self.caption,
+            known_images=np.array(known, dtype=np.uint8).reshape(-1, *self.cameras.image_size, 3),
+            seed=self.seed,
+            sampling=self.sampling,
+        )
+
+    def truth(self, reader: ShardReader) -> np.ndarray:
+        """The wanted frames, uint8 [V-1, H, W, 3]; none for an object from text."""
+        images = [reader.image(row) for row in self.rows[1:]]
+        return np.array(images, dtype=np.uint8).reshape(-1, *self.cameras.image_size, 3)
+
+    def pictures(
+        self, sample: GeneratedSample, reader: ShardReader, *, reconstructed: np.ndarray | None
+    ) -> ObjectPictures:
+        """What is kept: the generated views, without the given one, beside the truth."""
+        first = min(len(self.rows), 1)
+        azimuth, elevation = (values.numpy() for values in angles(self.cameras))
+        has_frames = bool(self.rows)
+        return ObjectPictures(
+            caption=self.caption,
+            generated=sample.images[first:],
+            azimuth=azimuth[first:],
+            elevation=elevation[first:],
+            depth=None if sample.depth is None else sample.depth[first:],
+            opacity=None if sample.opacity is None else sample.opacity[first:],
+            known=reader.image(self.rows[0]) if has_frames else None,
+            known_angles=np.array([azimuth[0], elevation[0]]) if has_frames else None,
+            truth=self.truth(reader) if has_frames else None,
+            reconstructed=reconstructed,
+        )
+
+
+def choose_objects(index: FrameIndex, config: EvaluateConfig) -> list[EvaluationTask]:
+    """Objects of the split, categories in turn, each from one given view.
+
+    Guidance is off: the given view says what is wanted. Raises UserError when the split holds no sequence of at least
+    two frames.
+    """
+    sequences = _in_turn(index, config)
+    if not sequences:
+        raise UserError(
+            f"split {config.split} of the shards holds no sequence of 2 frames or more: "
+            "preprocess more captures or give that split a larger share"
+        )
+    sampling = SamplingConfig(num_steps=config.sampling.num_steps, guidance_scale=1.0)
+    tasks = []
+    for sequence in sequences[: config.num_objects]:
+        name = (sequence.category, sequence.sequence)
+        seed = _seed(config, *name)
+        rows = choose_frames(index, sequence, num_views=config.num_views, seed=seed)
+        caption, cameras = sequence.captions[0], index.cameras(rows)
+        tasks.append(EvaluationTask(name, caption, cameras, sequence.scene_bounds, rows, sampling, seed))
+    return tasks
+
+
+def choose_texts(index: FrameIndex, config: EvaluateConfig) -> list[EvaluationTask]:
+    """Objects from the captions of held-out sequences alone, on an orbit like the training cameras, with guidance."""
+    if config.num_text_objects == 0:
+        return []
+    rows = np.array([row for sequence in index.sequences("train") for row in sequence.rows])
+    if len(rows) > MAX_ORBIT_FRAMES:
+        rows = rows[np.linspace(0, len(rows) - 1, MAX_ORBIT_FRAMES).round().astype(int)]
+    cameras = orbit_like(index.cameras(rows), config.num_views)
+    sequences = _in_turn(index, config)
+    start = min(config.num_objects, len(sequences))  # prefer others than the evaluated ones
+    captions = [sequence.captions[0] for sequence in [*sequences[start:], *sequences[:start]]]
+    names = [f"text-{number}" for number in range(config.num_text_objects)]
+    return [
+        EvaluationTask((name,), caption, cameras, UNIT_CUBE, (), config.sampling, _seed(config, name))
+        for name, caption in zip(names, captions, strict=False)
+    ]
+
+
+def choose_frames(index: FrameIndex, sequence: SequenceRecord, *, num_views: int, seed: int) -> tuple[int, ...]:
+    """Rows of the given frame, drawn by `seed`, and of at most num_views - 1 others, spread around the object."""
+    generator = np.random.default_rng(seed)
+    rows = np.array(sequence.rows)
+    known = int(generator.integers(len(rows)))
+    others = np.delete(rows, known)
+    azimuth, _ = angles(index.cameras(others))
+    around = others[np.argsort(azimuth.numpy(), kind="stable")]
+    count = min(num_views - 1, len(around))
+    picks = (generator.random() + np.arange(count)) * len(around) / count
+    return (int(rows[known]), *(int(row) for row in around[picks.astype(int) % len(around)]))
+
+
+def _in_turn(index: FrameIndex, config: EvaluateConfig) -> list[SequenceRecord]:
+    """The split's sequences in an order drawn by the seed, categories in turn so that any number is balanced."""
+    categories: dict[str, list[SequenceRecord]] = defaultdict(list)
+    for sequence in index.sequences(config.split):
+        if len(sequence.rows) >= 2:
+            categories[sequence.category].append(sequence)
+    ranked = []
+    for category, sequences in categories.items():
+        drawn = sorted(sequences, key=lambda item: _seed(config, category, item.sequence))
+        ranked += [(rank, category, sequence) for rank, sequence in enumerate(drawn)]
+    return [sequence for _, _, sequence in sorted(ranked, key=lambda item: item[:2])]
+
+
+def _seed(config: EvaluateConfig, *name: str) -> int:
+    """A seed of its own for every object, whatever else is evaluated."""
+    return int(fingerprint([config.seed, *name]), 16) % 2**63

@@ -1,0 +1,99 @@
+"""Charts of the report, as HTML and SVG that follow the page's colours in light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+
+CURVE_POINTS = 400  # what a chart of 300 pixels can show
+SMOOTHING = 0.04  # of the steps: standard deviation of the window of the bold curve
+PLOT_SIZE = (300, 150)
+
+
+def strip_chart(values: Mapping[str, tuple[str, Sequence[float]]], *, unit: str) -> str:
+    """One line per method: a dot for every object, a bar at their mean.
+
+    Keys are labels, values (CSS class, numbers).
+    """
+    everything = [value for _, numbers in values.values() for value in numbers]
+    low, high = math.floor(min(everything)), math.ceil(max(everything))
+    span = max(high - low, 1e-9)
+
+    def place(value: float) -> str:
+        return f"left:{100 * (value - low) / span:.2f}%"
+
+    items = []
+    for label, (kind, numbers) in values.items():
+        mean = float(np.mean(numbers))
+        dots = "".join(f'<i style="{place(value)}"></i>' for value in numbers)
+        items.append(
+            f'<li class="{kind}"><span class="name">{escape(label)}</span>'
+            f'<span class="track" aria-hidden="true">{dots}<b style="{place(mean)}"></b></span>'
+            f'<span class="value">{mean:.2f} <small>{escape(unit)}</small></span></li>'
+        )
+    return f'<ul class="strips">{"".join(items)}</ul>'
+
+
+def curve(title: str, steps: Sequence[float], values: Sequence[float], *, logarithmic: bool = False) -> str:
+    """A line over training steps: what was measured, faint, and smoothed, bold."""
+    x, y = np.asarray(steps, float), np.asarray(values, float)
+    if len(x) > CURVE_POINTS:
+        kept = np.linspace(0, len(x) - 1, CURVE_POINTS).round().astype(int)
+        smooth, x, y = _smooth(y)[kept], x[kept], y[kept]
+    else:
+        smooth = _smooth(y)
+    scale = np.log10 if logarithmic else np.asarray
+    ticks = _log_ticks(y) if logarithmic else _ticks(float(y.min()), float(np.quantile(y, 0.99)))
+    low, high = (float(scale(value)) for value in (ticks[0], ticks[-1]))
+    heights = {tick: 1 - (float(scale(tick)) - low) / (high - low) for tick in ticks}
+    grid = "".join(f'<path class="grid" d="M0 {PLOT_SIZE[1] * at:.1f}H{PLOT_SIZE[0]}"/>' for at in heights.values())
+    labels = "".join(f'<span style="top:{100 * at:.1f}%">{tick:g}</span>' for tick, at in heights.items())
+    raw, bold = (_path(x, (scale(line) - low) / (high - low)) for line in (y, smooth))
+    description = f"{title} over {int(x[-1])} steps, from {y[0]:.4g} to {smooth[-1]:.4g}"
+    return (
+        f'<figure class="curve"><figcaption>{escape(title)}<span>{smooth[-1]:.4g}</span></figcaption>'
+        f'<div class="plot">{labels}<svg viewBox="0 0 {PLOT_SIZE[0]} {PLOT_SIZE[1]}" preserveAspectRatio="none" '
+        f'role="img" aria-label="{escape(description)}">{grid}<path class="raw" d="{raw}"/>'
+        f'<path class="smooth" d="{bold}"/></svg></div>'
+        f'<div class="steps"><span>step {int(x[0])}</span><span>{int(x[-1])}</span></div></figure>'
+    )
+
+
+def _path(x: np.ndarray, heights: np.ndarray) -> str:
+    """SVG path through points, heights in [0, 1] from the bottom; what lies outside is drawn at the border."""
+    across = (x - x[0]) / max(x[-1] - x[0], 1e-9) * PLOT_SIZE[0]
+    down = (1 - np.clip(heights, 0, 1)) * PLOT_SIZE[1]
+    return "M" + "L".join(f"{u:.1f} {v:.1f}" for u, v in zip(across, down, strict=True))
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Gaussian-weighted mean over neighbours."""
+    deviation = max(SMOOTHING * len(values), 1e-3)
+    reach = min(math.ceil(3 * deviation), len(values) - 1)
+    weights = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * deviation**2))
+    total = np.convolve(values, weights)[reach : reach + len(values)]
+    return total / np.convolve(np.ones_like(values), weights)[reach : reach + len(values)]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Three to six round numbers that enclose a range."""
+    span = max(high - low, abs(high) * 1e-3, 1e-9)
+    magnitude = 10 ** math.floor(math.log10(span / 3))
+    step = next(magnitude * factor for factor in (1, 2, 5, 10) if span / (magnitude * factor) <= 4)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def _log_ticks(values: np.ndarray) -> list[float]:
+    """Powers of ten that enclose positive values, or their halves and doubles when one decade is enough."""
+    low, high = float(values.min()), float(np.quantile(values, 0.99))
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    if last - first >= 2:
+        return [10.0**power for power in range(first, last + 1)]
+    candidates = [factor * 10.0**power for power in range(first, last + 1) for factor in (1, 2, 5)]
+    below = max((value for value in candidates if value <= low), default=candidates[0])
+    above = min((value for value in candidates if value >= high), default=candidates[-1])
+    return [value for value in candidates if below <= value <= max(above, below * 2)]
