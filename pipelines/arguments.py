@@ -88,12 +88,14 @@ def _refuse(event: tyro_errors.ParseErrorEvent) -> None:
     """Say in one line what tyro would say in a box of several."""
     if isinstance(event, tyro_errors.BadValue):
         value = f" {event.offending_value!r}" if event.offending_value else ""
-        raise UserError(f"{_name(event.argument)}{value}: {event.reason}")
+        reason = "needs a value" if event.reason == "too_few_values" else "takes no value"
+        raise UserError(f"{_name(event.argument)}{value}: {reason}")
     if isinstance(event, tyro_errors.InvalidChoice):
         choices = ", ".join(event.choices)
         raise UserError(f"{_name(event.argument)} {event.value!r}: choose from {choices}")
     if isinstance(event, tyro_errors.InstantiationFailure):
-        raise UserError(" ".join(event.message.split()))
+        name = "" if event.argument is None else f"{_name(event.argument)}: "
+        raise UserError(name + " ".join(event.message.split()))
 
 
 def _name(argument: Any) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from infra.engine import EngineConfig
+from infra.config import EngineConfig
 from model.augment import ViewDiffConfig
 from model.config import BaseConfig
 from model.diffusion import DiffusionConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from infra.engine import EngineConfig
+from infra.config import EngineConfig
 from model.augment import ViewDiffConfig
 from model.config import BaseConfig
 from model.diffusion import DiffusionConfig
