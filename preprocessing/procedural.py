@@ -12,6 +12,7 @@ from preprocessing.shapes import CappedCone, Ellipsoid, Solid, Torus
 from preprocessing.textures import PALETTE, Color, Material
 
 Random = np.random.Generator
+Coats = tuple[Material, Material, Material]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,16 +110,16 @@ def _hydrant(random: Random) -> ProceduralObject:
         _about(random, 0.065, 0.15),
     )
     for side in (-1, 1):
-        solids += _nozzle((0, side, 0), level, reach, size, body, trim, steel)
-    solids += _nozzle((1, 0, 0), level - 0.06, reach, 1.55 * size, body, trim, steel)
+        solids += _nozzle((0, side, 0), level, reach, size, (body, trim, steel))
+    solids += _nozzle((1, 0, 0), level - 0.06, reach, 1.55 * size, (body, trim, steel))
     return ProceduralObject(solids=tuple(solids), color=name, pattern=pattern)
 
 
-def _nozzle(
-    direction: ArrayLike, level: float, reach: float, size: float, body: Material, trim: Material, steel: Material
-) -> list[Solid]:
+def _nozzle(direction: ArrayLike, level: float, reach: float, size: float, coats: Coats) -> list[Solid]:
+    """A pipe to one side, its cap and the cap's nut, each in its own coat."""
     axis = np.asarray(direction, np.float64)
     base = np.array([0, 0, level])
+    body, trim, steel = coats
     return [
         _rod(base + 0.08 * axis, base + reach * axis, size, size, body),
         _rod(base + reach * axis, base + (reach + 0.05) * axis, 1.25 * size, 1.15 * size, trim),
