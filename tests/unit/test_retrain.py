@@ -206,5 +206,5 @@ def test_only_a_better_model_becomes_champion(
     facts = registry.register(RegisterConfig(), inputs, runtime.root_dir, runtime)
     assert aliases == [("viewdiff", alias, 2)]
     assert (facts["version"], facts["alias"], facts["champion_psnr"]) == (2, alias, champion_psnr)
-    assert logged[CAPTURES_TAG] == '{"apple": 1, "teddybear": 1}'
+    assert json.loads(logged[CAPTURES_TAG]) == {"apple": 1, "teddybear": 1}
     assert (logged[DATASET_TAG], logged["held_out_psnr"]) == ("d" * 16, 20.0)
