@@ -16,6 +16,7 @@ from infra.fingerprint import fingerprint
 from model.cameras import Cameras
 from model.sampling import SamplingConfig
 from model.trajectories import angles, orbit_like
+from model.windows import WindowConfig
 from pipelines.config import EvaluateConfig
 from pipelines.generator import GeneratedSample, SampleRequest
 from pipelines.pictures import ObjectPictures, pictures_path
@@ -41,32 +42,32 @@ class EvaluationTask:
     """Frames of the cameras, by row of the index; none for an object from text."""
     sampling: SamplingConfig
     seed: int
+    windows: WindowConfig | None = None
 
     def path(self, folder: Path) -> Path:
         """Where its pictures are kept."""
         return pictures_path(folder, *self.name)
 
-    def request(self, reader: ShardReader) -> SampleRequest:
-        """What the model is asked."""
-        known = [reader.image(row) for row in self.rows[:1]]
+    def request(self, reader: ShardReader | None) -> SampleRequest:
+        """What the model is asked. Only a task with frames needs a reader, here and below."""
         return SampleRequest(
             world_to_camera=self.cameras.world_to_camera.numpy(),
             intrinsics=self.cameras.intrinsics.numpy(),
             image_size=self.cameras.image_size,
             scene_bounds=self.scene_bounds,
             text=self.caption,
-            known_images=np.array(known, dtype=np.uint8).reshape(-1, *self.cameras.image_size, 3),
+            known_images=self._images(self.rows[:1], reader),
             seed=self.seed,
             sampling=self.sampling,
+            windows=self.windows,
         )
 
-    def truth(self, reader: ShardReader) -> np.ndarray:
+    def truth(self, reader: ShardReader | None) -> np.ndarray:
         """The wanted frames, uint8 [V-1, H, W, 3]; none for an object from text."""
-        images = [reader.image(row) for row in self.rows[1:]]
-        return np.array(images, dtype=np.uint8).reshape(-1, *self.cameras.image_size, 3)
+        return self._images(self.rows[1:], reader)
 
     def pictures(
-        self, sample: GeneratedSample, reader: ShardReader, *, reconstructed: np.ndarray | None
+        self, sample: GeneratedSample, reader: ShardReader | None, *, reconstructed: np.ndarray | None
     ) -> ObjectPictures:
         """What is kept: the generated views, without the given one, beside the truth."""
         first = min(len(self.rows), 1)
@@ -79,11 +80,19 @@ class EvaluationTask:
             elevation=elevation[first:],
             depth=None if sample.depth is None else sample.depth[first:],
             opacity=None if sample.opacity is None else sample.opacity[first:],
-            known=reader.image(self.rows[0]) if has_frames else None,
+            known=self._images(self.rows[:1], reader)[0] if has_frames else None,
             known_angles=np.array([azimuth[0], elevation[0]]) if has_frames else None,
             truth=self.truth(reader) if has_frames else None,
             reconstructed=reconstructed,
         )
+
+    def _images(self, rows: tuple[int, ...], reader: ShardReader | None) -> np.ndarray:
+        """uint8 [N, H, W, 3]."""
+        images = np.zeros((len(rows), *self.cameras.image_size, 3), np.uint8)
+        for number, row in enumerate(rows):
+            assert reader is not None
+            images[number] = reader.image(row)
+        return images
 
 
 def choose_objects(index: FrameIndex, config: EvaluateConfig) -> list[EvaluationTask]:
@@ -113,10 +122,7 @@ def choose_texts(index: FrameIndex, config: EvaluateConfig) -> list[EvaluationTa
     """Objects from the captions of held-out sequences alone, on an orbit like the training cameras, with guidance."""
     if config.num_text_objects == 0:
         return []
-    rows = np.array([row for sequence in index.sequences("train") for row in sequence.rows])
-    if len(rows) > MAX_ORBIT_FRAMES:
-        rows = rows[np.linspace(0, len(rows) - 1, MAX_ORBIT_FRAMES).round().astype(int)]
-    cameras = orbit_like(index.cameras(rows), config.num_views)
+    cameras = orbit_like(training_cameras(index), config.num_views)
     sequences = _in_turn(index, config)
     start = min(config.num_objects, len(sequences))  # prefer others than the evaluated ones
     captions = [sequence.captions[0] for sequence in [*sequences[start:], *sequences[:start]]]
@@ -125,6 +131,15 @@ def choose_texts(index: FrameIndex, config: EvaluateConfig) -> list[EvaluationTa
         EvaluationTask((name,), caption, cameras, UNIT_CUBE, (), config.sampling, _seed(config, name))
         for name, caption in zip(names, captions, strict=False)
     ]
+
+
+def training_cameras(index: FrameIndex) -> Cameras:
+    """Cameras [N] of the training frames, or of all frames where none is for training; evenly picked from very many."""
+    sequences = index.sequences("train") or index.sequences()
+    rows = np.array([row for sequence in sequences for row in sequence.rows])
+    if len(rows) > MAX_ORBIT_FRAMES:
+        rows = rows[np.linspace(0, len(rows) - 1, MAX_ORBIT_FRAMES).round().astype(int)]
+    return index.cameras(rows)
 
 
 def choose_frames(index: FrameIndex, sequence: SequenceRecord, *, num_views: int, seed: int) -> tuple[int, ...]:

@@ -61,12 +61,23 @@ class SampleGenerator:
         self._device = device
 
     @classmethod
-    def load(cls, model_dir: Path, base_dir: Path, *, device: str = "cpu") -> SampleGenerator:
-        """Read both folders. Raises UserError when one of them does not hold what it should."""
+    def load(cls, model_dir: Path, base: Path | str, *, device: str = "cpu") -> SampleGenerator:
+        """Read a model and its base model, a diffusers folder or hub id.
+
+        Raises UserError when one of them does not hold what it should or they do not belong together.
+        """
         try:
-            return cls(ViewDiffUNet.from_pretrained(model_dir), load_base(base_dir), device=device)
+            unet, parts = ViewDiffUNet.from_pretrained(model_dir), load_base(base)
         except ValueError as error:
             raise UserError(str(error)) from error
+        _check_match(unet, parts, model_dir=model_dir, base=base)
+        return cls(unet, parts, device=device)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the pictures that the base model was made for."""
+        side = self._base.unet.config.sample_size * self._base.downsampling
+        return side, side
 
     @property
     def side_multiple(self) -> int:
@@ -144,6 +155,20 @@ class SampleGenerator:
         """Images uint8 [N, H, W, 3] of scaled latents [N, C, h, w]."""
         images = torch.cat([self._base.decode(part) for part in latents.split(DECODED_AT_ONCE)])
         return (images.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _check_match(unet: ViewDiffUNet, parts: BaseModel, *, model_dir: Path, base: Path | str) -> None:
+    """Raise UserError when the network takes other texts or latents than the base model makes."""
+    pairs = {
+        "text channels": (unet.unet.config.cross_attention_dim, parts.text_encoder.config.hidden_size),
+        "latent channels": (unet.unet.config.in_channels, parts.vae.config.latent_channels),
+    }
+    for name, (expected, given) in pairs.items():
+        if expected != given:
+            raise UserError(
+                f"model {model_dir} takes {expected} {name}, base model {base} has {given}; "
+                "name the base model that it was trained with"
+            )
 
 
 def as_floats(images: np.ndarray) -> Tensor:

@@ -63,6 +63,12 @@ def color_depth(depth: np.ndarray) -> np.ndarray:
     return colors[..., ::-1].reshape(*depth.shape, 3)
 
 
+def encode_png(image: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] as the bytes of a PNG file."""
+    _, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    return data.tobytes()
+
+
 def grid(pictures: ObjectPictures) -> np.ndarray:
     """One picture uint8 [H', W', 3] in rows: the given view and the generated ones, the truth, the depth."""
     height, width = pictures.generated.shape[1:3]

@@ -17,7 +17,7 @@ from string import Template
 import cv2
 import numpy as np
 
-from pipelines.pictures import ObjectPictures, color_depth
+from pipelines.pictures import ObjectPictures, color_depth, encode_png
 
 PAD = 2  # pixels around each view of a strip, so that scaling the strip does not mix neighbours
 LARGEST_PNG_SIDE = 128  # small pictures stay lossless
@@ -171,8 +171,9 @@ def _enlarge(images: np.ndarray) -> np.ndarray:
 
 def data_url(image: np.ndarray) -> str:
     """uint8 [H, W, 3] as a data: URL, lossless when it is small."""
-    suffix, kind, options = ".png", "png", [cv2.IMWRITE_PNG_COMPRESSION, 9]
-    if image.shape[0] > LARGEST_PNG_SIDE:
-        suffix, kind, options = ".jpg", "jpeg", [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    _, data = cv2.imencode(suffix, np.ascontiguousarray(image[..., ::-1]), options)
-    return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode('ascii')}"
+    if image.shape[0] <= LARGEST_PNG_SIDE:
+        kind, data = "png", encode_png(image)
+    else:
+        options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+        kind, data = "jpeg", cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), options)[1].tobytes()
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

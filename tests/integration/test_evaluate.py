@@ -1,0 +1,201 @@
+"""Evaluation: what is chosen, generated, resumed, scored and recorded; once through Ray Serve, else in this process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from infra.errors import UserError
+from infra.log import Progress
+from infra.tracking import Tracking
+from model.sampling import SamplingConfig
+from pipelines import evaluate as evaluate_module
+from pipelines.artifacts import Artifact
+from pipelines.config import EvaluateConfig
+from pipelines.evaluate import evaluate, generate_objects, score_objects
+from pipelines.evaluation_tasks import EvaluationTask, choose_frames, choose_objects, choose_texts
+from pipelines.generator import SampleGenerator, SampleRequest
+from pipelines.pictures import ObjectPictures
+from pipelines.runtime import RuntimeConfig
+from pipelines.scoring import SCORE_COLUMNS, mean_training_image
+from tests.evaluation_inputs import HELD_OUT, open_shards, write_evaluation_inputs
+from tests.training_inputs import IMAGE_SIZE, NUM_FRAMES
+
+CONFIG = EvaluateConfig(
+    sampling=SamplingConfig(num_steps=2, guidance_scale=2.0),
+    split=HELD_OUT,
+    num_objects=3,
+    num_text_objects=1,
+    num_views=4,
+    max_batch_size=2,
+)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    return write_evaluation_inputs(tmp_path_factory.mktemp("root"))
+
+
+@pytest.fixture(scope="module")
+def generator(inputs: dict[str, Artifact]) -> SampleGenerator:
+    return SampleGenerator.load(inputs["checkpoint"].folder / "model", inputs["base"].folder)
+
+
+class Now:
+    """An answer that is there."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def result(self) -> Any:
+        return self._value
+
+
+class LocalClient:
+    """A served model without a server; dies after `lifetime` requests."""
+
+    def __init__(self, generator: SampleGenerator, *, lifetime: int = 1000) -> None:
+        self._generator, self._lifetime = generator, lifetime
+        self.requests: list[SampleRequest] = []
+
+    def generate(self, request: SampleRequest) -> Now:
+        if len(self.requests) == self._lifetime:
+            raise ConnectionError("killed")
+        self.requests.append(request)
+        return Now(self._generator.generate([request])[0])
+
+    def reconstruct(self, images: np.ndarray) -> Now:
+        return Now(self._generator.reconstruct(images))
+
+
+def tasks_of(inputs: dict[str, Artifact], config: EvaluateConfig) -> list[EvaluationTask]:
+    index, _ = open_shards(inputs)
+    return [*choose_objects(index, config), *choose_texts(index, config)]
+
+
+def run_tasks(tasks: list[EvaluationTask], client: LocalClient, inputs: dict[str, Artifact], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    progress = Progress("evaluate", total=len(tasks), unit="objects")
+    generate_objects(tasks, client, open_shards(inputs)[1], folder, progress=progress, max_in_flight=1)
+
+
+def test_the_choice_is_a_function_of_the_seed(inputs: dict[str, Artifact]) -> None:
+    index, _ = open_shards(inputs)
+    [held_out] = index.sequences(HELD_OUT)
+    choices = {choose_frames(index, held_out, num_views=4, seed=seed) for seed in range(40)}
+    assert choose_frames(index, held_out, num_views=4, seed=3) == choose_frames(index, held_out, num_views=4, seed=3)
+    assert {choice[0] for choice in choices} == set(held_out.rows)  # every frame is given at times
+    for choice in choices:
+        assert len(set(choice)) == 4
+        assert set(choice) <= set(held_out.rows)
+    assert len(choose_frames(index, held_out, num_views=99, seed=0)) == NUM_FRAMES
+
+
+def test_objects_are_held_out_and_texts_use_guidance(inputs: dict[str, Artifact]) -> None:
+    tasks = tasks_of(inputs, CONFIG)
+    assert [task.name for task in tasks] == [("apple", "sequence_2"), ("text-0",)]  # there is only one to hold out
+    assert tasks[0].sampling == SamplingConfig(num_steps=2, guidance_scale=1.0)
+    assert tasks[1].sampling == CONFIG.sampling
+    assert tasks[1].rows == ()
+
+
+def test_a_split_without_objects_is_refused(inputs: dict[str, Artifact]) -> None:
+    index, _ = open_shards(inputs)
+    with pytest.raises(UserError, match="split test of the shards holds no sequence"):
+        choose_objects(index, replace(CONFIG, split="test"))
+
+
+def test_pictures_belong_to_their_frames(
+    inputs: dict[str, Artifact], generator: SampleGenerator, tmp_path: Path
+) -> None:
+    tasks, (index, reader) = tasks_of(inputs, CONFIG), open_shards(inputs)
+    run_tasks(tasks, LocalClient(generator), inputs, tmp_path / "pictures")
+    pictures = ObjectPictures.load(tasks[0].path(tmp_path / "pictures"))
+    known, *targets = tasks[0].rows
+    assert pictures.generated.shape == (3, IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert pictures.known is not None
+    assert pictures.truth is not None
+    assert np.array_equal(pictures.known, reader.image(known))
+    assert np.array_equal(pictures.truth, np.stack([reader.image(row) for row in targets]))
+    centers = index.cameras(targets).centers().numpy()
+    assert pictures.azimuth == pytest.approx(np.arctan2(centers[:, 1], centers[:, 0]), abs=1e-5)
+    assert pictures.depth is not None
+    assert pictures.depth.shape[0] == 3
+    text = ObjectPictures.load(tasks[1].path(tmp_path / "pictures"))
+    assert text.generated.shape[0] == CONFIG.num_views
+    assert text.truth is None
+
+
+def test_a_killed_evaluation_goes_on_where_it_stopped(
+    inputs: dict[str, Artifact], generator: SampleGenerator, tmp_path: Path
+) -> None:
+    tasks = tasks_of(inputs, CONFIG)
+    run_tasks(tasks, LocalClient(generator), inputs, tmp_path / "whole")
+    with pytest.raises(ConnectionError):
+        run_tasks(tasks, LocalClient(generator, lifetime=1), inputs, tmp_path / "killed")
+    missing = [task for task in tasks if not task.path(tmp_path / "killed").exists()]
+    assert [task.name for task in missing] == [("text-0",)]
+    client = LocalClient(generator)
+    run_tasks(missing, client, inputs, tmp_path / "killed")
+    assert len(client.requests) == 1
+    for task in tasks:
+        whole, resumed = (ObjectPictures.load(task.path(tmp_path / name)) for name in ("whole", "killed"))
+        assert np.array_equal(whole.generated, resumed.generated)
+
+
+def test_scores_are_those_of_the_right_pictures(
+    inputs: dict[str, Artifact], generator: SampleGenerator, tmp_path: Path
+) -> None:
+    """The truth in the place of generated pictures must win, and the baselines must be what they are called."""
+    index, reader = open_shards(inputs)
+    [task] = choose_objects(index, CONFIG)
+    run_tasks([task], LocalClient(generator), inputs, tmp_path)
+    pictures = ObjectPictures.load(task.path(tmp_path))
+    assert pictures.truth is not None
+    assert pictures.known is not None
+    replace(pictures, generated=pictures.truth).save(task.path(tmp_path))
+    columns = score_objects([task], index, reader, tmp_path)
+    assert columns["known_frame"] == [int(index.frame_numbers[task.rows[0]])]
+    assert columns["target_frames"] == [[int(index.frame_numbers[row]) for row in task.rows[1:]]]
+    assert columns["psnr"] == [pytest.approx(100.0)]
+    assert columns["ssim"] == [pytest.approx(1.0)]
+    errors = (pictures.known.astype(float) - pictures.truth) / 255
+    expected = np.mean(-10 * np.log10(np.square(errors).mean(axis=(1, 2, 3))))
+    assert columns["psnr_copy"] == [pytest.approx(expected, abs=1e-4)]  # the pictures are float32 in between
+    train = [reader.image(row) for item in index.sequences("train") for row in item.rows]
+    assert np.abs(mean_training_image(index, reader) - np.mean(train, axis=0)).max() <= 0.5
+
+
+@pytest.mark.timeout(600)
+def test_the_stage_through_ray_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = RuntimeConfig(root=str(tmp_path), num_workers=1)
+    tracking = Tracking(runtime.tracking)
+    parent = tracking.start("train", tags={})
+    inputs = write_evaluation_inputs(tmp_path, train_run_id=parent.id)
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    facts = evaluate(CONFIG, inputs, folder, runtime)
+
+    table = pq.read_table(folder / "objects.parquet")
+    assert set(SCORE_COLUMNS) < set(table.column_names)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["num_objects"] == 1
+    assert summary["psnr"] == pytest.approx(table["psnr"][0].as_py())
+    assert np.isfinite([summary[name] for name in SCORE_COLUMNS]).all()
+    run = tracking.resume(facts["mlflow_run_id"]).client.get_run(facts["mlflow_run_id"])
+    assert run.data.tags["mlflow.parentRunId"] == parent.id
+    assert run.data.metrics["psnr"] == pytest.approx(summary["psnr"])
+    assert run.info.status == "FINISHED"
+
+    def no_server(*_: Any) -> None:
+        raise AssertionError("everything is there")
+
+    monkeypatch.setattr(evaluate_module, "serving", no_server)
+    again = evaluate(CONFIG, inputs, folder, runtime)
+    assert again == facts  # the same run, the same numbers

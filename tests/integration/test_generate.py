@@ -1,0 +1,103 @@
+"""`viewdiff generate`: from a frame, from text, and what it says to wrong names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import pytest
+
+from infra.errors import UserError
+from model.base import build_tiny_base, save_base
+from model.sampling import SamplingConfig
+from pipelines.artifacts import Artifact
+from pipelines.generate import GenerateRequest, generate
+from pipelines.pictures import ObjectPictures
+from pipelines.runtime import RuntimeConfig
+from tests.evaluation_inputs import open_shards, write_evaluation_inputs
+from tests.training_inputs import BASE, IMAGE_SIZE, NUM_FRAMES
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    return write_evaluation_inputs(tmp_path_factory.mktemp("root"))
+
+
+@pytest.fixture
+def runtime(inputs: dict[str, Artifact]) -> RuntimeConfig:
+    return RuntimeConfig(root=str(inputs["checkpoint"].folder.parents[1]))
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> GenerateRequest:
+    sampling = SamplingConfig(num_steps=2, guidance_scale=2.0)
+    return GenerateRequest(output=str(tmp_path / "out"), sampling=sampling)
+
+
+def test_all_other_frames_in_windows(
+    inputs: dict[str, Artifact], runtime: RuntimeConfig, request_: GenerateRequest, tmp_path: Path
+) -> None:
+    asked = replace(request_, sequence="apple/sequence_2", known_frame=1, views_at_once=3, context_views=2)
+    page = generate(asked, runtime)
+    assert page == tmp_path / "out" / "report.html"
+    names = sorted(path.name for path in page.parent.glob("view-*.png"))
+    assert names == [f"view-{number:06d}.png" for number in (0, 2, 3, 4)]
+    pictures = ObjectPictures.load(page.parent / "pictures.npz")
+    assert pictures.generated.shape == (NUM_FRAMES - 1, IMAGE_SIZE, IMAGE_SIZE, 3)
+    index, reader = open_shards(inputs)
+    rows = next(item.rows for item in index.sequences() if item.sequence == "sequence_2")
+    assert pictures.truth is not None
+    assert (pictures.truth[1] == reader.image(rows[2])).all()
+    written = cv2.imread(str(page.parent / "view-000003.png"))[..., ::-1]
+    assert (written == pictures.generated[2]).all()
+    assert "apple / sequence_2" in page.read_text()
+    assert not list(tmp_path.glob(".partial*"))
+
+
+@pytest.mark.parametrize("path", ["orbit", "spiral"])
+def test_from_text_alone(runtime: RuntimeConfig, request_: GenerateRequest, path: str) -> None:
+    page = generate(replace(request_, text="a red <apple>", path=path, num_views=3), runtime)
+    pictures = ObjectPictures.load(page.parent / "pictures.npz")
+    assert pictures.generated.shape == (3, IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert pictures.known is None
+    assert "<apple>" not in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "nothing to generate"),
+        ({"sequence": "apple/sequence_3"}, "unknown sequence 'apple/sequence_3'; did you mean 'apple/sequence_2'"),
+        ({"sequence": "apple/sequence_2", "known_frame": 77}, "no frame 77; choose from 0, 1, 2, 3, 4"),
+        ({"shards": "/nowhere"}, "no such folder"),
+        ({"model": "/nowhere", "text": "x"}, "no such folder"),
+        ({"text": "x", "path": "/nowhere.json"}, "neither orbit nor spiral"),
+    ],
+)
+def test_wrong_names_are_told_and_nothing_is_written(
+    runtime: RuntimeConfig, request_: GenerateRequest, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        generate(replace(request_, **changes), runtime)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_exists_is_not_overwritten(runtime: RuntimeConfig, request_: GenerateRequest, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="exists already"):
+        generate(replace(request_, text="x"), runtime)
+
+
+def test_a_root_without_a_model_says_so(request_: GenerateRequest, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no trained model"):
+        generate(replace(request_, text="x"), RuntimeConfig(root=str(tmp_path / "empty")))
+
+
+def test_a_base_model_of_another_architecture_is_refused(
+    runtime: RuntimeConfig, request_: GenerateRequest, tmp_path: Path
+) -> None:
+    other = tmp_path / "base"
+    save_base(build_tiny_base(replace(BASE, text_channels=64), words=["red"], seed=0), other)
+    with pytest.raises(UserError, match="takes 32 text channels"):
+        generate(replace(request_, text="x", base=str(other)), runtime)
