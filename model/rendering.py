@@ -105,18 +105,18 @@ def composite(density: Tensor, intervals: Tensor) -> Tensor:
     return F.pad(transmittance[..., :-1], (1, 0), value=1.0) - transmittance
 
 
-def opacity_noise(seeds: tuple[int, ...], layer_index: int, *, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Normal noise [B, *shape], each sample's from its own seed and the layer's index.
+def opacity_noise(seeds: tuple[int, ...], layer_index: int, *, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Normal noise [B, *shape], float32, each sample's from its own seed and the layer's index.
 
     So it depends neither on how samples are put into batches nor on a global generator, and computing it again, as
     gradient checkpointing does, gives the same.
     """
     noise = []
     for seed in seeds:
-        generator = torch.Generator(like.device)
+        generator = torch.Generator(device)
         # Mixed well, since torch's CPU generator reads only the lower 32 bits.
         generator.manual_seed(random.Random(f"opacity noise {seed} {layer_index}").getrandbits(63))
-        noise.append(torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device))
+        noise.append(torch.randn(shape, generator=generator, dtype=torch.float32, device=device))
     return torch.stack(noise)
 
 
@@ -186,7 +186,8 @@ class VolumeRenderer(nn.Module):
         hidden = self.trunk(features.to(dtype))
         density = self.density(hidden)[..., 0]
         if noise_seeds is not None:
-            density = density + opacity_noise(noise_seeds, self.layer_index, shape=density.shape[1:], like=density)
+            noise = opacity_noise(noise_seeds, self.layer_index, shape=density.shape[1:], device=density.device)
+            density = density + noise.to(dtype)
         seen_along = self.color_ray(directions.to(dtype))[..., None, :]
         color = self.color(F.relu(self.color_hidden(hidden) + seen_along)).sigmoid()
         return F.softplus(density), color

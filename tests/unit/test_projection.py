@@ -1,0 +1,159 @@
+"""model/projection.py: the layer as a whole, at a tiny size."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.cameras import Cameras
+from model.projection import ProjectionConfig, ProjectionLayer, VolumeRefiner, renderer_parameters
+from model.views import ViewContext
+
+CHANNELS, TIMESTEP_CHANNELS, SIZE = 6, 8, (3, 4)
+
+
+def _config(**changes: Any) -> ProjectionConfig:
+    values: dict[str, Any] = {"blocks": (("mid_block", 4),), "num_samples": 4, "refine_channels": (4,)}
+    return ProjectionConfig(**{**values, "feature_channels": 4, **changes})
+
+
+def _layer(config: ProjectionConfig | None = None) -> ProjectionLayer:
+    torch.manual_seed(0)
+    return ProjectionLayer(CHANNELS, 4, TIMESTEP_CHANNELS, config or _config(), layer_index=0)
+
+
+def _inputs(num_samples: int, num_views: int, hidden_views: int, seed: int = 0) -> tuple[Tensor, ViewContext]:
+    """Tokens and views whose cameras look along +z at the origin, from slightly different places."""
+    generator = torch.Generator().manual_seed(seed)
+    pose = torch.eye(4).repeat(num_samples, num_views, 1, 1)
+    pose[..., :3, 3] = torch.tensor([0.0, 0.0, 3.0]) + 0.3 * torch.randn(num_samples, num_views, 3, generator=generator)
+    intrinsics = torch.tensor([[40.0, 0.0, 20.0], [0.0, 40.0, 15.0], [0.0, 0.0, 1.0]])
+    views = ViewContext(
+        num_views=num_views,
+        latent_size=SIZE,
+        conditioning=torch.zeros(num_samples * num_views, 10),
+        timestep_embedding=torch.randn(num_samples * num_views, TIMESTEP_CHANNELS, generator=generator),
+        cameras=Cameras(pose, intrinsics.repeat(num_samples, num_views, 1, 1), (30, 40)),
+        scene_bounds=torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]).repeat(num_samples, 1, 1),
+        hidden_views=hidden_views,
+        opacity_noise_seeds=tuple(range(num_samples)),
+    )
+    tokens = torch.randn(num_samples * num_views, SIZE[0] * SIZE[1], CHANNELS, generator=generator)
+    return tokens, views
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("compress", ["conv3x3", "pointwise"])
+def test_every_parameter_learns(background: bool, compress: str) -> None:
+    layer = _layer(_config(background=background, compress=compress))
+    tokens, views = _inputs(2, 3, hidden_views=1)
+    tokens.requires_grad_()
+    out = layer(tokens, *SIZE, views)
+    assert out.shape == tokens.shape
+    out.square().sum().backward()
+    without = [name for name, parameter in layer.named_parameters() if parameter.grad is None]
+    assert without == []
+    assert tokens.grad is not None
+    per_view = tokens.grad.unflatten(0, (2, 3)).abs().sum((-2, -1))
+    assert (per_view[:, :2] > 0).all()
+    assert (per_view[:, 2] == 0).all()  # the hidden view is rendered, but never read
+
+
+@torch.no_grad()
+def test_a_hidden_view_cannot_be_seen_by_any_view() -> None:
+    layer = _layer()
+    tokens, views = _inputs(1, 3, hidden_views=1)
+    changed = tokens.clone()
+    changed[2] += 1.0
+    assert torch.equal(layer(tokens, *SIZE, views), layer(changed, *SIZE, views))
+    shown = dataclasses.replace(views, hidden_views=0)
+    assert not torch.equal(layer(tokens, *SIZE, shown), layer(changed, *SIZE, shown))
+
+
+@torch.no_grad()
+def test_one_view_works_and_none_is_refused() -> None:
+    layer = _layer()
+    tokens, views = _inputs(2, 1, hidden_views=0)
+    assert torch.isfinite(layer(tokens, *SIZE, views)).all()
+    with pytest.raises(ValueError, match="at least one"):
+        layer(tokens, *SIZE, dataclasses.replace(views, hidden_views=1))
+
+
+@torch.no_grad()
+def test_samples_do_not_mix() -> None:
+    layer = _layer()
+    tokens, views = _inputs(2, 3, hidden_views=1)
+    second = dataclasses.replace(
+        views,
+        conditioning=views.conditioning[3:],
+        timestep_embedding=views.timestep_embedding[3:],
+        cameras=views.cameras[1:],
+        scene_bounds=views.scene_bounds[1:],
+        opacity_noise_seeds=(1,),
+    )
+    # Matrix products and convolutions of another batch size may round differently.
+    torch.testing.assert_close(layer(tokens, *SIZE, views)[3:], layer(tokens[3:], *SIZE, second), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_geometry_stays_exact_under_autocast() -> None:
+    layer = _layer()
+    tokens, views = _inputs(1, 3, hidden_views=0)
+    seen: list[Any] = []
+    layer.aggregator.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    layer.renderer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    layer(tokens, *SIZE, views)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(tokens, *SIZE, views)
+    exact, _, cast, rendered = seen
+    assert torch.equal(exact.depth, cast.depth)
+    assert torch.equal(exact.rays, cast.rays)
+    assert rendered.depth.dtype == rendered.opacity.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_a_network_in_half_precision_runs() -> None:
+    tokens, views = _inputs(1, 3, hidden_views=1)
+    views = dataclasses.replace(views, timestep_embedding=views.timestep_embedding.bfloat16())
+    out = _layer().bfloat16()(tokens.bfloat16(), *SIZE, views)
+    assert out.dtype == torch.bfloat16
+    assert torch.isfinite(out).all()
+
+
+@torch.no_grad()
+def test_refining_in_several_levels_keeps_the_shape() -> None:
+    refiner = VolumeRefiner((4, 8, 12), TIMESTEP_CHANNELS)
+    volume = torch.randn(2, 4, 8, 8, 8)
+    first = refiner(volume, torch.randn(2, TIMESTEP_CHANNELS))
+    assert first.shape == volume.shape
+    assert not torch.equal(first, refiner(volume, torch.randn(2, TIMESTEP_CHANNELS)))
+
+
+def test_renderer_parameters_are_those_of_the_renderers() -> None:
+    layer = _layer()
+    named = {name for name, parameter in layer.named_parameters() if name.startswith("renderer.")}
+    found = {id(parameter) for parameter in renderer_parameters(layer)}
+    assert {name for name, parameter in layer.named_parameters() if id(parameter) in found} == named
+    assert len(found) == 12  # six linear layers
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"foreground_fraction": 1.0}, "foreground_fraction is 1.0"),
+        ({"disparity_at_infinity": 0.0}, "disparity_at_infinity is 0.0"),
+        ({"merge": "add"}, "merge is 'add'"),
+        ({"compress": "linear"}, "compress is 'linear'"),
+        ({"num_samples": 1}, "num_samples is 1"),
+        ({"feature_channels": 5}, "feature_channels is 5"),
+        ({"refine_channels": (8,)}, "must start with"),
+        ({"refine_channels": (4, 8, 8), "blocks": (("mid_block", 6),)}, "multiple of 4"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _config(**changes)

@@ -1,0 +1,179 @@
+"""model/volume.py: voxel centres, contraction, unprojection, aggregation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.cameras import Cameras
+from model.volume import (
+    SceneFrame,
+    ViewAggregator,
+    ViewSamples,
+    contract,
+    reachable,
+    uncontract,
+    unproject,
+    voxel_grid,
+)
+
+CPU = torch.device("cpu")
+
+
+def _points_in_all_directions(count: int = 4000) -> Tensor:
+    """Normalised points from inside the scene to 50 half sizes away, on both sides of every axis."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    distances = torch.logspace(-2, 1.7, count, dtype=torch.float64)
+    return directions / directions.abs().amax(-1, keepdim=True) * distances[:, None]
+
+
+def _camera(image_size: tuple[int, int] = (6, 8)) -> Cameras:
+    """One camera [1, 1] five units before the origin on the z axis, looking along +z."""
+    pose = torch.eye(4)
+    pose[2, 3] = 5.0
+    intrinsics = torch.tensor([[10.0, 0.0, 4.0], [0.0, 12.0, 3.0], [0.0, 0.0, 1.0]])
+    return Cameras(pose[None, None], intrinsics[None, None], image_size)
+
+
+@pytest.mark.parametrize("foreground_fraction", [0.3, 0.5, 0.8])
+def test_uncontract_inverts_contract(foreground_fraction: float) -> None:
+    points = _points_in_all_directions()
+    contracted = contract(points, foreground_fraction)
+    assert contracted.abs().max() < 1
+    assert reachable(contracted, foreground_fraction).all()
+    # Far away, 1/p - n is a small difference of numbers near 1: 50 times their rounding, squared by the derivative.
+    torch.testing.assert_close(uncontract(contracted, foreground_fraction), points, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("foreground_fraction", [0.3, 0.5])
+def test_contract_inverts_uncontract_where_reachable(foreground_fraction: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    grid_points = torch.rand(4000, 3, generator=generator, dtype=torch.float64) * 1.98 - 0.99
+    back = contract(uncontract(grid_points, foreground_fraction), foreground_fraction)
+    same = (back - grid_points).abs().amax(-1) < 1e-9
+    assert torch.equal(same, reachable(grid_points, foreground_fraction))
+    assert 0.1 < same.float().mean() < 0.9  # both kinds are among them
+
+
+def test_contraction_at_hand_computed_points() -> None:
+    points = torch.tensor([[0.5, -1.0, 0.2], [0.0, -3.0, 0.0], [-4.0, 2.0, 1.0], [2.0, 2.0, -1.0]])
+    # p = 1/2: n = 2 - 1/n0, scaled by 1/2. Where two coordinates tie, one of them counts as the largest.
+    expected = torch.tensor([[0.25, -0.5, 0.1], [0.0, -5 / 6, 0.0], [-0.875, 0.25, 0.125], [0.75, 0.5, -0.25]])
+    torch.testing.assert_close(contract(points, 0.5), expected)
+
+
+def test_unreachable_voxels_lie_where_two_axes_leave_the_scene() -> None:
+    G = 8
+    mask = voxel_grid(G, 0.5, CPU).reachable.reshape(G, G, G)
+    outside = torch.tensor([True, True, False, False, False, False, True, True])
+    num_outside = outside[:, None, None].int() + outside[:, None].int() + outside.int()
+    assert torch.equal(mask, num_outside < 2)
+    # Both signs of every axis are treated alike.
+    assert torch.equal(mask, mask.flip(0))
+    assert torch.equal(mask, mask.flip(1))
+    assert torch.equal(mask, mask.flip(2))
+    assert voxel_grid(G, None, CPU).reachable.all()
+
+
+def test_voxels_are_stored_z_y_x() -> None:
+    G = 4
+    points = voxel_grid(G, None, CPU).points.reshape(G, G, G, 3)
+    torch.testing.assert_close(points[3, 2, 0], torch.tensor([-0.75, 0.25, 0.75]))  # index z, y, x; values x, y, z
+    contracted = voxel_grid(G, 0.5, CPU).points.reshape(G, G, G, 3)
+    torch.testing.assert_close(contracted[1, 2, 0], torch.tensor([-2.0, 1.0, -1.0]))  # u = (-1.5, 0.5, -0.5), n0 = 2
+
+
+def test_a_grid_made_in_inference_mode_serves_training() -> None:
+    with torch.inference_mode():
+        points = voxel_grid(3, 0.4, CPU).points
+    weight = torch.ones(3, requires_grad=True)
+    (points * weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_scene_frame_moves_points_both_ways() -> None:
+    bounds = torch.tensor([[[-1.0, 0.0, 2.0], [1.0, 3.0, 6.0]]])
+    frame = SceneFrame.from_bounds(bounds)
+    world = frame.to_world(torch.tensor([[0.0, 0.0, 0.0], [1.0, -1.0, 0.5]]))
+    torch.testing.assert_close(world, torch.tensor([[[0.0, 1.5, 4.0], [2.0, -0.5, 5.0]]]))
+    torch.testing.assert_close(
+        frame.to_normalized(world), torch.tensor([[[0.0, 0.0, 0.0], [1.0, -1.0, 0.5]]]), rtol=0, atol=1e-6
+    )
+
+
+def test_unproject_reads_the_pixel_that_a_point_projects_to() -> None:
+    cameras = _camera()
+    features = torch.arange(48.0).reshape(1, 1, 1, 6, 8)
+    rays = cameras.ray_directions()[0, 0]  # [6, 8, 3]
+    on_pixel = cameras.centers()[0, 0] + 4.0 * rays[2, 5]
+    between = cameras.centers()[0, 0] + 4.0 * (rays[2, 5] + rays[2, 6]) / 2
+    behind = cameras.centers()[0, 0] - 4.0 * rays[2, 5]
+    beside = cameras.centers()[0, 0] + 4.0 * (rays[2, 0] * 2 - rays[2, 2])
+    points = torch.stack([on_pixel, between, behind, beside])[None]
+    samples = unproject(features, cameras, points, reachable=torch.ones(4, dtype=torch.bool))
+    torch.testing.assert_close(samples.features[0, 0, :, 0], torch.tensor([21.0, 21.5, 0.0, 0.0]))
+    assert samples.valid[0, 0].tolist() == [True, True, False, False]
+    torch.testing.assert_close(samples.depth[0, 0], torch.tensor([4.0, 4.0, 0.0, 0.0]))
+    torch.testing.assert_close(samples.rays[0, 0, 0], rays[2, 5])
+    assert (samples.rays[0, 0, 2:] == 0).all()
+
+
+def test_unreachable_points_have_no_features_but_a_depth() -> None:
+    cameras = _camera()
+    points = cameras.centers() + 4.0 * cameras.ray_directions()[:, 0, 2, 5]
+    samples = unproject(torch.ones(1, 1, 2, 6, 8), cameras, points, reachable=torch.tensor([False]))
+    assert (samples.features == 0).all()
+    assert (samples.rays == 0).all()
+    torch.testing.assert_close(samples.depth, torch.full((1, 1, 1), 4.0))
+    assert samples.valid.all()
+
+
+def test_unproject_refuses_cameras_of_another_size() -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        unproject(torch.ones(1, 1, 2, 3, 4), _camera(), torch.zeros(1, 1, 3), reachable=torch.tensor([True]))
+
+
+def _samples(num_views: int, num_voxels: int) -> ViewSamples:
+    generator = torch.Generator().manual_seed(2)
+    valid = torch.rand(2, num_views, num_voxels, generator=generator) < 0.7
+    valid[:, 0] = True
+    valid[:, :, 0] = False  # nobody sees voxel 0
+    return ViewSamples(
+        torch.randn(2, num_views, num_voxels, 4, generator=generator) * valid[..., None],
+        torch.randn(2, num_views, num_voxels, 3, generator=generator) * valid[..., None],
+        torch.rand(2, num_views, num_voxels, generator=generator) * valid,
+        valid,
+    )
+
+
+@torch.no_grad()
+def test_aggregation_ignores_the_order_of_views_and_those_that_see_nothing() -> None:
+    torch.manual_seed(0)
+    aggregator, samples, timesteps = ViewAggregator(4, 6), _samples(5, 7), torch.randn(2, 5, 6)
+    merged = aggregator(samples, timesteps)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    permuted = aggregator(ViewSamples(*(part[:, order] for part in samples)), timesteps[:, order])
+    # Sums over five views in another order, float32.
+    torch.testing.assert_close(permuted, merged, rtol=0, atol=1e-5)
+    # A view's values where it sees nothing must not matter.
+    junk = samples.features + 10.0 * ~samples.valid[..., None]
+    torch.testing.assert_close(aggregator(samples._replace(features=junk), timesteps), merged, rtol=0, atol=1e-5)
+    # A voxel that nobody sees is what the last layer makes of zeros.
+    unseen = aggregator.output(torch.zeros(9))
+    torch.testing.assert_close(merged[:, 0], unseen.expand(2, -1), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_aggregation_sees_depth_ray_and_timestep() -> None:
+    torch.manual_seed(0)
+    aggregator, samples, timesteps = ViewAggregator(4, 6), _samples(3, 7), torch.randn(2, 3, 6)
+    merged = aggregator(samples, timesteps)
+    changed = {
+        "depth": aggregator(samples._replace(depth=samples.depth + 0.5), timesteps),
+        "rays": aggregator(samples._replace(rays=samples.rays + 0.5), timesteps),
+        "timestep": aggregator(samples, timesteps + 0.5),
+    }
+    for name, other in changed.items():
+        assert (other - merged).abs().max() > 1e-5, name
