@@ -12,6 +12,7 @@ import torch
 from infra.errors import UserError
 
 MAX_FAILURES = 3  # a dead worker or node costs one; the same command run again starts counting anew
+_CPUS_PER_WORKER = 1
 _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed; 2 s by default
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a busy machine takes minutes to import torch in every worker
@@ -36,11 +37,12 @@ def run_workers(
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    resources = {"CPU": _CPUS_PER_WORKER} | ({"GPU": 1} if use_gpu else {})
     trainer = TorchTrainer(
         _run_in_worker,
         train_loop_config={"run": run, "job": job},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name=name, storage_path=str(storage_dir), failure_config=FailureConfig(max_failures=MAX_FAILURES)
         ),
@@ -52,10 +54,7 @@ def run_workers(
 
 
 def _run_in_worker(config: dict[str, Any]) -> None:
-    import ray
-
-    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
-    torch.set_num_threads(max(1, int(cpus)))
+    torch.set_num_threads(_CPUS_PER_WORKER)  # more threads than cores slow each other; sums also depend on their number
     config["run"](config["job"])
 
 

@@ -35,39 +35,55 @@ def write_line(info: StepInfo) -> str:
     return json.dumps({"step": info.step, **numbers, "seconds": round(info.seconds, 4)}) + "\n"
 
 
-class MetricsFile:
-    """One line per step, each step once: lines after `done`, of a run that was killed, are dropped first.
+def drop_lines_after(path: Path, done: int) -> None:
+    """Keep the lines of steps 1 to `done` of a metrics.jsonl; later ones are of a run that was killed.
 
-    The file is replaced when it is opened, so that a process that outlived its run writes into nothing.
+    The file is replaced, so that a process that outlived its run writes into nothing.
     """
+    lines = path.read_bytes().splitlines(keepends=True)[:done] if path.exists() else []
+    if len(lines) < done or any(json.loads(line)["step"] != number for number, line in enumerate(lines, start=1)):
+        raise RuntimeError(f"{path} does not hold steps 1 to {done}, which the checkpoint is after; delete its folder")
+    atomic_write(path, b"".join(lines))
 
-    def __init__(self, path: Path, *, done: int, sync_every_steps: int) -> None:
-        lines = path.read_bytes().splitlines(keepends=True)[:done] if path.exists() else []
-        if len(lines) < done or any(json.loads(line)["step"] != number for number, line in enumerate(lines, start=1)):
-            raise RuntimeError(f"{path} does not hold steps 1 to {done}, the checkpoint's; delete its folder")
-        atomic_write(path, b"".join(lines))
+
+@dataclass(frozen=True)
+class Cadence:
+    """Every so many steps, and after the last."""
+
+    every_steps: int
+    num_steps: int
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is time after `step` steps."""
+        return step % self.every_steps == 0 or step == self.num_steps
+
+
+class MetricsFile:
+    """One line per step, each step once. Only for rank 0."""
+
+    def __init__(self, path: Path, *, done: int, checkpoints: Cadence) -> None:
+        drop_lines_after(path, done)
         self._file = path.open("a")
-        self._sync_every_steps = sync_every_steps
+        self._checkpoints = checkpoints
 
     def __call__(self, info: StepInfo) -> None:
         self._file.write(write_line(info))
         self._file.flush()
-        if info.step % self._sync_every_steps == 0:  # a checkpoint must never outlive the lines before it
+        if self._checkpoints.is_due(info.step):  # a checkpoint must never outlive the lines before it
             os.fsync(self._file.fileno())
 
 
 @dataclass(frozen=True)
 class SaveSnapshots:
-    """A checkpoint every so many steps and after the last. Every rank must have it; rank 0 writes."""
+    """A checkpoint whenever one is due. Every rank must have this; rank 0 writes."""
 
     engine: Engine
     unet: ViewDiffUNet
     snapshots: SnapshotFolder | None  # on rank 0
-    every_steps: int
-    num_steps: int
+    cadence: Cadence
 
     def __call__(self, info: StepInfo) -> None:
-        if info.step % self.every_steps and info.step != self.num_steps:
+        if not self.cadence.is_due(info.step):
             return
         state = self.engine.optimizer_state()
         if self.snapshots is not None:

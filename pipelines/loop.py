@@ -91,5 +91,5 @@ def _accumulate(engine: Engine, parts: Sequence[LossPart], schedule: Schedule, s
             loss, scalars = part(positions)
             engine.backward(loss)
             for name, value in {"loss": loss.detach(), **scalars}.items():
-                sums[name] = sums.get(name, 0) + value.double()
+                sums[name] = value.double() + sums.get(name, 0.0)
     return dict(zip(sums, sum_over_ranks(torch.stack(list(sums.values()))), strict=True))

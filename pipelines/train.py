@@ -10,7 +10,6 @@ import json
 import shutil
 import uuid
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from infra.fingerprint import fingerprint, plain
 from infra.storage import atomic_write
 from infra.tracking import FINGERPRINT_TAG, Run, Tracking, flatten
 from model.unet import ViewDiffUNet
+from pipelines.callbacks import drop_lines_after
 from pipelines.config import TrainConfig
 from pipelines.runtime import RuntimeConfig
 from pipelines.train_worker import TrainJob, train_in_worker
@@ -93,11 +93,10 @@ def _start_run(tracking: Tracking, config: TrainConfig, inputs: Mapping[str, Any
 
 def _run(job: TrainJob, run: Run, runtime: RuntimeConfig) -> None:
     newest = job.snapshots().newest()
-    watch = partial(TrainingWatch, job.metrics_path, job.previews_dir, run=run)
-    with (
-        ray_session(num_cpus=runtime.num_workers),
-        watch(total=job.config.num_steps, done=0 if newest is None else newest.step),
-    ):
+    done = 0 if newest is None else newest.step
+    drop_lines_after(job.metrics_path, done)  # workers do so too; here, so that they are neither shown nor recorded
+    watch = TrainingWatch(job.metrics_path, job.previews_dir, run=run, total=job.config.num_steps, done=done)
+    with ray_session(num_cpus=runtime.num_workers), watch:
         run_workers(
             train_in_worker,
             job,

@@ -18,7 +18,15 @@ from infra.storage import publish_folder
 from model.diffusion import Objective, PartLoss, prior_loss, view_loss
 from model.sampling import ViewRequest
 from model.unet import ViewDiffUNet
-from pipelines.callbacks import MODEL_PART, OPTIMIZER_PART, DrawPreviews, MetricsFile, SaveSnapshots, preview_request
+from pipelines.callbacks import (
+    MODEL_PART,
+    OPTIMIZER_PART,
+    Cadence,
+    DrawPreviews,
+    MetricsFile,
+    SaveSnapshots,
+    preview_request,
+)
 from pipelines.config import TrainConfig
 from pipelines.loop import Callback, LossPart, Schedule, train_steps
 from preprocessing.batches import ViewBatches
@@ -126,13 +134,12 @@ def _parts(job: TrainJob, engine: Engine, index: FrameIndex, latents: LatentCach
 
 def _callbacks(job: TrainJob, engine: Engine, unet: ViewDiffUNet, *, done: int, preview: ViewRequest) -> list[Callback]:
     config, first = job.config, dist.get_rank() == 0
-    save = SaveSnapshots(
-        engine, unet, job.snapshots() if first else None, config.checkpoint_every_steps, config.num_steps
-    )
+    cadence = Cadence(config.checkpoint_every_steps, config.num_steps)
+    save = SaveSnapshots(engine, unet, job.snapshots() if first else None, cadence)
     if not first:
         return [save]
     return [
-        MetricsFile(job.metrics_path, done=done, sync_every_steps=config.checkpoint_every_steps),
+        MetricsFile(job.metrics_path, done=done, checkpoints=cadence),
         save,
         DrawPreviews(
             unet,

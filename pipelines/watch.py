@@ -66,10 +66,11 @@ class TrainingWatch:
         records = self._reader.read()
         # Previews first: that of a step is there before the next step's line is, so none is left behind by a kill.
         self._send_previews()
+        if records and records[-1]["step"] != self._shown:  # fewer than shown: workers went back to a checkpoint
+            self._progress.advance(records[-1]["step"] - self._shown, loss=records[-1]["loss"])
+            self._shown = records[-1]["step"]
         for record in records:
             step = record.pop("step")
-            self._progress.advance(step - self._shown, loss=record["loss"])
-            self._shown = step
             if step > self._logged:
                 self._run.log_metrics(record, step=step)
                 self._logged = step

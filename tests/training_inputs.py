@@ -62,7 +62,7 @@ def write_inputs(root: Path) -> dict[str, Artifact]:
     (folders["shards"] / DATASET_NAME).write_text(json.dumps(manifest))
     base = build_tiny_base(BASE, words=["red", "apple"], seed=0).frozen()
     save_base(base, folders["base"])
-    settings = LatentsConfig(batch_size=8, num_prior_images=3, prior_num_steps=1)
+    settings = LatentsConfig(batch_size=8, num_prior_images=3, prior_num_steps=2)
     write_latents(FrameIndex.open(folders["shards"]), RandomImages(), base, folders["latents"], settings)  # type: ignore[arg-type]
     kinds = {"shards": Shards, "latents": Latents, "base": BaseFolder}
     return {name: kinds[name](fingerprint=name, folder=folder) for name, folder in folders.items()}

@@ -11,6 +11,7 @@ import torch
 
 from infra import checkpoint
 from infra.checkpoint import MANIFEST_NAME, Snapshot, SnapshotFolder
+from infra.log import get_logger
 
 
 def save(folder: SnapshotFolder, step: int) -> Snapshot:
@@ -86,6 +87,7 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(
         manifest.write_text(manifest.read_text()[:-10])
     else:
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"step": 5}))
+    get_logger("checkpoint")  # its first call turns propagation off
     monkeypatch.setattr(logging.getLogger("viewdiff"), "propagate", True)
     assert newest_step(tmp_path) == 1
     assert spoiled.name in caplog.text

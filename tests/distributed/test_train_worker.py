@@ -1,0 +1,88 @@
+"""A worker's training with the real network: any split gives the same model, and a kill leaves no trace in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from infra.config import EngineConfig
+from pipelines.artifacts import Artifact
+from pipelines.config import TrainConfig
+from pipelines.train_worker import TrainJob, train_in_worker
+from tests.distributed.launch import TIMEOUT_SECONDS, kill_distributed, run_distributed
+from tests.training_inputs import train_config, write_inputs
+
+pytestmark = pytest.mark.timeout(3 * TIMEOUT_SECONDS)
+
+# Matrix products of other batch sizes and sums in another order: 1e-6 of values of order one. The first steps of AdamW
+# divide a gradient by its own size, so where it is almost zero a weight may move another way by a learning rate; a
+# wrong weighting of samples would turn far more than two in a hundred of all steps.
+ENGINE = EngineConfig(learning_rate=1e-4, renderer_learning_rate=1e-4, gradient_clip=1.0)
+LOSS_TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def job(inputs: dict[str, Artifact], folder: Path, config: TrainConfig) -> TrainJob:
+    folder.mkdir()
+    return TrainJob(
+        config=config,
+        shards_dir=inputs["shards"].folder,
+        latents_dir=inputs["latents"].folder,
+        base_dir=inputs["base"].folder,
+        initial_dir=None,
+        folder=folder,
+    )
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without the times."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def test_two_ranks_train_the_model_that_one_rank_trains(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    folders = {}
+    for num_ranks, micro_batch_size in ((2, 1), (1, 4)):  # two backward passes of two parts each, and one
+        config = train_config(num_steps=3, micro_batch_size=micro_batch_size, engine=ENGINE, preview_every_steps=100)
+        folders[num_ranks] = tmp_path / str(num_ranks)
+        run_distributed(train_in_worker, num_ranks, job(inputs, folders[num_ranks], config))
+    two, one = records(folders[2]), records(folders[1])
+    assert [record["step"] for record in one] == [1, 2, 3]
+    for a, b in zip(one, two, strict=True):
+        assert b == pytest.approx(a, rel=1e-3, abs=LOSS_TOLERANCE)
+        assert a["loss"] == pytest.approx(a["view_loss"] + 0.1 * a["prior_loss"])
+    expected, found = (load_file(folders[count] / "model" / "model.safetensors") for count in (1, 2))
+    differences = torch.cat([(found[name] - value).abs().flatten() for name, value in expected.items()])
+    assert differences.max() <= 2 * 3 * ENGINE.learning_rate
+    assert differences.mean() <= 0.02 * 3 * ENGINE.learning_rate
+
+
+def test_a_kill_leaves_no_trace(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    config = train_config(num_steps=8, checkpoint_every_steps=2, preview_every_steps=4)
+    whole, broken = job(inputs, tmp_path / "whole", config), job(inputs, tmp_path / "broken", config)
+    run_distributed(train_in_worker, 2, whole)
+
+    def mid_way() -> bool:
+        return broken.metrics_path.exists() and broken.metrics_path.read_bytes().count(b"\n") >= 3
+
+    kill_distributed(train_in_worker, 2, broken, when=mid_way)
+    assert not broken.model_dir.exists()
+    with broken.metrics_path.open("a") as file:
+        file.write('{"step": 4, "lo')  # killed in the middle of a line
+    run_distributed(train_in_worker, 2, broken)
+    assert records(broken.folder) == records(whole.folder)
+    assert [record["step"] for record in records(broken.folder)] == list(range(1, 9))
+    expected = load_file(whole.model_dir / "model.safetensors")
+    for name, value in load_file(broken.model_dir / "model.safetensors").items():
+        assert torch.equal(value, expected[name]), name
+    assert {path.name for path in broken.previews_dir.iterdir()} == {"step-000004.png", "step-000008.png"}
+    assert len(list((broken.folder / "checkpoints").iterdir())) == 2

@@ -1,0 +1,142 @@
+"""Stage train in Ray Train workers: killed altogether, run again, a worker killed; losses equal a quiet run's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from infra.errors import UserError
+from infra.tracking import Tracking
+from pipelines.artifacts import Artifact
+from pipelines.runtime import RuntimeConfig
+from pipelines.train import train
+from pipelines.train_worker import TrainJob, train_in_worker
+from tests.distributed.launch import TIMEOUT_SECONDS, run_distributed
+from tests.training_inputs import train_config, write_inputs
+
+pytestmark = pytest.mark.timeout(3 * TIMEOUT_SECONDS)
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+CONFIG = train_config(num_steps=40, checkpoint_every_steps=5, preview_every_steps=20)
+_ATTEMPT = """
+import sys
+from pathlib import Path
+from tests.integration.test_train import attempt
+attempt(Path(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    write_inputs(folder / "inputs")
+    (folder / "work").mkdir()
+    return folder
+
+
+def inputs(root: Path) -> dict[str, Artifact]:
+    return {name: Artifact(fingerprint=name, folder=root / "inputs" / name) for name in ("shards", "latents", "base")}
+
+
+def attempt(root: Path) -> dict[str, Any]:
+    return train(CONFIG, inputs(root), root / "work", RuntimeConfig(root=str(root), num_workers=2))
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without the times."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def wait_for_lines(path: Path, count: int) -> None:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{path} did not reach {count} lines")
+        time.sleep(0.005)
+
+
+def kill_the_whole_group(root: Path) -> None:
+    """Start the stage in a process group of its own, and kill that when training is under way."""
+    process = subprocess.Popen([sys.executable, "-c", _ATTEMPT, str(root)], cwd=CHECKOUT, start_new_session=True)
+    children = []
+    try:
+        wait_for_lines(root / "work" / "metrics.jsonl", 7)
+        children = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    # Ray's own processes are in other groups; they end by themselves when their driver is gone.
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+
+
+def kill_one_worker(root: Path) -> None:
+    """Kill one rank of the training that this process runs, when it is under way again."""
+    wait_for_lines(root / "work" / "metrics.jsonl", 22)
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        for process in psutil.Process().children(recursive=True):  # of this test alone
+            if "TrainWorker" in " ".join(process.cmdline()):
+                process.kill()
+                return
+        time.sleep(0.05)
+    raise TimeoutError("no Ray Train worker was started")
+
+
+def test_kills_leave_no_trace(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    kill_the_whole_group(root)
+    killer = threading.Thread(target=kill_one_worker, args=(root,))
+    killer.start()
+    facts = attempt(root)
+    killer.join()
+
+    peaceful = root / "peaceful"
+    peaceful.mkdir()
+    folders = {f"{name}_dir": artifact.folder for name, artifact in inputs(root).items()}
+    run_distributed(
+        train_in_worker, 2, TrainJob(config=CONFIG, **folders, initial_dir=None, folder=peaceful)
+    )  # the same ranks without Ray
+    assert records(root / "work") == records(peaceful)
+
+    assert facts["steps"] == 40
+    assert facts["final_loss"] == records(peaceful)[-1]["loss"]
+    assert {path.name for path in (root / "work").iterdir()} == {"facts.json", "metrics.jsonl", "model", "previews"}
+    assert attempt(root) == facts  # nothing is trained again
+    assert_recorded_once(root, facts)
+
+
+def assert_recorded_once(root: Path, facts: dict[str, Any]) -> None:
+    """MLflow has one run, with each step's loss once."""
+    tracking = Tracking(RuntimeConfig(root=str(root)).tracking)
+    client = tracking.resume(facts["mlflow_run_id"]).client
+    experiment = client.get_experiment_by_name(tracking.experiment)
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_id, run.info.status) == (facts["mlflow_run_id"], "FINISHED")
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert sorted(point.step for point in history) == list(range(1, 41))
+    losses = {record["step"]: record["loss"] for record in records(root / "work")}
+    assert {point.step: point.value for point in history} == losses
+
+
+def test_a_batch_that_workers_cannot_share_is_refused_before_anything_starts(root: Path, tmp_path: Path) -> None:
+    runtime = RuntimeConfig(root=str(tmp_path), num_workers=3)
+    with pytest.raises(UserError, match="batch_size 4 cannot be divided among 3 workers"):
+        train(CONFIG, inputs(root), tmp_path, runtime)
+
+
+def test_too_many_views_are_refused_before_anything_starts(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="num_views is 6"):
+        train(train_config(num_views=6), inputs(root), tmp_path, RuntimeConfig(root=str(tmp_path)))
