@@ -11,6 +11,7 @@ import numpy as np
 CURVE_POINTS = 400  # what a chart of 300 pixels can show
 SMOOTHING = 0.04  # of the steps: standard deviation of the window of the bold curve
 PLOT_SIZE = (300, 150)
+MAX_TICKS = 5
 
 
 def strip_chart(values: Mapping[str, tuple[str, Sequence[float]]], *, unit: str) -> str:
@@ -83,7 +84,8 @@ def _ticks(low: float, high: float) -> list[float]:
     span = max(high - low, abs(high) * 1e-3, 1e-9)
     magnitude = 10 ** math.floor(math.log10(span / 3))
     step = next(magnitude * factor for factor in (1, 2, 5, 10) if span / (magnitude * factor) <= 4)
-    first, last = math.floor(low / step), math.ceil(high / step)
+    first = math.floor(low / step)
+    last = max(math.ceil(high / step), first + 1)  # a constant needs a height too
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 
@@ -92,7 +94,8 @@ def _log_ticks(values: np.ndarray) -> list[float]:
     low, high = float(values.min()), float(np.quantile(values, 0.99))
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     if last - first >= 2:
-        return [10.0**power for power in range(first, last + 1)]
+        stride = math.ceil((last - first) / MAX_TICKS)
+        return [10.0**power for power in range(first, last + stride, stride)]
     candidates = [factor * 10.0**power for power in range(first, last + 1) for factor in (1, 2, 5)]
     below = max((value for value in candidates if value <= low), default=candidates[0])
     above = min((value for value in candidates if value >= high), default=candidates[-1])

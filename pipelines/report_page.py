@@ -103,7 +103,7 @@ def _object(card: ObjectCard) -> str:
     height, width = pictures.generated.shape[1:3]
     style = f"--panes:{len(panes)};--aspect:{width}/{height};--view:0"
     return (
-        f'<figure class="object turn" style="{style}" data-places="{escape(json.dumps(places))}">'
+        f'<figure class="object turn" style="{style}" data-places="{escape(json.dumps(places, ensure_ascii=False))}">'
         f'<header><div><h3>{escape(card.title)}</h3><p class="caption">{escape(card.subtitle)}</p></div>'
         f'<p class="scores">{card.scores}</p></header><div class="panes">{"".join(panes)}</div>'
         f'<div class="controls">{_dial(pictures, order)}<div>'

@@ -48,7 +48,7 @@ def _center(page: Page, selector: str) -> tuple[float, float, float]:
 
 def _shown(page: Page, pane: str) -> tuple[int, ...]:
     """Colour of the picture that a pane of the first object shows, from a screenshot."""
-    x, y, _ = _center(page, f'.object .window img[alt^="{pane}"]'.replace(" img", ":has(img") + ")")
+    x, y, _ = _center(page, f'.object .window:has(img[alt^="{pane}"])')
     screenshot = np.frombuffer(page.screenshot(), np.uint8)
     pixel = cv2.imdecode(screenshot, cv2.IMREAD_COLOR)[round(y), round(x), ::-1]
     return tuple(int(value) for value in pixel)
@@ -57,10 +57,15 @@ def _shown(page: Page, pane: str) -> tuple[int, ...]:
 def _view(page: Page) -> int:
     """The view that generated picture and truth both show."""
     generated, truth = _shown(page, "Generated"), _shown(page, "Truth")
-    views = [view for view in range(NUM_VIEWS) if generated == view_color(view)]
+    views = [view for view in range(NUM_VIEWS) if _alike(generated, view_color(view))]
     assert views, generated
-    assert truth == view_color(views[0], truth=True)
+    assert _alike(truth, view_color(views[0], truth=True))
     return views[0]
+
+
+def _alike(color: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Views differ by 40 grey levels; a screen's colour profile may move them by a few."""
+    return max(abs(a - b) for a, b in zip(color, other, strict=True)) <= 8
 
 
 @pytest.mark.parametrize("width", [1280, 390])
