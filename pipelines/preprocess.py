@@ -7,7 +7,8 @@ bytes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,17 @@ def write_shards(root: Path, folder: Path, config: PreprocessConfig, *, num_work
     frame_bytes = _BYTES_PER_FRAME + _BYTES_PER_PIXEL * config.image_size**2
     require_space(folder, sum(task.num_frames for task in pending) * frame_bytes)
     num_tasks = len(plan.tasks)
-    with Progress("preprocess", total=num_tasks, unit="shards", done=num_tasks - len(pending)) as progress:
+    with (
+        Progress("preprocess", total=num_tasks, unit="shards", done=num_tasks - len(pending)) as progress,
+        closing(run_writers(pending, root, folder, config, num_workers=num_workers)) as results,
+    ):
         frames = 0
-        for result in run_writers(pending, root, folder, config, num_workers=num_workers) if pending else ():
+        for result in results:
             if result["error"]:
                 raise UserError(result["error"])
             frames += result["frames"]
             progress.advance(frames=frames)
+    sweep(folder, keep={task.number for task in plan.tasks})  # what killed workers left
     records = [require_record(folder, task, config) for task in plan.tasks]
     rejected = (*plan.rejected, *(item for record in records for item in record.rejected))
     if not any(record.num_sequences for record in records):
@@ -82,16 +87,20 @@ def write_shards(root: Path, folder: Path, config: PreprocessConfig, *, num_work
 
 def run_writers(
     tasks: Sequence[ShardTask], root: Path, folder: Path, config: PreprocessConfig, *, num_workers: int
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Have Ray actors write the shards; yields each one's result as it is committed, in any order. Killed actors are
     restarted, their task repeated.
     """
+    if not tasks:
+        return
     # Here, because Ray takes seconds to import and most commands do without it.
     from infra.cluster import ray_session  # isort: skip  # before Ray: it sets what Ray reads when imported
     import ray.data  # isort: skip
 
     with ray_session(num_cpus=num_workers):
-        ray.data.DataContext.get_current().enable_progress_bars = False  # ours says how much is left
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False  # ours says how much is left
+        context.enable_fallback_to_arrow_object_ext_type = True  # tasks travel pickled; without this Ray warns of it
         results = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=len(tasks)).map(
             ShardWriter,
             fn_constructor_kwargs={"root": root.absolute(), "folder": folder.absolute(), "config": config},

@@ -28,7 +28,16 @@ from preprocessing.config import PreprocessConfig
 from preprocessing.normalize import RejectionError
 from preprocessing.plan import PlannedSequence, RejectedSequence, ShardTask
 from preprocessing.samples import StoredSequence, store_sequence
-from preprocessing.schema import INDEX_SCHEMA, cameras_npz, image_member, mask_member, shard_name, stable_json
+from preprocessing.schema import (
+    DATASET_NAME,
+    INDEX_NAME,
+    INDEX_SCHEMA,
+    cameras_npz,
+    image_member,
+    mask_member,
+    shard_name,
+    stable_json,
+)
 
 _METADATA_KEY = b"viewdiff"
 
@@ -103,7 +112,7 @@ def require_record(folder: Path, task: ShardTask, config: PreprocessConfig) -> S
 def sweep(folder: Path, keep: set[int]) -> None:
     """Remove what killed writers left half-written or uncommitted: all but the shards of these numbers."""
     names = {name for number in keep for name in (shard_name(number), record_path(folder, number).name)}
-    for pattern in ("shard-*", ".shard-*"):
+    for pattern in ("shard-*", ".shard-*", f".{INDEX_NAME}.*", f".{DATASET_NAME}.*"):
         for path in folder.glob(pattern):
             if path.name not in names:
                 path.unlink(missing_ok=True)

@@ -139,7 +139,7 @@ def test_sweep_removes_all_that_is_not_committed(root: Path, tmp_path: Path) -> 
     folder = tmp_path / "out"
     write_all(root, folder)
     keep = {"shard-000001.tar", "shard-000001.tar.rows.parquet", "other.txt"}
-    for name in (".shard-000000-abc.tmp", ".shard-000001.tar.rows.parquet.xyz.tmp", "other.txt"):
+    for name in (".shard-000000-abc.tmp", ".shard-000001.tar.rows.parquet.x.tmp", ".dataset.json.x.tmp", "other.txt"):
         (folder / name).write_bytes(b"half")
     sweep(folder, keep={1})
     assert {path.name for path in folder.iterdir()} == keep
