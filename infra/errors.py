@@ -4,5 +4,6 @@
 class UserError(Exception):
     """Bad input or a bad environment: one line that names the thing, its value and what to do.
 
-    The command line prints the message alone and exits with code 2; every other exception is a defect and keeps its traceback.
+    The command line prints the message alone and exits with code 2; every other exception is a defect and keeps its
+    traceback.
     """

@@ -36,8 +36,8 @@ def format_seconds(seconds: float) -> str:
 class Progress:
     """Progress of one stage: `train  120/600 steps · 2.4 steps/s · 3 min 20 s left · loss 0.31`.
 
-    On a terminal the line is rewritten in place; elsewhere a line is written at most every 5 seconds. `done` is the number already done by an
-    earlier, interrupted run: it counts in done/total, not in the rate.
+    On a terminal the line is rewritten in place; elsewhere a line is written at most every 5 seconds. `done` is the
+    number already done by an earlier, interrupted run: it counts in done/total, not in the rate.
     """
 
     def __init__(self, stage: str, *, total: int, unit: str, done: int = 0, stream: TextIO | None = None) -> None:
@@ -61,7 +61,9 @@ class Progress:
             self._last_line = now
             self._write(self._line(facts), end="\r" if self._stream.isatty() else "\n")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._stream.isatty():
             self._write("", end="\n")
 
@@ -69,8 +71,14 @@ class Progress:
         elapsed = max(time.monotonic() - self._started, 1e-6)
         rate = (self._done - self._resumed) / elapsed
         left = format_seconds((self._total - self._done) / rate) if rate > 0 else "?"
-        parts = [f"{self._stage}  {self._done}/{self._total} {self._unit}", f"{rate:.3g} {self._unit}/s", f"{left} left"]
-        parts += [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in facts.items()]
+        parts = [
+            f"{self._stage}  {self._done}/{self._total} {self._unit}",
+            f"{rate:.3g} {self._unit}/s",
+            f"{left} left",
+        ]
+        parts += [
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in facts.items()
+        ]
         return " · ".join(parts)
 
     def _write(self, line: str, *, end: str) -> None:

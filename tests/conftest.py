@@ -9,7 +9,10 @@ import pytest
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """Folder with the golden tensors and the real CO3D sequence, beside the checkout; tests that need it skip where it is absent."""
+    """Folder with the golden tensors and the real CO3D sequence, beside the checkout.
+
+    Tests that need it skip where it is absent.
+    """
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
         pytest.skip(f"needs the reference data in {folder.name}/ beside the checkout")
