@@ -106,7 +106,13 @@ STEPS: tuple[Step, ...] = (
     Step(
         name="register",
         kind=artifacts.ModelVersion,
-        inputs=(("raw", "synth"), ("base", "base"), ("checkpoint", "train"), ("evaluation", "evaluate")),
+        inputs=(
+            ("raw", "synth"),
+            ("base", "base"),
+            ("checkpoint", "train"),
+            ("evaluation", "evaluate"),
+            ("report", "report"),
+        ),
         load=_register,
         tracks=True,
     ),

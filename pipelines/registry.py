@@ -25,7 +25,7 @@ RIVAL_TAG = "viewdiff.compared_with"  # version of the champion that it had to b
 def register(config: RegisterConfig, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
     """Register the checkpoint's model; returns its name, version, alias and both scores.
 
-    `inputs`: raw, base, checkpoint, evaluation and, if there is another champion, champion_evaluation: that one's
+    `inputs`: raw, base, checkpoint, evaluation, report and, if there is another champion, champion_evaluation: that one's
     scores on the same held-out objects. Repeated for the same checkpoint, the version that exists is used.
     """
     tracking = Tracking(runtime.tracking)
@@ -45,6 +45,7 @@ def register(config: RegisterConfig, inputs: Mapping[str, Any], folder: Path, ru
         CHECKPOINT_TAG: checkpoint.fingerprint,
         BASE_TAG: inputs["base"].fingerprint,
         DATASET_TAG: inputs["raw"].fingerprint,
+        "viewdiff.report": inputs["report"].fingerprint,
         RIVAL_TAG: "" if rival is None else str(rival.version),
         CAPTURES_TAG: json.dumps(count_captures(inputs["raw"].folder)),
         "viewdiff.held_out_psnr": f"{psnr:.4f}",

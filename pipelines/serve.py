@@ -44,7 +44,7 @@ class _Replica:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // (1 if config.use_gpu else config.num_replicas)))
         device = "cuda" if config.use_gpu else "cpu"
         self._generator = SampleGenerator.load(config.model_dir, config.base_dir, device=device)
-        self.generate.set_max_batch_size(config.max_batch_size)  # type: ignore[attr-defined]
+        self.generate.set_max_batch_size(config.max_batch_size)
 
     @serve.batch(batch_wait_timeout_s=BATCH_WAIT_SECONDS)
     async def generate(self, requests: list[SampleRequest]) -> list[GeneratedSample]:

@@ -24,7 +24,7 @@ def load(name: str) -> dict[str, Any]:
 def commands(name: str) -> list[list[str]]:
     """Arguments of every `python -m pipelines.cli` in a file, comments included."""
     text = re.sub(r"\\?\n\s*#?\s*", " ", (INFRA / name).read_text())  # commands go over several lines
-    found = re.findall(r"python -m pipelines\.cli ((?:run|retrain)(?: --\S+(?: [^-#\s]\S*)?)*)", text)
+    found = re.findall(r"python -m pipelines\.cli (.*?--use-gpu)", text)  # which all of them end with
     return [shlex.split(command) for command in found]
 
 
