@@ -25,8 +25,8 @@ RIVAL_TAG = "viewdiff.compared_with"  # version of the champion that it had to b
 def register(config: RegisterConfig, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
     """Register the checkpoint's model; returns its name, version, alias and both scores.
 
-    `inputs`: raw, base, checkpoint, evaluation, report and, if there is another champion, champion_evaluation: that one's
-    scores on the same held-out objects. Repeated for the same checkpoint, the version that exists is used.
+    `inputs`: raw, base, checkpoint, evaluation, report and, if there is another champion, champion_evaluation: that
+    one's scores on the same held-out objects. Repeated for the same checkpoint, the version that exists is used.
     """
     tracking = Tracking(runtime.tracking)
     tracking.check()

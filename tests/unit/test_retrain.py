@@ -13,7 +13,7 @@ from infra.errors import UserError
 from infra.storage import digest_folder
 from infra.tracking import RegisteredVersion
 from pipelines import registry, retrain
-from pipelines.artifacts import BaseFolder, Checkpoint, EvaluationReport, ModelVersion, RawDataset
+from pipelines.artifacts import BaseFolder, Checkpoint, EvaluationReport, ModelVersion, RawDataset, Report
 from pipelines.config import RegisterConfig, RunConfig
 from pipelines.presets import tiny
 from pipelines.registry import CAPTURES_TAG, CHECKPOINT_TAG, DATASET_TAG, RIVAL_TAG
@@ -200,6 +200,7 @@ def test_only_a_better_model_becomes_champion(
         "base": BaseFolder("b" * 16, runtime.root_dir),
         "checkpoint": Checkpoint("e" * 16, runtime.root_dir, {"mlflow_run_id": "r"}),
         "evaluation": evaluation("new", 20.0),
+        "report": Report("p" * 16, runtime.root_dir),
     }
     if champion_psnr is not None:
         inputs["champion_evaluation"] = evaluation("old", champion_psnr)
