@@ -3,13 +3,16 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check bench
+.PHONY: demo test test-cluster check bench
 
 demo: $(INSTALLED)
 	$(BIN)/viewdiff run --preset tiny
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not cluster"
+
+test-cluster: $(INSTALLED)
+	$(BIN)/python -m pytest -m cluster
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -10,6 +10,8 @@ import ray
 from infra.cluster import ray_session
 from infra.errors import UserError
 
+pytestmark = pytest.mark.cluster
+
 
 def test_a_session_starts_and_ends_its_own_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -94,6 +94,7 @@ def kill_one_worker(root: Path) -> None:
     raise TimeoutError("no Ray Train worker was started")
 
 
+@pytest.mark.cluster
 def test_kills_leave_no_trace(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     kill_the_whole_group(root)
