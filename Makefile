@@ -26,6 +26,5 @@ bench: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || (echo "needs Python 3.11: make PYTHON=/path/to/python3.11"; exit 2)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt "setuptools>=77" wheel
 	$(BIN)/pip install --constraint constraints.txt --editable ".[dev]"
 	touch $(INSTALLED)
