@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from infra.cluster import ray_session
 
+from infra.cluster import ray_session
 from infra.fingerprint import fingerprint, plain
 from infra.log import Progress
 from infra.storage import atomic_write
