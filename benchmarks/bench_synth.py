@@ -17,8 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from preprocessing.config import SyntheticConfig
 from preprocessing.procedural import CATEGORIES
-from preprocessing.synthetic import SyntheticConfig, write_sequence
+from preprocessing.synthetic import write_sequence
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REQUIRED_FRAMES_PER_SECOND = 15.0

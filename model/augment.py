@@ -7,7 +7,6 @@ one, which only has more keys.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from diffusers import UNet2DConditionModel
@@ -17,28 +16,9 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from model.attention import ConditionedTextAttention, CrossFrameAttention
-from model.projection import ProjectionConfig, ProjectionLayer
+from model.config import ViewDiffConfig
+from model.projection import ProjectionLayer
 from model.views import ViewContext
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewDiffConfig:
-    """What is added to the stock U-Net."""
-
-    rank: int = 64
-    """Rank of the conditioned low-rank terms of the attention layers."""
-    cross_frame: bool = True
-    """Self-attention layers attend across the views of a sample; False keeps each view to itself (an ablation)."""
-    include_self: bool = True
-    """A view also attends to its own tokens; False is the paper's equation 1."""
-    projection: ProjectionConfig | None
-    """The projection layers; None for none of them (an ablation)."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank {self.rank} must be at least 1")
 
 
 class ProjectedBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""Settings of the base model.
+"""Settings of the base model, of what is added to it, of training's draws and of sampling.
 
 Nothing that takes seconds to import is imported here, so that the command line can read the settings quickly.
 """
@@ -6,6 +6,7 @@ Nothing that takes seconds to import is imported here, so that the command line 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,3 +71,105 @@ class BaseConfig:
     """Training of the stand-in's U-Net and text encoder."""
     seed: int = 0
     """Seed of the stand-in's weights, batches and noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionConfig:
+    """Where projection layers sit in a U-Net and what they are made of."""
+
+    blocks: tuple[tuple[str, int], ...]
+    """Name of each U-Net block that gets projection layers ("mid_block", "up_blocks.1"), and its voxels per side."""
+    merge: Literal["replace", "zero_init"] = "replace"
+    """The layer's result replaces its input, or is added to it through a linear layer that starts at zero."""
+    background: bool = True
+    """Whether the volume also holds, contracted, the space around the scene."""
+    foreground_fraction: float = 0.5
+    """Part of each axis of the volume that holds the scene when there is a background, in (0, 1)."""
+    disparity_at_infinity: float = 0.5
+    """Background rays end at far / this depth, in (0, 1)."""
+    num_samples: int = 128
+    """Positions on each ray through the scene, and as many again behind it with a background; at least 2."""
+    compress: Literal["conv3x3", "pointwise"] = "conv3x3"
+    """Two 3×3 convolutions and a 1×1 (the authors' setting), or one 1×1 convolution (the paper's text)."""
+    refine_channels: tuple[int, ...] = (16,)
+    """Channels per level of the 3D CNN: one level is one ResNet block, more are a U-Net.
+    The first is feature_channels."""
+    feature_channels: int = 16
+    """Channels of the volume; even."""
+
+    def __post_init__(self) -> None:
+        for name in ("foreground_fraction", "disparity_at_infinity"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"projection: {name} is {getattr(self, name)}, must lie between 0 and 1")
+        if self.merge not in ("replace", "zero_init"):
+            raise ValueError(f"projection: merge is {self.merge!r}, must be 'replace' or 'zero_init'")
+        if self.compress not in ("conv3x3", "pointwise"):
+            raise ValueError(f"projection: compress is {self.compress!r}, must be 'conv3x3' or 'pointwise'")
+        if self.num_samples < 2:
+            raise ValueError(f"projection: num_samples is {self.num_samples}, must be at least 2")
+        if self.feature_channels < 2 or self.feature_channels % 2:
+            raise ValueError(f"projection: feature_channels is {self.feature_channels}, must be even and positive")
+        if not self.refine_channels or self.refine_channels[0] != self.feature_channels:
+            raise ValueError(
+                f"projection: refine_channels {self.refine_channels} must start with "
+                f"feature_channels, {self.feature_channels}"
+            )
+        divisor = 2 ** (len(self.refine_channels) - 1)
+        for name, grid_size in self.blocks:
+            if grid_size < 1 or grid_size % divisor:
+                raise ValueError(f"projection: {name} has {grid_size} voxels per side, must be a multiple of {divisor}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewDiffConfig:
+    """What is added to the stock U-Net."""
+
+    rank: int = 64
+    """Rank of the conditioned low-rank terms of the attention layers."""
+    cross_frame: bool = True
+    """Self-attention layers attend across the views of a sample; False keeps each view to itself (an ablation)."""
+    include_self: bool = True
+    """A view also attends to its own tokens; False is the paper's equation 1."""
+    projection: ProjectionConfig | None
+    """The projection layers; None for none of them (an ablation)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank {self.rank} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """What training draws, and how its parts are weighed."""
+
+    known_view_probability: float = 0.25
+    """With this probability, each on its own, views 0 and 1 are given clean; in [0, 1]."""
+    caption_dropout_probability: float = 0.1
+    """With this probability a sample's caption is replaced by the empty one; in [0, 1]."""
+    prior_weight: float = 0.1
+    """Weight of the prior preservation part of the loss; 0 or more."""
+
+    def __post_init__(self) -> None:
+        for name in ("known_view_probability", "caption_dropout_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} must lie in [0, 1]")
+        if self.prior_weight < 0:
+            raise ValueError(f"prior_weight {self.prior_weight} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How to denoise."""
+
+    num_steps: int = 10
+    """Calls of the network, with UniPC."""
+    guidance_scale: float = 7.5
+    """Classifier-free guidance; 1 switches it off and halves the work."""
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"sampling: num_steps {self.num_steps} must be at least 1")
+        if self.guidance_scale < 1:
+            raise ValueError(f"sampling: guidance_scale {self.guidance_scale} must be at least 1 (1 = off)")

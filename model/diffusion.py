@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from model.cameras import Cameras
 from model.conditioning import NEUTRAL_INTENSITY
+from model.config import DiffusionConfig
 from model.trajectories import OrbitConfig, orbit
 
 # From this many views on the projection layers must render a last view that their volume has not seen.
@@ -32,25 +33,6 @@ MIN_VIEWS_TO_HIDE_ONE = 3
 # Prior images show no known pose: each gets a random one of these, at most this high above the horizon.
 NUM_PRIOR_AZIMUTHS = 72
 MAX_PRIOR_ELEVATION_DEGREES = 45.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiffusionConfig:
-    """What training draws, and how its parts are weighed."""
-
-    known_view_probability: float = 0.25
-    """With this probability, each on its own, views 0 and 1 are given clean; in [0, 1]."""
-    caption_dropout_probability: float = 0.1
-    """With this probability a sample's caption is replaced by the empty one; in [0, 1]."""
-    prior_weight: float = 0.1
-    """Weight of the prior preservation part of the loss; 0 or more."""
-
-    def __post_init__(self) -> None:
-        for name in ("known_view_probability", "caption_dropout_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)} must lie in [0, 1]")
-        if self.prior_weight < 0:
-            raise ValueError(f"prior_weight {self.prior_weight} must not be negative")
 
 
 class _Movable:

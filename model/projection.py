@@ -10,66 +10,18 @@ G voxels per side, D channels of the timestep embedding.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.config import ProjectionConfig
 from model.rendering import Rendered, VolumeRenderer
 from model.views import ViewContext
 from model.volume import SceneFrame, ViewAggregator, unproject, voxel_grid
 
 # Of the 3D CNN's normalisations, with one channel a group.
 GROUP_NORM_EPSILON = 1e-5
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProjectionConfig:
-    """Where projection layers sit in a U-Net and what they are made of."""
-
-    blocks: tuple[tuple[str, int], ...]
-    """Name of each U-Net block that gets projection layers ("mid_block", "up_blocks.1"), and its voxels per side."""
-    merge: Literal["replace", "zero_init"] = "replace"
-    """The layer's result replaces its input, or is added to it through a linear layer that starts at zero."""
-    background: bool = True
-    """Whether the volume also holds, contracted, the space around the scene."""
-    foreground_fraction: float = 0.5
-    """Part of each axis of the volume that holds the scene when there is a background, in (0, 1)."""
-    disparity_at_infinity: float = 0.5
-    """Background rays end at far / this depth, in (0, 1)."""
-    num_samples: int = 128
-    """Positions on each ray through the scene, and as many again behind it with a background; at least 2."""
-    compress: Literal["conv3x3", "pointwise"] = "conv3x3"
-    """Two 3×3 convolutions and a 1×1 (the authors' setting), or one 1×1 convolution (the paper's text)."""
-    refine_channels: tuple[int, ...] = (16,)
-    """Channels per level of the 3D CNN: one level is one ResNet block, more are a U-Net.
-    The first is feature_channels."""
-    feature_channels: int = 16
-    """Channels of the volume; even."""
-
-    def __post_init__(self) -> None:
-        for name in ("foreground_fraction", "disparity_at_infinity"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"projection: {name} is {getattr(self, name)}, must lie between 0 and 1")
-        if self.merge not in ("replace", "zero_init"):
-            raise ValueError(f"projection: merge is {self.merge!r}, must be 'replace' or 'zero_init'")
-        if self.compress not in ("conv3x3", "pointwise"):
-            raise ValueError(f"projection: compress is {self.compress!r}, must be 'conv3x3' or 'pointwise'")
-        if self.num_samples < 2:
-            raise ValueError(f"projection: num_samples is {self.num_samples}, must be at least 2")
-        if self.feature_channels < 2 or self.feature_channels % 2:
-            raise ValueError(f"projection: feature_channels is {self.feature_channels}, must be even and positive")
-        if not self.refine_channels or self.refine_channels[0] != self.feature_channels:
-            raise ValueError(
-                f"projection: refine_channels {self.refine_channels} must start with "
-                f"feature_channels, {self.feature_channels}"
-            )
-        divisor = 2 ** (len(self.refine_channels) - 1)
-        for name, grid_size in self.blocks:
-            if grid_size < 1 or grid_size % divisor:
-                raise ValueError(f"projection: {name} has {grid_size} voxels per side, must be a multiple of {divisor}")
 
 
 class ResnetBlock3d(nn.Module):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from model.cameras import Cameras
 from model.conditioning import NEUTRAL_INTENSITY
+from model.config import SamplingConfig
 from model.projection import ProjectionLayer, Rendered
 
 SMALLEST_OPACITY = 1e-3  # a ray that hits less has no depth to speak of
@@ -40,22 +41,6 @@ class DenoisesViews(Protocol):
         scene_bounds: Tensor,
         intensity: Tensor,
     ) -> Tensor: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How to denoise."""
-
-    num_steps: int = 10
-    """Calls of the network, with UniPC."""
-    guidance_scale: float = 7.5
-    """Classifier-free guidance; 1 switches it off and halves the work."""
-
-    def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"sampling: num_steps {self.num_steps} must be at least 1")
-        if self.guidance_scale < 1:
-            raise ValueError(f"sampling: guidance_scale {self.guidance_scale} must be at least 1 (1 = off)")
 
 
 @dataclass(frozen=True, eq=False)

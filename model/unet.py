@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.augment import ViewDiffConfig, augment
+from model.augment import augment
 from model.cameras import Cameras
 from model.conditioning import conditioning_vector
-from model.projection import ProjectionConfig, renderer_parameters
+from model.config import ProjectionConfig, ViewDiffConfig
+from model.projection import renderer_parameters
 from model.views import ViewContext
 
 __all__ = ["ViewDiffConfig", "ViewDiffUNet"]

@@ -11,7 +11,8 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from model.sampling import DenoisesViews, ReportStep, SamplingConfig, ViewRequest, denoise
+from model.config import SamplingConfig
+from model.sampling import DenoisesViews, ReportStep, ViewRequest, denoise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from infra.checkpoint import SnapshotFolder
 from infra.engine import Engine
 from infra.storage import atomic_write
 from model.base import BaseModel, load_base
-from model.sampling import SamplingConfig, ViewRequest, generate_views
+from model.config import SamplingConfig
+from model.sampling import ViewRequest, generate_views
 from model.unet import ViewDiffUNet
 from pipelines.loop import StepInfo
 from preprocessing.dataset import FrameIndex

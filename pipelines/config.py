@@ -9,12 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from infra.config import EngineConfig
-from model.augment import ViewDiffConfig
-from model.config import BaseConfig
-from model.diffusion import DiffusionConfig
-from model.sampling import SamplingConfig
-from preprocessing.config import LatentsConfig, PreprocessConfig
-from preprocessing.synthetic import SyntheticConfig
+from model.config import BaseConfig, DiffusionConfig, SamplingConfig, ViewDiffConfig
+from preprocessing.config import LatentsConfig, PreprocessConfig, SyntheticConfig
 
 
 @dataclass(frozen=True, kw_only=True)

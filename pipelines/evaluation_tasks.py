@@ -14,7 +14,7 @@ import numpy as np
 from infra.errors import UserError
 from infra.fingerprint import fingerprint
 from model.cameras import Cameras
-from model.sampling import SamplingConfig
+from model.config import SamplingConfig
 from model.trajectories import angles, orbit_like
 from model.windows import WindowConfig
 from pipelines.config import EvaluateConfig

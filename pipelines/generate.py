@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from infra.errors import UserError
 from infra.log import Progress
 from infra.storage import atomic_write, publish_folder, require_space
-from model.sampling import SamplingConfig
+from model.config import SamplingConfig
 from model.windows import plan_windows
 from pipelines.runtime import RuntimeConfig
 

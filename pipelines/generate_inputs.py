@@ -11,7 +11,7 @@ import numpy as np
 
 from infra.errors import UserError
 from model.cameras import Cameras
-from model.sampling import SamplingConfig
+from model.config import SamplingConfig
 from model.trajectories import from_file, orbit, orbit_like, spiral
 from model.windows import WindowConfig
 from pipelines.artifacts import RECORD_NAME, read_record

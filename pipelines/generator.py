@@ -16,7 +16,8 @@ from torch import Tensor
 from infra.errors import UserError
 from model.base import BaseModel, load_base
 from model.cameras import Cameras
-from model.sampling import ReportStep, SamplingConfig, ViewRequest, generate_views, render_depth
+from model.config import SamplingConfig
+from model.sampling import ReportStep, ViewRequest, generate_views, render_depth
 from model.unet import ViewDiffUNet
 from model.windows import WindowConfig, generate_trajectory
 

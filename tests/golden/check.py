@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from model.attention import ConditionedTextAttention, CrossFrameAttention
 from model.cameras import Cameras
-from model.projection import ProjectionConfig, ProjectionLayer
+from model.config import ProjectionConfig
+from model.projection import ProjectionLayer
 from model.rendering import Rays, Rendered, background_near_far, box_near_far
 from model.views import ViewContext
 from model.volume import SceneFrame, ViewSamples, voxel_grid

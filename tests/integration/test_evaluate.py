@@ -14,7 +14,7 @@ import pytest
 from infra.errors import UserError
 from infra.log import Progress
 from infra.tracking import Tracking
-from model.sampling import SamplingConfig
+from model.config import SamplingConfig
 from pipelines import evaluate as evaluate_module
 from pipelines.artifacts import Artifact
 from pipelines.config import EvaluateConfig

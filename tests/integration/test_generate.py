@@ -10,7 +10,7 @@ import pytest
 
 from infra.errors import UserError
 from model.base import build_tiny_base, save_base
-from model.sampling import SamplingConfig
+from model.config import SamplingConfig
 from pipelines.artifacts import Artifact
 from pipelines.generate import GenerateRequest, generate
 from pipelines.pictures import ObjectPictures

@@ -24,10 +24,10 @@ from infra.storage import digest_folder
 from pipelines.artifacts import RawDataset
 from pipelines.preprocess import preprocess
 from pipelines.runtime import RuntimeConfig
-from preprocessing.config import PreprocessConfig
+from preprocessing.config import PreprocessConfig, SyntheticConfig
 from preprocessing.dataset import FrameIndex, ShardReader
 from preprocessing.scenes import plan_sequence
-from preprocessing.synthetic import SyntheticConfig, write_dataset
+from preprocessing.synthetic import write_dataset
 from tests.captures import make_capture, write_annotations
 from tests.captures import write_dataset as write_captures
 

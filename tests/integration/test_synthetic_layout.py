@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from plyfile import PlyData
 
+from preprocessing.config import SyntheticConfig
 from preprocessing.procedural import CATEGORIES
-from preprocessing.synthetic import SyntheticConfig, write_dataset
+from preprocessing.synthetic import write_dataset
 
 CONFIG = SyntheticConfig(categories=CATEGORIES, objects_per_category=4, frames_per_sequence=3, image_size=96, seed=7)
 FORMATS = ("ndc_isotropic", "ndc_norm_image_bounds")

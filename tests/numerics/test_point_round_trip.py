@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from model.cameras import Cameras
-from model.projection import ProjectionConfig, ProjectionLayer
+from model.config import ProjectionConfig
+from model.projection import ProjectionLayer
 from model.rendering import Rendered
 from model.views import ViewContext
 from model.volume import ViewSamples

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.augment import ViewDiffConfig, projectable_blocks
-from model.projection import ProjectionConfig
+from model.augment import projectable_blocks
+from model.config import ProjectionConfig, ViewDiffConfig
 from model.unet import ViewDiffUNet
 from tests.factories import TEXT_CHANNELS, look_at_cameras, randomize, tiny_unet
 

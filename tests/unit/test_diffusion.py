@@ -11,8 +11,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from model.config import DiffusionConfig
 from model.diffusion import (
-    DiffusionConfig,
     Draws,
     Objective,
     PriorBatch,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from model.cameras import Cameras
-from model.projection import ProjectionConfig, ProjectionLayer, VolumeRefiner, renderer_parameters
+from model.config import ProjectionConfig
+from model.projection import ProjectionLayer, VolumeRefiner, renderer_parameters
 from model.views import ViewContext
 
 CHANNELS, TIMESTEP_CHANNELS, SIZE = 6, 8, (3, 4)

@@ -19,7 +19,8 @@ from pipelines.presets import tiny
 from pipelines.registry import CAPTURES_TAG, CHECKPOINT_TAG, DATASET_TAG, RIVAL_TAG
 from pipelines.retrain import decide
 from pipelines.runtime import RuntimeConfig
-from preprocessing.synthetic import SyntheticConfig, write_dataset
+from preprocessing.config import SyntheticConfig
+from preprocessing.synthetic import write_dataset
 
 
 def version(number: int, **tags: str) -> RegisteredVersion:

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.augment import ViewDiffConfig
 from model.cameras import Cameras
-from model.projection import ProjectionConfig
-from model.sampling import SamplingConfig, ViewRequest, generate_views, render_depth
+from model.config import ProjectionConfig, SamplingConfig, ViewDiffConfig
+from model.sampling import ViewRequest, generate_views, render_depth
 from model.unet import ViewDiffUNet
 from model.windows import WindowConfig, generate_trajectory, plan_windows
 from tests.factories import TEXT_CHANNELS, look_at_cameras, randomize, tiny_unet

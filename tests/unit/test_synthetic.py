@@ -18,8 +18,9 @@ from infra.errors import UserError
 from infra.storage import digest_folder
 from pipelines.runtime import RuntimeConfig
 from pipelines.synth import write_synthetic
+from preprocessing.config import SyntheticConfig
 from preprocessing.defects import DEFECTS
-from preprocessing.synthetic import RECORD_NAME, SyntheticConfig, split_of, write_dataset, write_sequence
+from preprocessing.synthetic import RECORD_NAME, split_of, write_dataset, write_sequence
 
 SMALL = SyntheticConfig(categories=("apple", "donut"), objects_per_category=2, frames_per_sequence=2, image_size=24)
 
