@@ -1,4 +1,4 @@
-"""A Ray cluster to work on: the one that this process belongs to, or a local one for as long as it is needed.
+"""A Ray cluster to work on: the one that this process belongs to, or a local one that ends with it.
 
 The only file that calls `ray.init`.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import ray
@@ -29,19 +27,16 @@ _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the process of a submi
 _CONNECT_SECONDS = 5.0
 
 
-@contextmanager
-def ray_session(*, num_cpus: int | None = None) -> Iterator[None]:
-    """Ray for the body of a `with`.
+def ensure_ray(*, num_cpus: int | None = None) -> None:
+    """Connect this process to Ray, once: stages share the connection, because starting a cluster takes long.
 
-    Within a session that is already open nothing is done. With RAY_ADDRESS set, as in a submitted job, its cluster is
-    used and left running. Otherwise a local one is started, with at least `num_cpus` slots for workers, and ended
-    after.
+    With RAY_ADDRESS set, as in a submitted job, its cluster is used. Otherwise a local one is started, with at least
+    `num_cpus` slots for workers, which ends with this process.
 
     Raises:
         UserError: the cluster at RAY_ADDRESS cannot be reached or refuses the token.
     """
     if ray.is_initialized():
-        yield
         return
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -51,10 +46,6 @@ def ray_session(*, num_cpus: int | None = None) -> Iterator[None]:
         _connect(address)
     else:
         _start(num_cpus)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _require_token() -> None:

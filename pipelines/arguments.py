@@ -10,8 +10,7 @@ import tyro
 from tyro import _errors as tyro_errors  # the one place where tyro says what was wrong instead of printing it
 
 from infra.errors import UserError
-from pipelines.config import RunConfig
-from pipelines.generate import GenerateRequest
+from pipelines.config import GenerateRequest, RunConfig
 from pipelines.names import nearest
 from pipelines.presets import PRESETS
 from pipelines.runtime import RuntimeConfig

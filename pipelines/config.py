@@ -122,3 +122,44 @@ class RunConfig:
     """The model registry."""
     retrain: RetrainConfig = field(default_factory=RetrainConfig)
     """Further training for new captures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateRequest:
+    """What to generate: a sequence of --shards from one of its frames, or an object from --text alone."""
+
+    model: str | None = None
+    """Folder of a trained model; without it the newest below --root is used."""
+    base: str | None = None
+    """Diffusers folder or hub id of its base model; without it the one that the model was trained with."""
+    shards: str | None = None
+    """Folder of preprocessed captures; the model may never have seen them."""
+    sequence: str | None = None
+    """CATEGORY/NAME of a sequence in the shards; may be left out when there is only one."""
+    known_frame: int | None = None
+    """Number of the frame that the model is given; without it the sequence's first."""
+    text: str | None = None
+    """Caption. Without shards it is all that the model is given; with them it replaces the sequence's own."""
+    path: str = "orbit"
+    """Cameras of an object from text: orbit, spiral, or a JSON file (see model/trajectories.py)."""
+    num_views: int | None = None
+    """Views to make; without it all other frames of the sequence, or 12."""
+    views_at_once: int = 10
+    """Views of one denoising call; more are made in windows that see views made before."""
+    context_views: int = 4
+    """How many given or earlier views such a window sees, at most."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Denoising steps, and the guidance of an object from text alone; with a given frame there is none."""
+    seed: int = 0
+    """Seed of the noise."""
+    output: str = "generated"
+    """Folder to write; must not exist yet."""
+
+    def __post_init__(self) -> None:
+        if self.num_views is not None and self.num_views < 1:
+            raise ValueError(f"generate: num_views is {self.num_views}, must be at least 1")
+        if not 1 <= self.context_views < self.views_at_once:
+            raise ValueError(
+                f"generate: context_views is {self.context_views}, must lie between 1 and views_at_once - 1 = "
+                f"{self.views_at_once - 1}"
+            )

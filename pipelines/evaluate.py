@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.cluster import ray_session
+from infra.cluster import ensure_ray
 from infra.fingerprint import fingerprint, plain
 from infra.log import Progress
 from infra.storage import atomic_write
@@ -70,8 +70,8 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Any], folder: Path, ru
     if missing:
         served = _serve_config(config, inputs, runtime)
         done = len(tasks) - len(missing)
+        ensure_ray()
         with (
-            ray_session(),
             serving(served) as client,
             Progress("evaluate", total=len(tasks), unit="objects", done=done) as progress,
         ):

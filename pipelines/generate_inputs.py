@@ -15,8 +15,8 @@ from model.config import SamplingConfig
 from model.trajectories import from_file, orbit, orbit_like, spiral
 from model.windows import WindowConfig
 from pipelines.artifacts import RECORD_NAME, read_record
+from pipelines.config import GenerateRequest
 from pipelines.evaluation_tasks import UNIT_CUBE, EvaluationTask, training_cameras
-from pipelines.generate import GenerateRequest
 from pipelines.generator import SampleGenerator
 from pipelines.names import nearest
 from pipelines.runtime import RuntimeConfig

@@ -94,19 +94,19 @@ def run_writers(
     if not tasks:
         return
     # Here, because Ray takes seconds to import and most commands do without it.
-    from infra.cluster import ray_session  # isort: skip  # before Ray: it sets what Ray reads when imported
+    from infra.cluster import ensure_ray  # isort: skip  # before Ray: it sets what Ray reads when imported
     import ray.data  # isort: skip
 
-    with ray_session(num_cpus=num_workers):
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False  # ours says how much is left
-        context.enable_fallback_to_arrow_object_ext_type = True  # tasks travel pickled; without this Ray warns of it
-        results = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=len(tasks)).map(
-            ShardWriter,
-            fn_constructor_kwargs={"root": root.absolute(), "folder": folder.absolute(), "config": config},
-            compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(tasks))),
-            num_cpus=1,
-            max_restarts=-1,
-            max_task_retries=-1,
-        )
-        yield from results.iter_rows()
+    ensure_ray(num_cpus=num_workers)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # ours says how much is left
+    context.enable_fallback_to_arrow_object_ext_type = True  # tasks travel pickled; without this Ray warns of it
+    results = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=len(tasks)).map(
+        ShardWriter,
+        fn_constructor_kwargs={"root": root.absolute(), "folder": folder.absolute(), "config": config},
+        compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(tasks))),
+        num_cpus=1,
+        max_restarts=-1,
+        max_task_retries=-1,
+    )
+    yield from results.iter_rows()

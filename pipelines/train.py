@@ -15,7 +15,7 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel
 
-from infra.cluster import ray_session
+from infra.cluster import ensure_ray
 from infra.distributed import run_workers
 from infra.errors import UserError
 from infra.fingerprint import fingerprint, plain
@@ -96,7 +96,8 @@ def _run(job: TrainJob, run: Run, runtime: RuntimeConfig) -> None:
     done = 0 if newest is None else newest.step
     drop_lines_after(job.metrics_path, done)  # workers do so too; here, so that they are neither shown nor recorded
     watch = TrainingWatch(job.metrics_path, job.previews_dir, run=run, total=job.config.num_steps, done=done)
-    with ray_session(num_cpus=runtime.num_workers), watch:
+    ensure_ray(num_cpus=runtime.num_workers)
+    with watch:
         run_workers(
             train_in_worker,
             job,

@@ -1,4 +1,4 @@
-"""A local Ray asks for a token, its workers find the checkout, and it ends with its session."""
+"""A local Ray asks for a token, its workers find the checkout, and later calls use it again."""
 
 from __future__ import annotations
 
@@ -7,31 +7,34 @@ import os
 import pytest
 import ray
 
-from infra.cluster import ray_session
+from infra.cluster import CHECKOUT, _check_address, ensure_ray
 from infra.errors import UserError
 
-pytestmark = pytest.mark.cluster
 
-
-def test_a_session_starts_and_ends_its_own_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.cluster
+def test_a_local_cluster_is_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with ray_session(num_cpus=2):
-        with ray_session():  # inside a session nothing happens
-            pass
-        assert ray.is_initialized()
+    ensure_ray(num_cpus=2)
+    node = ray.get_runtime_context().get_node_id()
+    ensure_ray(num_cpus=3)
+    assert ray.get_runtime_context().get_node_id() == node
 
-        @ray.remote
-        def seen_by_a_worker() -> tuple[str, str]:
-            import infra.errors
+    @ray.remote
+    def seen_by_a_worker() -> tuple[str, str]:
+        import infra.errors
 
-            return infra.errors.__name__, os.environ["RAY_AUTH_MODE"]
+        return infra.errors.__file__, os.environ["RAY_AUTH_MODE"]
 
-        assert ray.get(seen_by_a_worker.remote()) == ("infra.errors", "token")
-    assert not ray.is_initialized()
+    assert ray.get(seen_by_a_worker.remote()) == (str(CHECKOUT / "infra" / "errors.py"), "token")
 
 
-def test_an_unreachable_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 32)
-    with pytest.raises(UserError, match=r"RAY_ADDRESS=127\.0\.0\.1:9"), ray_session():
-        pass
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:9", r"RAY_ADDRESS=127\.0\.0\.1:9 cannot be used"),
+        ("http://127.0.0.1:8265", "takes jobs: submit with `ray job submit`"),
+    ],
+)
+def test_an_address_of_no_cluster_is_named(address: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        _check_address(address)

@@ -12,7 +12,8 @@ from infra.errors import UserError
 from model.base import build_tiny_base, save_base
 from model.config import SamplingConfig
 from pipelines.artifacts import Artifact
-from pipelines.generate import GenerateRequest, generate
+from pipelines.config import GenerateRequest
+from pipelines.generate import generate
 from pipelines.pictures import ObjectPictures
 from pipelines.runtime import RuntimeConfig
 from tests.evaluation_inputs import open_shards, write_evaluation_inputs

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra.cluster import CHECKOUT, ray_session
+from infra.cluster import CHECKOUT
 from infra.errors import UserError
 from infra.storage import digest_folder
 from pipelines.artifacts import RawDataset
@@ -56,13 +56,6 @@ def run(root: Path, folder: Path, *, num_workers: int = 2, config: PreprocessCon
 
 
 @pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    """One Ray for the tests of this file; the stage's own session does nothing inside it."""
-    with ray_session(num_cpus=2):
-        yield
-
-
-@pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("raw")
     write_captures(root, [make_capture(name=f"s{number}", seed=number) for number in range(NUM_CAPTURES)])
@@ -70,7 +63,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clean(root: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clean(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an undisturbed run with two workers."""
     folder = tmp_path_factory.mktemp("shards") / "clean"
     run(root, folder)
@@ -192,7 +185,7 @@ def readers(path: Path, *, deleted: bool = False) -> list[int]:
     return [process for process in found if process != os.getpid()]
 
 
-def test_synthetic_objects_stand_upright_in_the_unit_cube(synthetic: Path, ray_cluster: None, tmp_path: Path) -> None:
+def test_synthetic_objects_stand_upright_in_the_unit_cube(synthetic: Path, tmp_path: Path) -> None:
     facts = run(synthetic, tmp_path / "out")
     assert facts["categories"] == {"hydrant": 2, "teddybear": 2}
     assert facts["rejected"] == {}
@@ -225,7 +218,7 @@ def test_synthetic_objects_stand_upright_in_the_unit_cube(synthetic: Path, ray_c
             assert (np.ptp(v) + 1) > 0.4 * min(np.ptp(corners[:, 1]), 32)
 
 
-def test_each_defect_is_handled_as_documented(ray_cluster: None, tmp_path: Path) -> None:
+def test_each_defect_is_handled_as_documented(tmp_path: Path) -> None:
     root = tmp_path / "raw"
     config = SyntheticConfig(
         categories=("donut",), objects_per_category=22, frames_per_sequence=7, image_size=32, defects=True
@@ -253,7 +246,7 @@ def test_each_defect_is_handled_as_documented(ray_cluster: None, tmp_path: Path)
         assert without_mask == (2 if found & maskless else 0)
 
 
-def test_no_usable_sequence_leaves_nothing(ray_cluster: None, tmp_path: Path) -> None:
+def test_no_usable_sequence_leaves_nothing(tmp_path: Path) -> None:
     root = tmp_path / "raw"
     captures = [make_capture(name=f"s{number}") for number in range(3)]
     captures[2].sequence["point_cloud"] = None
