@@ -17,7 +17,6 @@ from infra.errors import UserError
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 _MIN_SLOTS = 4  # so that a stage's driver and two workers fit on a small machine too; slots are not processes
-_PASSED_TO_WORKERS = ("OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", "HF_HOME", "HF_HUB_OFFLINE")
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anybody
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker without a GPU keeps the variables it was given
@@ -86,16 +85,13 @@ def _unreachable(address: str, reason: str) -> UserError:
 
 
 def _start(num_cpus: int | None) -> None:
+    # The cluster's processes are children of this one: workers find the checkout's packages in what they inherit.
+    inherited = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), inherited] if inherited else [str(CHECKOUT)])
     ray.init(
         address="local",
         num_cpus=max(num_cpus or 0, os.cpu_count() or 1, _MIN_SLOTS),
+        include_dashboard=False,  # ten more processes
         log_to_driver=False,
         logging_level=logging.WARNING,
-        runtime_env={"env_vars": _worker_environment()},
     )
-
-
-def _worker_environment() -> dict[str, str]:
-    """Lets workers import this checkout's packages and use the driver's caches."""
-    passed = {name: os.environ[name] for name in _PASSED_TO_WORKERS if name in os.environ}
-    return {"PYTHONPATH": str(CHECKOUT), **passed}

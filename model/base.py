@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
@@ -117,8 +118,12 @@ def load_base(source: str | Path, *, revision: str | None = None) -> BaseModel:
 
 def save_base(base: BaseModel, folder: Path) -> None:
     """Write the base model as a diffusers folder: one subfolder per part and model_index.json."""
-    for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler"):
+    for name in ("vae", "tokenizer", "unet", "scheduler"):
         getattr(base, name).save_pretrained(folder / name)
+    # As its own save_pretrained does, which takes seconds to import DeepSpeed first.
+    base.text_encoder.config.save_pretrained(folder / "text_encoder")
+    weights = folder / "text_encoder" / "model.safetensors"
+    safetensors.torch.save_model(base.text_encoder, str(weights), metadata={"format": "pt"})
     index = {
         "_class_name": "StableDiffusionPipeline",
         "vae": ["diffusers", "AutoencoderKL"],

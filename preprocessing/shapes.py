@@ -7,6 +7,7 @@ local frame: object = frame @ local + center.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
@@ -24,7 +25,7 @@ SPHERE_TRACING_TOLERANCE = 2e-3  # of a local unit: far below a pixel at any siz
 
 
 @dataclass(frozen=True, kw_only=True)
-class Solid:
+class Solid(ABC):
     """A solid in a local frame, with what is painted on it.
 
     frame: [3, 3] float32, local -> object (any invertible matrix). center: [3] float32, object frame.
@@ -69,19 +70,21 @@ class Solid:
         """Radius of a sphere around `center` that holds the whole solid."""
         return float(np.linalg.norm(self.frame, ord=2)) * self.local_radius()
 
+    @abstractmethod
     def lowest(self) -> float:
         """The smallest z the solid reaches (object frame)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def local_radius(self) -> float:
         """Radius of the same sphere in the local frame."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _intersect_local(self, origin: Array, directions: Array) -> Array:
-        raise NotImplementedError
+        """First hit of rays in the local frame."""
 
+    @abstractmethod
     def _gradient_local(self, points: Array) -> Array:
-        raise NotImplementedError
+        """Outward, of any length, at local surface points."""
 
 
 @dataclass(frozen=True, kw_only=True)
