@@ -45,17 +45,19 @@ class Progress:
         self._done, self._resumed = done, done
         self._stream = stream or sys.stderr
         self._started = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first units were done, and how many there were then
         self._last_line = float("-inf")
 
     def __enter__(self) -> Progress:
-        if self._resumed:
-            self._write(f"{self._stage}  resuming at {self._resumed}/{self._total} {self._unit}", end="\n")
+        what = "resuming at" if self._resumed else "starting at"
+        self._write(f"{self._stage}  {what} {self._resumed}/{self._total} {self._unit}", end="\n")
         return self
 
     def advance(self, n: int = 1, **facts: object) -> None:
         """Count `n` more units as done; `facts` (a loss, a name) are shown behind the numbers."""
         self._done += n
         now = time.monotonic()
+        self._first = self._first or (now, self._done)
         interval = 0.1 if self._stream.isatty() else SECONDS_BETWEEN_LINES
         if now - self._last_line >= interval or self._done >= self._total:
             self._last_line = now
@@ -68,8 +70,7 @@ class Progress:
             self._write("", end="\n")
 
     def _line(self, facts: dict[str, object]) -> str:
-        elapsed = max(time.monotonic() - self._started, 1e-6)
-        rate = (self._done - self._resumed) / elapsed
+        rate = self._rate()
         left = format_seconds((self._total - self._done) / rate) if rate > 0 else "?"
         parts = [
             f"{self._stage}  {self._done}/{self._total} {self._unit}",
@@ -80,6 +81,15 @@ class Progress:
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in facts.items()
         ]
         return " · ".join(parts)
+
+    def _rate(self) -> float:
+        """Units per second. What comes before the first ones, as the start of workers, counts only as long as there are
+        no others.
+        """
+        since, done = self._started, self._resumed
+        if self._first is not None and self._done > self._first[1]:
+            since, done = self._first
+        return (self._done - done) / max(time.monotonic() - since, 1e-6)
 
     def _write(self, line: str, *, end: str) -> None:
         clear = "\x1b[2K" if self._stream.isatty() else ""
