@@ -6,6 +6,7 @@ bytes.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
@@ -21,7 +22,7 @@ from preprocessing.commit import commit_folder, discard, remove_records
 from preprocessing.config import PreprocessConfig
 from preprocessing.plan import ShardTask, plan_shards, require_sequences
 from preprocessing.schema import DATASET_NAME, read_manifest
-from preprocessing.shards import ShardWriter, committed_record, require_record, sweep
+from preprocessing.shards import committed_record, require_record, sweep, write_planned_shard
 
 # A stored picture with its mask takes less than a byte per pixel; 2 kB per frame for index, headers and padding.
 _BYTES_PER_PIXEL, _BYTES_PER_FRAME = 1, 2048
@@ -88,8 +89,8 @@ def write_shards(root: Path, folder: Path, config: PreprocessConfig, *, num_work
 def run_writers(
     tasks: Sequence[ShardTask], root: Path, folder: Path, config: PreprocessConfig, *, num_workers: int
 ) -> Generator[dict[str, Any], None, None]:
-    """Have Ray actors write the shards; yields each one's result as it is committed, in any order. Killed actors are
-    restarted, their task repeated.
+    """Have Ray write the shards; yields each one's result as it is committed, in any order. Ray repeats the tasks of
+    workers that die.
     """
     if not tasks:
         return
@@ -98,15 +99,14 @@ def run_writers(
     import ray.data  # isort: skip
 
     ensure_ray(num_cpus=num_workers)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours says how much is left
-    context.enable_fallback_to_arrow_object_ext_type = True  # tasks travel pickled; without this Ray warns of it
+    context.enable_fallback_to_arrow_object_ext_type = True  # plans travel pickled; without this Ray warns of it
     results = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=len(tasks)).map(
-        ShardWriter,
-        fn_constructor_kwargs={"root": root.absolute(), "folder": folder.absolute(), "config": config},
-        compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(tasks))),
+        write_planned_shard,
+        fn_kwargs={"root": root.absolute(), "folder": folder.absolute(), "config": config},
+        compute=ray.data.TaskPoolStrategy(size=min(num_workers, len(tasks))),
         num_cpus=1,
-        max_restarts=-1,
-        max_task_retries=-1,
     )
     yield from results.iter_rows()

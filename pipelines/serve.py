@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +74,7 @@ class GeneratorClient:
 @contextmanager
 def serving(config: ServeConfig) -> Iterator[GeneratorClient]:
     """Deploy on the connected Ray cluster, not reachable over HTTP, and take the deployment down at the end."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location=ProxyLocation.Disabled)
     deployment = serve.deployment(
         _Replica,

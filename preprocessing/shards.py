@@ -56,26 +56,20 @@ class ShardRecord:
     defects: tuple[tuple[str, str, int, str], ...]  # (category, sequence, frame number, reason)
 
 
-class ShardWriter:
-    """A Ray actor's work: one shard per call."""
-
-    def __init__(self, root: Path, folder: Path, config: PreprocessConfig) -> None:
-        self._root, self._folder, self._config = root, folder, config
-        cv2.setNumThreads(1)  # one worker per core: more threads would only get into each other's way
-        torch.set_num_threads(1)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Write the shard of `row["task"]`. What the user must mend comes back as `error`: an exception would lose its
-        type on the way.
-        """
-        try:
-            record = write_shard(row["task"], self._root, self._folder, self._config)
-        except OSError as error:
-            message = as_user_error(error, self._folder)
-            if message is None:
-                raise
-            return {"frames": 0, "error": str(message)}
-        return {"frames": record.num_frames, "error": ""}
+def write_planned_shard(row: dict[str, Any], *, root: Path, folder: Path, config: PreprocessConfig) -> dict[str, Any]:
+    """A Ray task: the shard of `row["task"]`. What the user must mend comes back as `error`: an exception would lose
+    its type on the way.
+    """
+    cv2.setNumThreads(1)  # one task per core: more threads would only get into each other's way
+    torch.set_num_threads(1)
+    try:
+        record = write_shard(row["task"], root, folder, config)
+    except OSError as error:
+        message = as_user_error(error, folder)
+        if message is None:
+            raise
+        return {"frames": 0, "error": str(message)}
+    return {"frames": record.num_frames, "error": ""}
 
 
 def record_path(folder: Path, number: int) -> Path:
