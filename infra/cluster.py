@@ -24,6 +24,7 @@ _SETTINGS = {
 }
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the process of a submitted job
 _CONNECT_SECONDS = 5.0
+_SLOW_START = "timed out during startup"
 
 
 def ensure_ray(*, num_cpus: int | None = None) -> None:
@@ -88,10 +89,18 @@ def _start(num_cpus: int | None) -> None:
     # The cluster's processes are children of this one: workers find the checkout's packages in what they inherit.
     inherited = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), inherited] if inherited else [str(CHECKOUT)])
-    ray.init(
-        address="local",
-        num_cpus=max(num_cpus or 0, os.cpu_count() or 1, _MIN_SLOTS),
-        include_dashboard=False,  # ten more processes
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(num_cpus or 0, os.cpu_count() or 1, _MIN_SLOTS),
+            include_dashboard=False,  # ten more processes
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except Exception as error:
+        if _SLOW_START not in str(error):  # Ray has no type for it
+            raise
+        raise UserError(
+            "Ray did not start on this machine in the 30 s that it gives itself; end other heavy programs and run the "
+            "same command again"
+        ) from error
