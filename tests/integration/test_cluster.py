@@ -7,7 +7,7 @@ import os
 import pytest
 import ray
 
-from infra.cluster import CHECKOUT, _check_address, ensure_ray
+from infra.cluster import CHECKOUT, _check_address, _start, ensure_ray
 from infra.errors import UserError
 
 
@@ -38,3 +38,23 @@ def test_a_local_cluster_is_started_once(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_address_of_no_cluster_is_named(address: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         _check_address(address)
+
+
+def test_a_machine_that_is_too_busy_for_ray_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_slow(**settings: object) -> None:
+        raise Exception("The current node timed out during startup. Some of the raylet failed to start")
+
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(ray, "init", too_slow)
+    with pytest.raises(UserError, match="run the same command again"):
+        _start(2)
+
+
+def test_other_failures_of_ray_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**settings: object) -> None:
+        raise RuntimeError("no shared memory")
+
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(ray, "init", broken)
+    with pytest.raises(RuntimeError, match="no shared memory"):
+        _start(2)
