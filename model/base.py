@@ -17,6 +17,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from model.config import TinyBaseConfig
 
@@ -96,6 +97,8 @@ def load_base(source: str | Path, *, revision: str | None = None) -> BaseModel:
 
     Raises ValueError naming the part that is missing or cannot be read.
     """
+    if Path(source).is_dir():
+        transformers_logging.disable_progress_bar()  # downloads from the hub keep theirs
     parts = {
         "vae": AutoencoderKL,
         "text_encoder": CLIPTextModel,
