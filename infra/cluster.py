@@ -34,7 +34,7 @@ def ensure_ray(*, num_cpus: int | None = None) -> None:
     `num_cpus` slots for workers, which ends with this process.
 
     Raises:
-        UserError: the cluster at RAY_ADDRESS cannot be reached or refuses the token.
+        UserError: the cluster at RAY_ADDRESS cannot be reached or refuses the token, or a local one starts too slowly.
     """
     if ray.is_initialized():
         return

@@ -94,9 +94,10 @@ def run_writers(
     """
     if not tasks:
         return
-    # Here, because Ray takes seconds to import and most commands do without it.
-    from infra.cluster import ensure_ray  # isort: skip  # before Ray: it sets what Ray reads when imported
-    import ray.data  # isort: skip
+    # Here, because Ray takes seconds to import and bad captures are told of before.
+    import ray.data
+
+    from infra.cluster import ensure_ray
 
     ensure_ray(num_cpus=num_workers)
     logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -15,7 +15,6 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors.torch
@@ -25,12 +24,10 @@ from torch import Tensor
 from infra.errors import UserError
 from infra.log import Progress
 from infra.storage import atomic_write
+from model.base import BaseModel
 from preprocessing.config import LatentsConfig
 from preprocessing.dataset import FrameIndex, ShardReader
 from preprocessing.prior import sample_prior
-
-if TYPE_CHECKING:  # importing it takes long, and readers of the cache do without
-    from model.base import BaseModel
 
 CHUNK_ROWS = 512
 MANIFEST_NAME = "latents.json"

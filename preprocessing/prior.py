@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
 from infra.log import Progress
+from model.base import BaseModel
 from preprocessing.config import LatentsConfig
-
-if TYPE_CHECKING:
-    from model.base import BaseModel
 
 
 @torch.no_grad()
