@@ -1,14 +1,13 @@
 """The frozen parts around the U-Net, and the pretrained U-Net itself: Stable Diffusion, or a small stand-in.
 
-`load_base` reads a diffusers folder or hub id (Stable Diffusion 1.x and 2.x); `build_tiny_base` makes the same five
-parts of the same classes, random and small, for pipelines that must run without downloaded weights. Both give a
-`BaseModel`, and `save_base` writes either as a diffusers folder.
+`load_base` reads a diffusers folder or hub id (Stable Diffusion 1.x and 2.x), `save_base` writes one. The stand-in is
+made by model/tiny_base.py.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +15,8 @@ import safetensors.torch
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
-
-from model.config import TinyBaseConfig
-
-BYTE_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"-_()/&%+#"
-START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 @dataclass(frozen=True)
@@ -140,99 +134,3 @@ def save_base(base: BaseModel, folder: Path) -> None:
         "requires_safety_checker": False,
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def build_tiny_base(config: TinyBaseConfig, *, words: Iterable[str], seed: int) -> BaseModel:
-    """An untrained stand-in, random but a function of `seed` alone; `words` are those that its tokenizer knows whole.
-
-    It predicts velocity (Salimans and Ho 2022, as Stable Diffusion 2.1's 768-pixel model does): a short training then
-    has a useful signal at every noise level, where a prediction of the noise has almost none at high noise.
-    """
-    tokenizer = build_tokenizer(words, max_length=config.text_length)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return BaseModel(
-            vae=_tiny_vae(config),
-            text_encoder=_tiny_text_encoder(config, tokenizer),
-            tokenizer=tokenizer,
-            unet=tiny_unet(config),
-            scheduler=DDPMScheduler(
-                num_train_timesteps=1000,
-                beta_start=0.00085,
-                beta_end=0.012,
-                beta_schedule="scaled_linear",
-                prediction_type="v_prediction",
-                clip_sample=False,
-                steps_offset=1,
-            ),
-        )
-
-
-def build_tokenizer(words: Iterable[str], *, max_length: int) -> CLIPTokenizer:
-    """A CLIP byte-pair tokenizer whose merges build each of `words` whole; other text falls back to characters."""
-    vocabulary = [*BYTE_CHARACTERS, *(character + "</w>" for character in BYTE_CHARACTERS)]
-    merges: list[tuple[str, str]] = []
-    for word in sorted({word.lower() for word in words if word}):
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        left = pieces[0]
-        for right in pieces[1:]:
-            if (left, right) not in merges:
-                merges.append((left, right))
-            left += right
-            if left not in vocabulary:
-                vocabulary.append(left)
-    tokens = {token: number for number, token in enumerate([*vocabulary, START, END])}
-    return CLIPTokenizer(vocab=tokens, merges=merges, model_max_length=max_length)
-
-
-def _tiny_vae(config: TinyBaseConfig) -> AutoencoderKL:
-    levels = len(config.vae_channels)
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=config.vae_channels,
-        layers_per_block=1,
-        norm_num_groups=8,
-        sample_size=config.image_size,
-        mid_block_add_attention=False,
-        scaling_factor=1.0,
-        shift_factor=0.0,
-    )
-
-
-def _tiny_text_encoder(config: TinyBaseConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.text_channels,
-            intermediate_size=2 * config.text_channels,
-            projection_dim=config.text_channels,
-            num_hidden_layers=2,
-            num_attention_heads=config.text_channels // 32,
-            max_position_embeddings=config.text_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def tiny_unet(config: TinyBaseConfig) -> UNet2DConditionModel:
-    """The stand-in's U-Net, untrained."""
-    levels = len(config.unet_channels)
-    return UNet2DConditionModel(
-        sample_size=config.image_size // 2 ** (len(config.vae_channels) - 1),
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("CrossAttnDownBlock2D",) * levels,
-        up_block_types=("CrossAttnUpBlock2D",) * levels,
-        block_out_channels=config.unet_channels,
-        layers_per_block=1,
-        cross_attention_dim=config.text_channels,
-        attention_head_dim=tuple(channels // config.head_channels for channels in config.unet_channels),
-        norm_num_groups=16,
-        use_linear_projection=True,
-    )

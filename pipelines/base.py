@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from infra.log import Progress
 from infra.storage import atomic_write
-from model.base import BaseModel, build_tiny_base, load_base, save_base, scale_latents
+from model.base import BaseModel, load_base, save_base, scale_latents
 from model.config import BaseConfig, FitConfig
+from model.tiny_base import build_tiny_base
 from pipelines.runtime import RuntimeConfig
 from preprocessing.dataset import FrameIndex, ShardReader
 

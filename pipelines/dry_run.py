@@ -72,7 +72,7 @@ def base_unet_config(base: BaseConfig) -> dict[str, object]:
 
 def tiny_unet_config(config: TinyBaseConfig) -> dict[str, object]:
     """Config of the stand-in's U-Net."""
-    from model.base import tiny_unet
+    from model.tiny_base import tiny_unet
 
     with torch.device("meta"):
         return dict(tiny_unet(config).config)

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import torch
 
 from infra.fingerprint import plain
-from model.base import build_tiny_base, save_base
+from model.base import save_base
+from model.tiny_base import build_tiny_base
 from model.unet import ViewDiffUNet
 from pipelines.artifacts import RECORD_NAME, Artifact, BaseFolder, Checkpoint, Shards
 from preprocessing.dataset import FrameIndex, ShardReader

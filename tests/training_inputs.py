@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.config import EngineConfig
-from model.base import build_tiny_base, save_base
+from model.base import save_base
 from model.config import ProjectionConfig, TinyBaseConfig, ViewDiffConfig
+from model.tiny_base import build_tiny_base
 from pipelines.artifacts import Artifact, BaseFolder, Latents, Shards
 from pipelines.config import TrainConfig
 from preprocessing.config import LatentsConfig

@@ -9,8 +9,9 @@ import cv2
 import pytest
 
 from infra.errors import UserError
-from model.base import build_tiny_base, save_base
+from model.base import save_base
 from model.config import SamplingConfig
+from model.tiny_base import build_tiny_base
 from pipelines.artifacts import Artifact
 from pipelines.config import GenerateRequest
 from pipelines.generate import generate
