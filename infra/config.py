@@ -29,6 +29,8 @@ class EngineConfig:
     """Largest norm of the whole gradient; longer ones are scaled down to it."""
     warmup_steps: int = 0
     """Steps over which both learning rates rise linearly from 0."""
+    final_rate_share: float = 1.0
+    """Both learning rates then fall along half a cosine to this share of themselves at the last step; 1 keeps them."""
 
     def __post_init__(self) -> None:
         if self.zero_stage not in (1, 2):
@@ -38,6 +40,8 @@ class EngineConfig:
         for name in ("learning_rate", "renderer_learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise UserError(f"engine: {name} {getattr(self, name)} must be above 0")
+        if not 0 <= self.final_rate_share <= 1:
+            raise UserError(f"engine: final_rate_share {self.final_rate_share} must lie in [0, 1]")
         for name in ("weight_decay", "warmup_steps"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"engine: {name} {getattr(self, name)} must be 0 or more")

@@ -35,12 +35,16 @@ class Engine:
         groups: Mapping[str, Sequence[nn.Parameter]],
         config: EngineConfig,
         *,
+        num_steps: int,
         device: torch.device,
     ) -> None:
-        """`groups`: parameter lists by name; the one named "renderer" gets its own learning rate."""
+        """`groups`: parameter lists by name; the one named "renderer" gets its own learning rate.
+
+        `num_steps` is the length of the whole training, for the schedule of the learning rates.
+        """
         deepspeed = _import_deepspeed(device)
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
-        self.config, self.device = config, device
+        self.config, self.num_steps, self.device = config, num_steps, device
         self._num_ranks = dist.get_world_size()
         self._utils = deepspeed.utils
         optimizer = torch.optim.AdamW(_parameter_groups(groups, config), lr=config.learning_rate)
@@ -119,7 +123,7 @@ class Engine:
 
     def _use_step(self, step: int) -> None:
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, group["name"], step)
+            group["lr"] = learning_rate(self.config, group["name"], step, num_steps=self.num_steps)
 
     def _check_groups(self, num_steps: int) -> None:
         """A setting that lands on the wrong group trains on without a sign, so look after every load."""
@@ -130,14 +134,18 @@ class Engine:
                 group["weight_decay"],
                 self._optimizer.optimizer.state[group["params"][0]]["step"].item(),
             )
-            expected = learning_rate(self.config, name, num_steps), weight_decay(self.config, name), num_steps
+            rate = learning_rate(self.config, name, num_steps, num_steps=self.num_steps)
+            expected = rate, weight_decay(self.config, name), num_steps
             assert found == expected, (name, found, expected)
 
 
-def learning_rate(config: EngineConfig, group: str, step: int) -> float:
-    """Learning rate of a parameter group at step `step`, counted from 0."""
+def learning_rate(config: EngineConfig, group: str, step: int, *, num_steps: int) -> float:
+    """Learning rate of a parameter group at step `step`, counted from 0, of `num_steps`."""
     full = config.renderer_learning_rate if group == RENDERER_GROUP else config.learning_rate
-    return full * min(1.0, (step + 1) / max(1, config.warmup_steps))
+    if step < config.warmup_steps:
+        return full * (step + 1) / config.warmup_steps
+    done = min(1.0, (step - config.warmup_steps) / max(1, num_steps - 1 - config.warmup_steps))
+    return full * (config.final_rate_share + (1 - config.final_rate_share) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def weight_decay(config: EngineConfig, group: str) -> float:
@@ -164,7 +172,7 @@ def _parameter_groups(groups: Mapping[str, Sequence[nn.Parameter]], config: Engi
         {
             "name": name,
             "params": list(parameters),
-            "lr": learning_rate(config, name, 0),
+            "lr": config.learning_rate,  # set anew before every step
             "weight_decay": weight_decay(config, name),
         }
         for name, parameters in groups.items()

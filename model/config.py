@@ -11,11 +11,11 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class TinyBaseConfig:
-    """Sizes of the stand-in for Stable Diffusion. Its latents are [4, image_size / 4, image_size / 4]."""
+    """Sizes of the stand-in for Stable Diffusion. By default its latents are [4, image_size / 8, image_size / 8]."""
 
     image_size: int = 64
-    """Side of the images it is made for, pixels; a multiple of 16."""
-    vae_channels: tuple[int, ...] = (16, 32, 64)
+    """Side of the images it is made for, pixels."""
+    vae_channels: tuple[int, ...] = (16, 32, 64, 64)
     """Channels of the autoencoder's levels; each level after the first halves the side."""
     unet_channels: tuple[int, ...] = (64, 128)
     """Channels of the U-Net's levels."""
@@ -27,8 +27,12 @@ class TinyBaseConfig:
     """Longest caption, tokens."""
 
     def __post_init__(self) -> None:
-        if self.image_size % 16:
-            raise ValueError(f"base: image_size {self.image_size} must be a multiple of 16")
+        factor = 2 ** (len(self.vae_channels) + len(self.unet_channels) - 2)  # by how much both halve the side
+        if self.image_size % factor:
+            raise ValueError(
+                f"base: image_size {self.image_size} must be a multiple of {factor}, because of "
+                f"vae_channels {self.vae_channels} and unet_channels {self.unet_channels}"
+            )
         for channels in self.unet_channels:
             if channels % self.head_channels:
                 raise ValueError(
@@ -65,9 +69,9 @@ class BaseConfig:
     """Revision on the hub."""
     tiny: TinyBaseConfig = field(default_factory=TinyBaseConfig)
     """Sizes of the stand-in."""
-    vae_fit: FitConfig = FitConfig(num_steps=300, batch_size=16, learning_rate=2e-3)
+    vae_fit: FitConfig = FitConfig(num_steps=400, batch_size=16, learning_rate=2e-3)
     """Training of the stand-in's autoencoder."""
-    unet_fit: FitConfig = FitConfig(num_steps=400, batch_size=32, learning_rate=1e-3)
+    unet_fit: FitConfig = FitConfig(num_steps=800, batch_size=32, learning_rate=1e-3)
     """Training of the stand-in's U-Net and text encoder."""
     seed: int = 0
     """Seed of the stand-in's weights, batches and noise."""

@@ -101,6 +101,7 @@ def run_writers(
 
     ensure_ray(num_cpus=num_workers)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours says how much is left
     context.enable_fallback_to_arrow_object_ext_type = True  # plans travel pickled; without this Ray warns of it

