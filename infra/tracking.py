@@ -63,7 +63,7 @@ class Tracking:
             with _environment(_QUICK):
                 self._client().search_experiments(max_results=1)
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-            reason = str(error).strip().splitlines()[0][:120]
+            reason = str(_first_cause(error)).strip().splitlines()[0][:120]
             remedy = "start that server or name another with --tracking-uri (without it a local database is used)"
             raise UserError(f"MLflow at {self.uri} cannot be reached ({reason}); {remedy}") from error
 
@@ -253,6 +253,12 @@ def _registered(version: Any) -> RegisteredVersion:
         tags=dict(version.tags),
         aliases=tuple(version.aliases),
     )
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What set off a chain of exceptions: each library on the way wraps it into its own, longer words."""
+    cause = error.__cause__ or error.__context__
+    return error if cause is None else _first_cause(cause)
 
 
 @contextmanager
