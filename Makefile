@@ -3,16 +3,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-cluster check bench
+.PHONY: demo test check bench
 
 demo: $(INSTALLED)
 	$(BIN)/viewdiff run --preset tiny
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not cluster"
-
-test-cluster: $(INSTALLED)
-	$(BIN)/python -m pytest -m cluster
+	$(BIN)/python -m pytest
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -50,11 +50,10 @@ def ensure_ray(*, num_cpus: int | None = None) -> None:
 
 def _require_token() -> None:
     """Let every cluster want a token: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or the one that Ray keeps under HOME."""
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        # Ray read the mode when it was imported, perhaps before this file: without this its servers would ask for a
-        # token that this process does not send. Ray's own default for local clusters does the same.
-        ray._raylet.Config.initialize("")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # Ray read the mode when it was imported, perhaps before it was set: without this its servers would ask for a token
+    # that this process does not send. Ray's own default for local clusters does the same.
+    ray._raylet.Config.initialize("")
 
 
 def _connect(address: str) -> None:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
-
-# Ray reads this when it is first imported, which a library may do before infra/cluster.py does.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 from infra.errors import UserError
 from pipelines.names import PRESET_NAMES, nearest

@@ -16,7 +16,7 @@ from model.diffusion import PartLoss
 from pipelines.loop import LossPart, Schedule, StepInfo, train_steps
 from tests.distributed.launch import TIMEOUT_SECONDS, run_distributed
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2 * TIMEOUT_SECONDS)]
+pytestmark = pytest.mark.timeout(2 * TIMEOUT_SECONDS)
 
 BATCH_SIZE, NUM_STEPS = 4, 3
 PRIOR_WEIGHT = 0.1

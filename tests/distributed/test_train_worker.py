@@ -17,7 +17,7 @@ from pipelines.train_worker import TrainJob, train_in_worker
 from tests.distributed.launch import TIMEOUT_SECONDS, kill_distributed, run_distributed
 from tests.training_inputs import train_config, write_inputs
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3 * TIMEOUT_SECONDS)]
+pytestmark = pytest.mark.timeout(3 * TIMEOUT_SECONDS)
 
 # Matrix products of other batch sizes and sums in another order: 1e-6 of values of order one. The first steps of AdamW
 # divide a gradient by its own size, so where it is almost zero a weight may move another way by a learning rate; a

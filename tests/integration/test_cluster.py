@@ -11,9 +11,10 @@ from infra.cluster import CHECKOUT, _check_address, _start, ensure_ray
 from infra.errors import UserError
 
 
-@pytest.mark.cluster
 def test_a_local_cluster_is_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever the mode was set: Ray, imported above, read it before."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     ensure_ray(num_cpus=2)
     node = ray.get_runtime_context().get_node_id()
     ensure_ray(num_cpus=3)

@@ -172,7 +172,6 @@ def test_scores_are_those_of_the_right_pictures(
     assert np.abs(mean_training_image(index, reader) - np.mean(train, axis=0)).max() <= 0.5
 
 
-@pytest.mark.cluster
 @pytest.mark.timeout(600)
 def test_the_stage_through_ray_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = RuntimeConfig(root=str(tmp_path), num_workers=1)

@@ -31,7 +31,7 @@ from preprocessing.synthetic import write_dataset
 from tests.captures import make_capture, write_annotations
 from tests.captures import write_dataset as write_captures
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]  # starting Ray takes seconds, on a busy machine minutes
+pytestmark = pytest.mark.timeout(600)  # starting Ray takes seconds, on a busy machine minutes
 
 CONFIG = PreprocessConfig(image_size=32, sequences_per_shard=1, minimum_frames=5)
 SYNTHETIC = SyntheticConfig(

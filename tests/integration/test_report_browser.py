@@ -16,8 +16,6 @@ from pipelines.runtime import RuntimeConfig
 from tests.browser import Page, browser
 from tests.evaluated_run import NUM_VIEWS, view_color, write_evaluated_run
 
-pytestmark = pytest.mark.cluster
-
 
 @pytest.fixture(scope="module")
 def report_path(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -24,7 +24,7 @@ from pipelines.train_worker import TrainJob, train_in_worker
 from tests.distributed.launch import TIMEOUT_SECONDS, run_distributed
 from tests.training_inputs import train_config, write_inputs
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3 * TIMEOUT_SECONDS)]
+pytestmark = pytest.mark.timeout(3 * TIMEOUT_SECONDS)
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIG = train_config(num_steps=40, checkpoint_every_steps=5, preview_every_steps=20)
