@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from infra.errors import UserError
+from infra.storage import as_user_error
 
 MAX_FAILURES = 3  # a dead worker or node costs one; the same command run again starts counting anew
 _CPUS_PER_WORKER = 1
@@ -29,7 +30,7 @@ def run_workers(
     what it saved. `storage_dir` is a scratch folder that all nodes see.
 
     Raises:
-        UserError: what `run` raised as such.
+        UserError: what `run` raised as such, a full disk, or a FloatingPointError.
         ray.train.TrainingFailedError: it failed too often in another way.
     """
     for key, value in _SETTINGS.items():
@@ -50,7 +51,7 @@ def run_workers(
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raise _user_error(error) or error from None
+        raise _user_error(error, storage_dir) or error from None
 
 
 def _run_in_worker(config: dict[str, Any]) -> None:
@@ -58,10 +59,16 @@ def _run_in_worker(config: dict[str, Any]) -> None:
     config["run"](config["job"])
 
 
-def _user_error(error: Exception) -> UserError | None:
-    """The message for a person among the workers' errors, if there is one."""
+def _user_error(error: Exception, folder: Path) -> UserError | None:
+    """The message for a person among the workers' errors, if there is one: theirs, or of a full disk, or of numbers
+    that are no longer finite.
+    """
     for failure in getattr(error, "worker_failures", {}).values():
         cause = getattr(failure, "_base_exc", failure)  # Ray keeps the worker's exception beside its traceback's text
         if isinstance(cause, UserError):
             return cause
+        if isinstance(cause, FloatingPointError):
+            return UserError(f"train: {cause}")
+        if isinstance(cause, OSError) and (message := as_user_error(cause, folder.parent)):
+            return message
     return None

@@ -76,17 +76,16 @@ def require_space(folder: Path, num_bytes: int) -> None:
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir():
-        raise UserError(f"output folder {folder}: {existing} is a file; choose another folder with --root")
+        raise UserError(f"output folder {folder}: {existing} is a file; choose another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(
-            f"output folder {folder}: no permission to write in {existing}; "
-            "change its owner or choose another with --root"
+            f"output folder {folder}: no permission to write in {existing}; change its owner or choose another folder"
         )
     free = shutil.disk_usage(existing).free
     if free < num_bytes:
         raise UserError(
             f"output folder {folder}: {free / 1e9:.2f} GB free on its disk, {num_bytes / 1e9:.2f} GB needed; "
-            "make space or choose another with --root"
+            "make space or choose another folder"
         )
 
 
@@ -99,7 +98,7 @@ def as_user_error(error: OSError, folder: Path) -> UserError | None:
     if error.errno in _FORBIDDEN and Path(str(error.filename)).is_relative_to(folder):
         return UserError(
             f"output folder {folder}: no permission to write {error.filename}; "
-            "change its owner or choose another with --root"
+            "change its owner or choose another folder"
         )
     return None
 

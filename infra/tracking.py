@@ -62,7 +62,7 @@ class Tracking:
                 return
             with _environment(_QUICK):
                 self._client().search_experiments(max_results=1)
-        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
             reason = str(_first_cause(error)).strip().splitlines()[0][:120]
             remedy = "start that server or name another with --tracking-uri (without it a local database is used)"
             raise UserError(f"MLflow at {self.uri} cannot be reached ({reason}); {remedy}") from error
@@ -75,14 +75,26 @@ class Tracking:
             found = client.search_runs([experiment_id], wanted, max_results=1, order_by=["start_time ASC"])
             if found:
                 client.update_run(found[0].info.run_id, status="RUNNING")
-                return self.resume(found[0].info.run_id)
+                return Run(id=found[0].info.run_id, client=client)
         parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
         run = client.create_run(experiment_id, run_name=name, tags={**tags, **parent})
-        return self.resume(run.info.run_id)
+        return Run(id=run.info.run_id, client=client)
 
     def resume(self, run_id: str) -> Run:
-        """The run of that id, for example in a worker process of the one that started it."""
-        return Run(id=run_id, client=self._client())
+        """The run of that id, which an earlier stage recorded.
+
+        Raises:
+            UserError: this store has no such run.
+        """
+        client = self._client()
+        try:
+            client.get_run(run_id)
+        except MlflowException as error:
+            raise UserError(
+                f"MLflow at {self.uri} has no run {run_id}, which an earlier stage of this root recorded; name the "
+                "store that it used with --tracking-uri, or another --root"
+            ) from error
+        return Run(id=run_id, client=client)
 
     def run_url(self, run_id: str) -> str | None:
         """Address of a run's page when the store is a server, else None."""

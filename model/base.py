@@ -14,6 +14,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
@@ -74,6 +75,15 @@ class BaseModel:
             part.to(device)
         return self
 
+    def coders_to(self, device: torch.device | str) -> BaseModel:
+        """The same parts; autoencoder and text encoder moved to `device`, the U-Net left where it is.
+
+        Generation with a multi-view U-Net has no use for the stock one, the largest part of all.
+        """
+        self.vae.to(device)
+        self.text_encoder.to(device)
+        return self
+
     def frozen(self) -> BaseModel:
         """The same parts, in evaluation mode and without gradients."""
         for part in (self.vae, self.text_encoder, self.unet):
@@ -105,7 +115,7 @@ def load_base(source: str | Path, *, revision: str | None = None) -> BaseModel:
         weights = {"use_safetensors": True} if name in ("vae", "text_encoder", "unet") else {}
         try:
             loaded[name] = kind.from_pretrained(str(source), subfolder=name, revision=revision, **weights)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ValueError(
                 f"base model {source!s}: cannot read its {name} ({str(error).splitlines()[0]}); "
                 "give a diffusers folder or a hub id of Stable Diffusion 1.x or 2.x with safetensors weights"

@@ -27,17 +27,23 @@ class TinyBaseConfig:
     """Longest caption, tokens."""
 
     def __post_init__(self) -> None:
-        factor = 2 ** (len(self.vae_channels) + len(self.unet_channels) - 2)  # by how much both halve the side
-        if self.image_size % factor:
+        if self.image_size < 1 or self.image_size % self.side_multiple:
             raise ValueError(
-                f"base: image_size {self.image_size} must be a multiple of {factor}, because of "
+                f"base: image_size {self.image_size} must be a multiple of {self.side_multiple}, because of "
                 f"vae_channels {self.vae_channels} and unet_channels {self.unet_channels}"
             )
+        if self.head_channels < 1:
+            raise ValueError(f"base: head_channels {self.head_channels} must be at least 1")
         for channels in self.unet_channels:
             if channels % self.head_channels:
                 raise ValueError(
                     f"base: unet_channels {channels} must be a multiple of head_channels {self.head_channels}"
                 )
+
+    @property
+    def side_multiple(self) -> int:
+        """By how much autoencoder and U-Net together divide an image's side."""
+        return 2 ** (len(self.vae_channels) + len(self.unet_channels) - 2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.config import SamplingConfig
-from model.sampling import DenoisesViews, ReportStep, ViewRequest, denoise
+from model.sampling import DenoisesViews, RenderedDepth, ReportStep, ViewRequest, denoise, render_depth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,29 @@ def generate_trajectory(
         made = denoise(unet, scheduler, part, window_config, noise=noise[:, chosen], progress=report)
         latents[:, list(window.new)] = made[:, len(window.context) :]
     return latents
+
+
+@torch.no_grad()
+def render_trajectory_depth(
+    unet: nn.Module, request: ViewRequest, latents: Tensor, *, windows: WindowConfig
+) -> RenderedDepth | None:
+    """`model.sampling.render_depth` of finished views [B, V, C, h, w], with no more of them in one call than when they
+    were denoised. Views that were known are finished like any other.
+    """
+    parts: list[RenderedDepth] = []
+    for window in plan_windows(request.known.shape[1], known=(), config=windows):
+        chosen = [*window.context, *window.new]
+        part = dataclasses.replace(
+            request,
+            cameras=request.cameras[:, chosen],
+            known_latents=latents[:, chosen],
+            known=torch.zeros_like(request.known[:, chosen]),
+        )
+        rendered = render_depth(unet, part, latents[:, chosen])
+        if rendered is None:
+            return None
+        parts.append(RenderedDepth(*(values[:, len(window.context) :] for values in rendered)))
+    return RenderedDepth(*(torch.cat(values, dim=1) for values in zip(*parts, strict=True)))
 
 
 def _spread(values: Sequence[int], count: int) -> tuple[int, ...]:

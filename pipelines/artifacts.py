@@ -132,9 +132,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} holds no {RECORD_NAME}: it is not a finished artifact; name the folder of one")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); delete the folder and run its stage again") from error
+    missing = [key for key in ("kind", "fingerprint", "inputs", "created", "facts") if key not in record]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; delete the folder and run its stage again")
+    return record
 
 
 def external_dataset(root: Path) -> RawDataset:

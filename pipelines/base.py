@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from infra.errors import UserError
 from infra.log import Progress
 from infra.storage import atomic_write
 from model.base import BaseModel, load_base, save_base, scale_latents
@@ -37,8 +39,12 @@ WARMUP_SHARE = 0.05
 def train_base(config: BaseConfig, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
     """Write a diffusers folder into `folder`; returns where it comes from and, for the stand-in, its last losses."""
     if config.source is not None:
-        save_base(load_base(config.source, revision=config.revision), folder)
+        try:
+            save_base(load_base(config.source, revision=config.revision), folder)
+        except ValueError as error:
+            raise UserError(f"{error}; name another with --base.source") from error
         return {"source": config.source}
+    torch.set_num_threads(os.cpu_count() or 1)  # Ray limits the process of a submitted job to one
     index = FrameIndex.open(inputs["shards"].folder)
     rows, captions = _training_frames(index)
     images = _read_images(inputs["shards"].folder, index, rows)

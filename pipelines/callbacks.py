@@ -107,7 +107,7 @@ class DrawPreviews:
 
     @cached_property
     def _base(self) -> BaseModel:
-        return load_base(self._base_dir).to(self._request.known_latents.device).frozen()
+        return load_base(self._base_dir).coders_to(self._request.known_latents.device).frozen()
 
     def __call__(self, info: StepInfo) -> None:
         if info.step % self._every_steps:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from infra.config import EngineConfig
+from infra.errors import UserError
 from model.config import BaseConfig, DiffusionConfig, SamplingConfig, ViewDiffConfig
 from preprocessing.config import LatentsConfig, PreprocessConfig, SyntheticConfig
 
@@ -42,9 +43,11 @@ class TrainConfig:
         names = ("num_steps", "batch_size", "micro_batch_size", "checkpoint_every_steps", "preview_every_steps")
         for name in names:
             if getattr(self, name) < 1:
-                raise ValueError(f"train: {name} is {getattr(self, name)}, must be at least 1")
+                raise UserError(f"train: {name} is {getattr(self, name)}, must be at least 1")
         if self.num_views < 2:
-            raise ValueError(f"train: num_views is {self.num_views}, must be at least 2")
+            raise UserError(f"train: num_views is {self.num_views}, must be at least 2")
+        if self.seed < 0:
+            raise UserError(f"train: seed is {self.seed}, must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +71,10 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if self.split not in ("train", "val", "test"):
-            raise ValueError(f"evaluate: split is {self.split!r}, must be train, val or test")
+            raise UserError(f"evaluate: split is {self.split!r}, must be train, val or test")
         for name, smallest in (("num_objects", 1), ("num_text_objects", 0), ("num_views", 2), ("max_batch_size", 1)):
             if getattr(self, name) < smallest:
-                raise ValueError(f"evaluate: {name} is {getattr(self, name)}, must be at least {smallest}")
+                raise UserError(f"evaluate: {name} is {getattr(self, name)}, must be at least {smallest}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,10 @@ class RetrainConfig:
 
     num_steps: int = 10_000
     """Optimizer steps, starting from the champion's weights."""
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise UserError(f"retrain: num_steps is {self.num_steps}, must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +164,9 @@ class GenerateRequest:
 
     def __post_init__(self) -> None:
         if self.num_views is not None and self.num_views < 1:
-            raise ValueError(f"generate: num_views is {self.num_views}, must be at least 1")
+            raise UserError(f"generate: num_views is {self.num_views}, must be at least 1")
         if not 1 <= self.context_views < self.views_at_once:
-            raise ValueError(
+            raise UserError(
                 f"generate: context_views is {self.context_views}, must lie between 1 and views_at_once - 1 = "
                 f"{self.views_at_once - 1}"
             )

@@ -15,6 +15,7 @@ from model.config import SamplingConfig
 from model.trajectories import from_file, orbit, orbit_like, spiral
 from model.windows import WindowConfig
 from pipelines.artifacts import RECORD_NAME, read_record
+from pipelines.checks import check_gpus
 from pipelines.config import GenerateRequest
 from pipelines.evaluation_tasks import UNIT_CUBE, EvaluationTask, training_cameras
 from pipelines.generator import SampleGenerator
@@ -46,6 +47,8 @@ Prepared = tuple[EvaluationTask, tuple[str, ...], ShardReader | None]
 
 def prepare(request: GenerateRequest, runtime: RuntimeConfig) -> GenerateInputs:
     """Find model, base model, sequence and cameras. Raises UserError naming what is wrong and what there is instead."""
+    if runtime.use_gpu:
+        check_gpus(runtime, num_gpus=1)
     folder = _model_dir(request, runtime)
     base = request.base or _made_from(folder, "base")
     if base is None:
@@ -54,6 +57,10 @@ def prepare(request: GenerateRequest, runtime: RuntimeConfig) -> GenerateInputs:
     if not from_capture and request.text is None:
         raise UserError("generate: nothing to generate; give --text TEXT, or --shards FOLDER and --sequence NAME")
     # Before the model is loaded, so that a wrong name is told at once.
+    if request.known_frame is not None and not from_capture:
+        raise UserError(
+            f"--known-frame {request.known_frame}: of no capture; name its folder with --shards, or drop this option"
+        )
     captured = _from_capture(request, _shards_dir(request, folder)) if from_capture else None
     generator = SampleGenerator.load(folder, base, device="cuda" if runtime.use_gpu else "cpu")
     task, names, reader = captured or _from_text(request, generator, _made_from(folder, "shards"))

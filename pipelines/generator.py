@@ -19,7 +19,7 @@ from model.cameras import Cameras
 from model.config import SamplingConfig
 from model.sampling import ReportStep, ViewRequest, generate_views, render_depth
 from model.unet import ViewDiffUNet
-from model.windows import WindowConfig, generate_trajectory
+from model.windows import WindowConfig, generate_trajectory, render_trajectory_depth
 
 DECODED_AT_ONCE = 32  # views; the autoencoder's activations are the largest of all
 
@@ -58,7 +58,7 @@ class SampleGenerator:
 
     def __init__(self, unet: ViewDiffUNet, base: BaseModel, *, device: str = "cpu") -> None:
         self._unet = unet.to(device).eval().requires_grad_(False)
-        self._base = base.to(device).frozen()
+        self._base = base.coders_to(device).frozen()
         self._device = device
 
     @classmethod
@@ -113,7 +113,10 @@ class SampleGenerator:
                 self._unet, self._base.scheduler, request, first.sampling, windows=first.windows, progress=progress
             )
         images = self._decode(latents.flatten(0, 1)).reshape(*latents.shape[:2], *first.image_size, 3)
-        rendered = render_depth(self._unet, request, latents)
+        if first.windows is None:
+            rendered = render_depth(self._unet, request, latents)
+        else:
+            rendered = render_trajectory_depth(self._unet, request, latents, windows=first.windows)
         if rendered is None:
             return [GeneratedSample(pictures, None, None) for pictures in images]
         depth, opacity = rendered.depth.float().cpu().numpy(), rendered.opacity.float().cpu().numpy()

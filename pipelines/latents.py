@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from model.base import load_base
 from pipelines.runtime import RuntimeConfig
 from preprocessing.config import LatentsConfig
@@ -20,4 +22,8 @@ def cache_latents(
     shards = inputs["shards"].folder
     index = FrameIndex.open(shards)
     base = load_base(inputs["base"].folder).frozen().to("cuda" if runtime.use_gpu else "cpu")
-    return dict(write_latents(index, ShardReader(shards, index), base, folder, config))
+    counts = write_latents(index, ShardReader(shards, index), base, folder, config)
+    if runtime.use_gpu:
+        base.to("cpu")
+        torch.cuda.empty_cache()  # a training worker may get the same card
+    return dict(counts)

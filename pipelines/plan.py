@@ -10,6 +10,7 @@ from typing import Any
 from infra.errors import UserError
 from pipelines import artifacts
 from pipelines.artifacts import Artifact, external_dataset
+from pipelines.checks import check_held_out, check_settings
 from pipelines.config import RunConfig
 from pipelines.runtime import RuntimeConfig
 from pipelines.stage import Stage, StageFunction, is_finished, partial_dir, run_stage
@@ -27,6 +28,8 @@ class Step:
     """Imports the stage's function only when it is to run: they pull in Ray, DeepSpeed and MLflow."""
     tracks: bool = False
     """Whether it writes to MLflow."""
+    version: int = 1
+    """Raised when the stage's code would now make another result of the same settings and inputs."""
 
 
 def _synth() -> StageFunction:
@@ -128,7 +131,14 @@ def make_stage(step: Step, config: RunConfig, inputs: Mapping[str, Artifact]) ->
     def run(*arguments: Any) -> Mapping[str, Any]:
         return step.load()(*arguments)
 
-    return Stage(name=step.name, run=run, kind=step.kind, config=getattr(config, step.name), inputs=inputs)
+    return Stage(
+        name=step.name,
+        run=run,
+        kind=step.kind,
+        config=getattr(config, step.name),
+        inputs=inputs,
+        version=step.version,
+    )
 
 
 def run_chain(
@@ -148,36 +158,64 @@ def run_chain(
         UserError: bad captures or settings, or MLflow does not answer (said before any work is done).
     """
     results: dict[str, Artifact] = dict(given or {})
-    if runtime.co3d_root is not None and "synth" not in results:
-        if until == "synth":
-            raise UserError("synth: writes a synthetic data set, --co3d-root names another; drop one of the two")
-        results["synth"] = external_dataset(Path(runtime.co3d_root))
+    if "synth" not in results:
+        results |= _given_captures(runtime, until)
     steps = needed_steps(until, set(results))
+    check_settings(config, runtime, stages={step.name for step in steps})
     if any(step.tracks for step in steps):
         from infra.tracking import Tracking
 
         Tracking(runtime.tracking).check()
+    if until == "register":
+        _champion(config, runtime, checkpoint=None)
     for step in steps:
         inputs = {role: results[name] for role, name in step.inputs} | dict((extra or {}).get(step.name, {}))
         if step.name == "register":
             inputs |= _champion_evaluation(config, runtime, results)
         results[step.name] = run_stage(make_stage(step, config, inputs), runtime)
+        if step.name == "preprocess" and until in ("evaluate", "report", "register"):
+            check_held_out(config, results["preprocess"].folder)
     return results
+
+
+def _given_captures(runtime: RuntimeConfig, until: str) -> dict[str, Artifact]:
+    """The captures of --co3d-root in the place of synthetic ones, if it was given."""
+    if runtime.co3d_root is None:
+        return {}
+    if until == "synth":
+        raise UserError("synth: writes a synthetic data set, --co3d-root names another; drop one of the two")
+    return {"synth": external_dataset(Path(runtime.co3d_root))}
 
 
 def _champion_evaluation(
     config: RunConfig, runtime: RuntimeConfig, results: Mapping[str, Artifact]
 ) -> dict[str, Artifact]:
     """The scores of the champion to beat on the objects that the new model was evaluated on; empty without one."""
-    from pipelines.registry import find_rival, open_champion
-
-    rival = find_rival(config.register, runtime, results["train"].fingerprint)
-    if rival is None:
+    champion = _champion(config, runtime, checkpoint=results["train"].fingerprint)
+    if champion is None:
         return {}
-    checkpoint, base = open_champion(rival, runtime)
+    checkpoint, base = champion
     inputs = {"shards": results["preprocess"], "base": base, "checkpoint": checkpoint}
     step = next(step for step in STEPS if step.name == "evaluate")
     return {"champion_evaluation": run_stage(make_stage(step, config, inputs), runtime)}
+
+
+def _champion(
+    config: RunConfig, runtime: RuntimeConfig, *, checkpoint: str | None
+) -> tuple[artifacts.Checkpoint, artifacts.BaseFolder] | None:
+    """The model to beat and its base model; `checkpoint` is the new one's fingerprint, if known.
+
+    Raises:
+        UserError: it was trained below another root.
+    """
+    from pipelines.registry import find_champion, find_rival, open_champion
+
+    rival = (
+        find_champion(config.register, runtime)
+        if checkpoint is None
+        else find_rival(config.register, runtime, checkpoint)
+    )
+    return None if rival is None else open_champion(rival, runtime)
 
 
 def needed_steps(until: str, given: set[str]) -> list[Step]:
@@ -194,11 +232,11 @@ def needed_steps(until: str, given: set[str]) -> list[Step]:
 
 def describe_chain(config: RunConfig, runtime: RuntimeConfig, *, until: str) -> list[tuple[str, str, str]]:
     """(stage, fingerprint, what would happen) without doing it. A fingerprint is unknown while an input's is."""
-    known: dict[str, Artifact] = {}
-    if runtime.co3d_root is not None:
-        known["synth"] = external_dataset(Path(runtime.co3d_root))
+    known = _given_captures(runtime, until)
+    steps = needed_steps(until, set(known))
+    check_settings(config, runtime, stages={step.name for step in steps})
     rows = []
-    for step in needed_steps(until, set(known)):
+    for step in steps:
         stage = make_stage(step, config, {role: known[name] for role, name in step.inputs})
         if is_finished(stage, runtime):
             state = "reuse"

@@ -103,7 +103,8 @@ def _open(runtime: RuntimeConfig, stage: str, fingerprint: str, kind: type[Any],
     if not folder.is_dir():
         raise UserError(
             f"{version.name} version {version.version}: its {stage} result {fingerprint} is not below "
-            f"{runtime.root_dir}; name the root that it was trained in with --root"
+            f"{runtime.root_dir}, so nothing can be compared with it; name the root that it was trained in with "
+            "--root, or another --register.model-name"
         )
     artifact: Artifact = load_artifact(folder, kind)
     return artifact

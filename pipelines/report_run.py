@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -100,5 +101,5 @@ def runs_section(tracking: Tracking, artifacts: Mapping[str, Artifact]) -> str:
         shown = f'<a href="{escape(url)}">{escape(run_id)}</a>' if url else f"<code>{escape(run_id)}</code>"
         rows.append(f'<tr><th scope="row">{escape(name)}</th><td>{shown}</td></tr>')
     label = f"MLflow runs of experiment {tracking.experiment}"
-    command = f"<pre>mlflow ui --backend-store-uri {escape(tracking.uri)}</pre>"
+    command = f"<pre>mlflow ui --backend-store-uri {escape(shlex.quote(tracking.uri))}</pre>"
     return section("Experiment records", command, table(head, rows, label=label), note="To open MLflow's page:")

@@ -40,7 +40,7 @@ class Decision:
 
 
 def decide(captures: Mapping[str, int], trained: Mapping[str, int], trained_already: str | None) -> Decision:
-    """Compare a root's captures {category: sequences} with those that the champion was trained on.
+    """Compare a root's captures {category: sequences} with those that the champion and its challengers were trained on.
 
     `trained_already` names a version that was trained on exactly these captures, champion or not. Only a new category
     is a reason to train: new sequences of a known one are reported.
@@ -51,8 +51,8 @@ def decide(captures: Mapping[str, int], trained: Mapping[str, int], trained_alre
     reasons = [f"category {category!r} is new: {captures[category]} sequences" for category in new]
     for category, count in captures.items():
         if category in trained and count != trained[category]:
-            reasons.append(f"category {category!r} has {count} sequences, the champion saw {trained[category]}")
-    return Decision(new, tuple(reasons or ["the champion has seen all of these captures"]))
+            reasons.append(f"category {category!r} has {count} sequences, {trained[category]} were trained on")
+    return Decision(new, tuple(reasons or ["all of these captures were trained on"]))
 
 
 def retrain(config: RunConfig, runtime: RuntimeConfig, *, dry_run: bool) -> None:
@@ -74,7 +74,7 @@ def retrain(config: RunConfig, runtime: RuntimeConfig, *, dry_run: bool) -> None
     dataset = external_dataset(Path(runtime.co3d_root) if runtime.co3d_root else newest_synthetic(runtime.root_dir))
     captures = count_captures(dataset.folder)
     versions = Tracking(runtime.tracking).versions(config.register.model_name)
-    decision = decide(captures, _captures(champion), _trained_on(versions, dataset.fingerprint))
+    decision = decide(captures, _seen(champion, versions), _trained_on(versions, dataset.fingerprint))
     print(f"captures   {dataset.folder}")
     print(f"champion   {champion.name} version {champion.version}")
     for reason in decision.reasons:
@@ -113,8 +113,14 @@ def newest_synthetic(root: Path) -> Path:
     return max(folders, key=lambda folder: read_record(folder)["created"])
 
 
-def _captures(version: RegisteredVersion) -> dict[str, int]:
-    return json.loads(version.tags[CAPTURES_TAG])
+def _seen(champion: RegisteredVersion, versions: Sequence[RegisteredVersion]) -> dict[str, int]:
+    """Captures of the champion, and categories of those who challenged it since: a category that was tried and did not
+    make a better model is not tried again every night.
+    """
+    seen: dict[str, int] = {}
+    for version in [*(other for other in versions if other.version > champion.version), champion]:
+        seen |= json.loads(version.tags.get(CAPTURES_TAG, "{}"))
+    return seen
 
 
 def _trained_on(versions: Sequence[RegisteredVersion], dataset: str) -> str | None:

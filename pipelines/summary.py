@@ -31,8 +31,8 @@ def print_summary(results: Mapping[str, Artifact], runtime: RuntimeConfig) -> No
     print(f"version    {version.facts['model_name']} {version.facts['version']}, {version.facts['alias']}")
     print(f"MLflow     {runtime.tracking}")
     if runtime.tracking.startswith(SQLITE_PREFIX):
-        mlflow = Path(sys.executable).with_name("mlflow")  # found without the environment being activated
-        print(f"its page   {shlex.quote(str(mlflow))} ui --backend-store-uri {runtime.tracking} --port 5000")
+        mlflow = str(Path(sys.executable).with_name("mlflow"))  # found without the environment being activated
+        print("its page  ", shlex.join([mlflow, "ui", "--backend-store-uri", runtime.tracking, "--port", "5000"]))
 
 
 def score_lines(summary: Mapping[str, Any]) -> list[str]:

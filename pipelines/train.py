@@ -52,10 +52,14 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
         initial_dir=None if initial is None else initial.model_dir,
         folder=folder,
     )
-    _check(job, runtime.num_workers)
+    _check(job)
     if not (folder / _FACTS_NAME).exists():
         run = _start_run(tracking, config, inputs)
-        _run(job, run, runtime)
+        try:
+            _run(job, run, runtime)
+        except BaseException as error:
+            run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
         run.finish()
         atomic_write(folder / _FACTS_NAME, json.dumps(_facts(job) | {"mlflow_run_id": run.id}).encode())
     for name in _SCRATCH_NAMES:
@@ -63,13 +67,9 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
     return json.loads((folder / _FACTS_NAME).read_bytes())
 
 
-def _check(job: TrainJob, num_workers: int) -> None:
+def _check(job: TrainJob) -> None:
     """Everything that could be wrong with the config, in seconds and before workers are started."""
     config = job.config
-    if config.batch_size % num_workers:
-        raise UserError(
-            f"train: batch_size {config.batch_size} cannot be divided among {num_workers} workers; change --num-workers"
-        )
     ViewBatches(
         FrameIndex.open(job.shards_dir), LatentCache(job.latents_dir), seed=config.seed, num_views=config.num_views
     )

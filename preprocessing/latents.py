@@ -15,10 +15,12 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from infra.errors import UserError
@@ -37,13 +39,18 @@ class LatentCache:
     """Reader of a folder of cached latents. Rows are the index's rows."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the folder. Raises UserError when it was never completed."""
+        """Open the folder. Raises UserError when it was never completed or is damaged."""
         path = folder / MANIFEST_NAME
         if not path.is_file():
             raise UserError(
                 f"latents {folder}: no {MANIFEST_NAME}, so it is not complete; run `viewdiff latents` again"
             )
-        manifest = json.loads(path.read_bytes())
+        try:
+            self._open(folder, json.loads(path.read_bytes()))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise UserError(f"latents {folder}: damaged ({error}); delete it and run `viewdiff latents`") from error
+
+    def _open(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.scaling_factor: float = manifest["scaling_factor"]
         self.shift_factor: float = manifest["shift_factor"]
         self._chunks = [np.load(folder / _chunk_name(i), mmap_mode="r") for i in range(manifest["num_chunks"])]

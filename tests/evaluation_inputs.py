@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from infra.fingerprint import plain
+from infra.storage import digest_file
 from model.base import save_base
 from model.tiny_base import build_tiny_base
 from model.unet import ViewDiffUNet
@@ -63,7 +64,7 @@ def _write_shards(folder: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), folder / INDEX_NAME)
     manifest = {
         "schema_version": SCHEMA_VERSION,
-        "num_frames": len(rows),
+        "index_sha256": digest_file(folder / INDEX_NAME),
         "shards": [{"name": SHARD, "bytes": len(shard)}],
     }
     (folder / DATASET_NAME).write_text(json.dumps(manifest))

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.config import EngineConfig
+from infra.storage import digest_file
 from model.base import save_base
 from model.config import ProjectionConfig, TinyBaseConfig, ViewDiffConfig
 from model.tiny_base import build_tiny_base
@@ -57,7 +58,8 @@ def write_inputs(root: Path) -> dict[str, Artifact]:
         folder.mkdir(parents=True)
     table = index_table()
     pq.write_table(table, folders["shards"] / INDEX_NAME)
-    manifest = {"schema_version": SCHEMA_VERSION, "num_frames": table.num_rows, "shards": []}
+    digest = digest_file(folders["shards"] / INDEX_NAME)
+    manifest = {"schema_version": SCHEMA_VERSION, "shards": [], "index_sha256": digest}
     (folders["shards"] / DATASET_NAME).write_text(json.dumps(manifest))
     base = build_tiny_base(BASE, words=["red", "apple"], seed=0).frozen()
     save_base(base, folders["base"])

@@ -74,6 +74,7 @@ def test_from_text_alone(runtime: RuntimeConfig, request_: GenerateRequest, path
         ({"sequence": "apple/sequence_2", "known_frame": 77}, "no frame 77; choose from 0, 1, 2, 3, 4"),
         ({"shards": "/nowhere"}, "no such folder"),
         ({"model": "/nowhere", "text": "x"}, "no such folder"),
+        ({"text": "x", "known_frame": 3}, "--known-frame 3: of no capture"),
         ({"text": "x", "path": "/nowhere.json"}, "neither orbit nor spiral"),
     ],
 )

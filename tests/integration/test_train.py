@@ -131,12 +131,6 @@ def assert_recorded_once(root: Path, facts: dict[str, Any]) -> None:
     assert {point.step: point.value for point in history} == losses
 
 
-def test_a_batch_that_workers_cannot_share_is_refused_before_anything_starts(root: Path, tmp_path: Path) -> None:
-    runtime = RuntimeConfig(root=str(tmp_path), num_workers=3)
-    with pytest.raises(UserError, match="batch_size 4 cannot be divided among 3 workers"):
-        train(CONFIG, inputs(root), tmp_path, runtime)
-
-
 def test_too_many_views_are_refused_before_anything_starts(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="num_views is 6"):
         train(train_config(num_views=6), inputs(root), tmp_path, RuntimeConfig(root=str(tmp_path)))

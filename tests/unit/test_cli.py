@@ -85,12 +85,22 @@ def test_paper_preset_takes_overrides_too() -> None:
         ("train --train.num-views 1", "num_views is 1, must be at least 2"),
         ("train --evaluate.sampling.num-steps 0", "num_steps 0 must be at least 1"),
         ("train --num-workers 0", "--num-workers 0: must be at least 1"),
+        ("train --num-workers 3", "batch_size 8 cannot be divided among 3 workers"),
+        ("train --train.seed -1", "seed is -1, must be at least 0"),
+        ("train --train.model.projection.blocks attic 8 --dry-run", "no attention in attic"),
+        ("train --preprocess.image-size 60", "image_size 60 must be a multiple of 16"),
+        ("train --base.tiny.head-channels 0", "head_channels 0 must be at least 1"),
+        ("generate --num-views 0", "num_views is 0, must be at least 1"),
+        ("generate --text x", "holds no trained model; run `viewdiff train`"),
+        ("retrain --retrain.num-steps 0", "num_steps is 0, must be at least 1"),
+        ("retrain", "no champion of model 'viewdiff'"),
+        ("synth --co3d-root somewhere --dry-run", "drop one of the two"),
         ("synth --synth.categories unicorn", "'unicorn': unknown, choose from teddybear, hydrant, apple, donut"),
         ("synth --co3d-root somewhere", "drop one of the two"),
         ("preprocess --co3d-root somewhere", "data set somewhere: no such folder"),
         ("train --dry-run --co3d-root .", "not in CO3Dv2 layout"),
         ("train --tracking-uri http://127.0.0.1:9", "MLflow at http://127.0.0.1:9 cannot be reached"),
-        ("train --root /dev/null/runs", "/dev/null is a file; choose another folder with --root"),
+        ("train --root /dev/null/runs", "/dev/null is a file; choose another folder"),
     ],
 )
 def test_bad_input_is_one_line_with_exit_code_2(
@@ -117,7 +127,7 @@ def test_each_command_needs_what_leads_to_it() -> None:
     assert [step.name for step in needed_steps("report", set())] == list(NAMES[:7])
 
 
-def fake_steps(log: list[str]) -> tuple[plan.Step, ...]:
+def use_fake_steps(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
     """The real chain with stages that only write their name."""
 
     def make(step: plan.Step) -> plan.Step:
@@ -128,12 +138,13 @@ def fake_steps(log: list[str]) -> tuple[plan.Step, ...]:
 
         return replace(step, load=lambda: run, tracks=False)
 
-    return tuple(make(step) for step in STEPS)
+    monkeypatch.setattr(plan, "STEPS", tuple(make(step) for step in STEPS))
+    monkeypatch.setattr(plan, "check_held_out", lambda config, shards_dir: None)
 
 
 def test_a_chain_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
-    monkeypatch.setattr(plan, "STEPS", fake_steps(log))
+    use_fake_steps(monkeypatch, log)
     runtime = RuntimeConfig(root=str(tmp_path))
     first = run_chain(tiny(), runtime, until="evaluate")
     assert log == [
@@ -145,7 +156,7 @@ def test_a_chain_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "evaluate(shards,base,checkpoint)",
     ]
     log.clear()
-    assert run_chain(tiny(), replace(runtime, num_workers=5), until="evaluate") == first
+    assert run_chain(tiny(), replace(runtime, num_workers=4), until="evaluate") == first
     assert log == []
     changed = replace(tiny(), evaluate=replace(tiny().evaluate, seed=1))
     run_chain(changed, runtime, until="evaluate")
@@ -153,7 +164,7 @@ def test_a_chain_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_plan_tells_what_would_be_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "STEPS", fake_steps([]))
+    use_fake_steps(monkeypatch, [])
     runtime = RuntimeConfig(root=str(tmp_path))
     results = run_chain(tiny(), runtime, until="latents")
     changed = replace(tiny(), latents=replace(tiny().latents, num_prior_images=1))
@@ -170,7 +181,7 @@ def test_a_plan_tells_what_would_be_reused(tmp_path: Path, monkeypatch: pytest.M
 
 def test_further_inputs_and_given_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
-    monkeypatch.setattr(plan, "STEPS", fake_steps(log))
+    use_fake_steps(monkeypatch, log)
     runtime = RuntimeConfig(root=str(tmp_path))
     results = run_chain(tiny(), runtime, until="train")
     log.clear()

@@ -100,7 +100,6 @@ def test_incomplete_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     for change, message in (
         ({"schema_version": 2}, "format version 2, this code reads 1; update"),
         ({"schema_version": 0}, "format version 0, this code reads 1; preprocess again"),
-        ({"num_frames": 41}, "index.parquet has 42 frames, dataset.json says 41"),
     ):
         (broken / "dataset.json").write_text(json.dumps(manifest | change))
         with pytest.raises(UserError, match=message):
@@ -109,12 +108,29 @@ def test_incomplete_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="damaged"):
         FrameIndex.open(broken)
     (broken / "dataset.json").write_text(json.dumps(manifest))
-    (broken / "index.parquet").write_bytes(b"PAR1")
+    whole = (broken / "index.parquet").read_bytes()
+    middle = len(whole) // 2
+    (broken / "index.parquet").write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    with pytest.raises(UserError, match=r"index.parquet is missing or damaged"):
+        FrameIndex.open(broken)
+    (broken / "index.parquet").unlink()
     with pytest.raises(UserError, match=r"index.parquet is missing or damaged"):
         FrameIndex.open(broken)
     (broken / "dataset.json").unlink()
     with pytest.raises(UserError, match=r"no dataset.json, so preprocessing has not finished"):
         FrameIndex.open(broken)
+
+
+def test_damaged_pictures_are_named(folder: Path, tmp_path: Path) -> None:
+    broken = copy(folder, tmp_path / "broken")
+    index = FrameIndex.open(broken)
+    offset, length = index.image_spans[0]
+    shard = broken / index.shards[index.shard_numbers[0]]
+    data = bytearray(shard.read_bytes())
+    data[offset : offset + length] = bytes(length)
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match=r"shard-000000.tar: .* damaged"):
+        ShardReader(broken, index).image(0)
 
 
 def test_truncated_shards_are_refused(folder: Path, tmp_path: Path) -> None:

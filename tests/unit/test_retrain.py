@@ -37,8 +37,8 @@ def test_a_new_category_is_a_reason() -> None:
 @pytest.mark.parametrize(
     ("captures", "trained_already", "reason"),
     [
-        ({"teddybear": 20}, None, "seen all"),
-        ({"teddybear": 25}, None, "25 sequences, the champion saw 20"),
+        ({"teddybear": 20}, None, "all of these captures were trained on"),
+        ({"teddybear": 25}, None, "25 sequences, 20 were trained on"),
         ({"teddybear": 20, "apple": 3}, "viewdiff version 2", "version 2 was trained on exactly these captures"),
     ],
 )
@@ -88,7 +88,7 @@ def runtime(tmp_path: Path) -> RuntimeConfig:
     for stage, kind, facts in (("train", "Checkpoint", {"mlflow_run_id": "r"}), ("base", "BaseFolder", {})):
         folder = root / stage / ("c" * 16)
         folder.mkdir(parents=True)
-        record = {"kind": kind, "fingerprint": "c" * 16, "facts": facts, "created": "2026-01-01"}
+        record = {"kind": kind, "fingerprint": "c" * 16, "facts": facts, "created": "2026-01-01", "inputs": {}}
         (folder / "artifact.json").write_text(json.dumps(record))
     return RuntimeConfig(root=str(root), co3d_root=str(synth))
 
@@ -136,6 +136,21 @@ def test_it_trains_on_everything_from_the_champion(
     assert len(calls) == 1
 
 
+def test_what_a_challenger_was_tried_for_is_not_tried_again(
+    runtime: RuntimeConfig, tracking: type[FakeTracking], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracking.champion_version = version(2, **CHAMPION_TAGS)
+    challenger = version(3, **{CAPTURES_TAG: '{"teddybear": 1, "apple": 4}'})
+    tracking.registered = [tracking.champion_version, challenger]
+    retrain.retrain(tiny(), runtime, dry_run=True)
+    printed = capsys.readouterr().out
+    assert "category 'apple' has 1 sequences, 4 were trained on" in printed
+    assert "nothing to do" in printed
+    tracking.registered = [version(1, **{CAPTURES_TAG: '{"apple": 1}'}), tracking.champion_version]
+    retrain.retrain(tiny(), runtime, dry_run=True)
+    assert "category 'apple' is new" in capsys.readouterr().out  # the champion came after who had seen it
+
+
 def test_without_a_champion_it_says_what_to_run(runtime: RuntimeConfig, tracking: type[FakeTracking]) -> None:
     with pytest.raises(UserError, match=r"no champion of model 'viewdiff' .*run `viewdiff run` first"):
         retrain.retrain(tiny(), runtime, dry_run=True)
@@ -144,7 +159,8 @@ def test_without_a_champion_it_says_what_to_run(runtime: RuntimeConfig, tracking
 def test_the_newest_synthetic_captures_are_looked_at(tmp_path: Path) -> None:
     for name, created in (("old", "2026-01-01T00:00:00"), ("new", "2026-01-02T00:00:00")):
         (tmp_path / "synth" / name).mkdir(parents=True)
-        (tmp_path / "synth" / name / "artifact.json").write_text(json.dumps({"created": created}))
+        record = {"kind": "RawDataset", "fingerprint": name, "inputs": {}, "facts": {}, "created": created}
+        (tmp_path / "synth" / name / "artifact.json").write_text(json.dumps(record))
     assert retrain.newest_synthetic(tmp_path).name == "new"
     with pytest.raises(UserError, match="no captures below"):
         retrain.newest_synthetic(tmp_path / "synth")

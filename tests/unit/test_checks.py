@@ -1,0 +1,62 @@
+"""pipelines/checks.py: what does not fit together is told before any work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from infra.errors import UserError
+from pipelines.checks import check_gpus, check_settings
+from pipelines.plan import NAMES
+from pipelines.presets import PRESETS, tiny
+from pipelines.runtime import RuntimeConfig
+
+RUNTIME = RuntimeConfig()
+ALL = set(NAMES)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_fit(name: str) -> None:
+    check_settings(PRESETS[name](), RUNTIME, stages=ALL)
+
+
+def test_workers_must_share_a_batch() -> None:
+    with pytest.raises(UserError, match="batch_size 8 cannot be divided among 3 workers; change --num-workers"):
+        check_settings(tiny(), RuntimeConfig(num_workers=3), stages=ALL)
+    check_settings(tiny(), RuntimeConfig(num_workers=3), stages={"synth", "preprocess"})
+
+
+def test_images_must_fit_the_stand_in() -> None:
+    config = replace(tiny(), preprocess=replace(tiny().preprocess, image_size=60))
+    with pytest.raises(UserError, match="image_size 60 must be a multiple of 16"):
+        check_settings(config, RUNTIME, stages=ALL)
+
+
+def test_blocks_must_exist() -> None:
+    model = tiny().train.model
+    assert model.projection is not None
+    wrong = replace(model, projection=replace(model.projection, blocks=(("attic", 8),)))
+    config = replace(tiny(), train=replace(tiny().train, model=wrong))
+    with pytest.raises(UserError, match=r"train.model: .* no attention in attic"):
+        check_settings(config, RUNTIME, stages=ALL)
+
+
+@pytest.mark.parametrize(("found", "fits"), [(0, False), (1, False), (2, True)])
+def test_a_machine_on_its_own_needs_a_gpu_per_worker(found: int, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    runtime = RuntimeConfig(use_gpu=True, num_workers=2)
+    if fits:
+        check_settings(tiny(), runtime, stages=ALL)
+    else:
+        with pytest.raises(UserError, match=rf"needs 2 GPUs here \(--num-workers is 2\), PyTorch finds {found}"):
+            check_settings(tiny(), runtime, stages=ALL)
+    check_settings(tiny(), runtime, stages={"synth", "preprocess"})
+
+
+def test_on_a_cluster_only_this_process_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    check_gpus(RuntimeConfig(use_gpu=True, num_workers=8))
