@@ -16,7 +16,7 @@ from model.cameras import Cameras
 from model.config import ProjectionConfig, SamplingConfig, ViewDiffConfig
 from model.sampling import ViewRequest, generate_views, render_depth
 from model.unet import ViewDiffUNet
-from model.windows import WindowConfig, generate_trajectory, plan_windows
+from model.windows import WindowConfig, generate_trajectory, plan_windows, render_trajectory_depth
 from tests.factories import TEXT_CHANNELS, look_at_cameras, randomize, tiny_unet
 
 SHAPE = (4, 8, 8)  # of one view's latents
@@ -207,6 +207,29 @@ def test_later_windows_see_earlier_ones_and_use_no_guidance() -> None:
     assert second["timesteps"][0].tolist()[:2] == [0, 0]
     assert steps[0] == (1, 6)
     assert steps[-1] == (6, 6)
+
+
+def test_depth_of_a_trajectory_takes_no_more_views_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, unet = request(num_samples=2, num_views=7), real_unet()
+    whole = render_depth(unet, asked, asked.known_latents)
+    num_views: list[int] = []
+    forward = unet.forward
+    monkeypatch.setattr(unet, "forward", lambda x, *args, **kw: num_views.append(x.shape[1]) or forward(x, *args, **kw))
+    windows = WindowConfig(num_views=4, num_context=2)
+    rendered = render_trajectory_depth(unet, asked, asked.known_latents, windows=windows)
+    assert num_views == [4, 4, 3]
+    assert whole is not None
+    assert rendered is not None
+    assert rendered.depth.shape == whole.depth.shape
+    first = render_depth(unet, dataclasses.replace(asked, **first_views(asked, 4)), asked.known_latents[:, :4])
+    assert first is not None
+    assert torch.equal(rendered.depth[:, :4], first.depth)
+    assert torch.equal(rendered.opacity[:, :4], first.opacity)
+
+
+def first_views(asked: ViewRequest, count: int) -> dict[str, Any]:
+    names = ("cameras", "known", "known_latents")
+    return {name: getattr(asked, name)[:, :count] for name in names}
 
 
 def test_bad_requests_are_refused() -> None:
