@@ -63,7 +63,8 @@ class Tracking:
             with _environment(_QUICK):
                 self._client().search_experiments(max_results=1)
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
-            reason = str(_first_cause(error)).strip().splitlines()[0][:120]
+            cause = _first_cause(error)
+            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0][:120]
             remedy = "start that server or name another with --tracking-uri (without it a local database is used)"
             raise UserError(f"MLflow at {self.uri} cannot be reached ({reason}); {remedy}") from error
 
@@ -90,6 +91,8 @@ class Tracking:
         try:
             client.get_run(run_id)
         except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
             raise UserError(
                 f"MLflow at {self.uri} has no run {run_id}, which an earlier stage of this root recorded; name the "
                 "store that it used with --tracking-uri, or another --root"

@@ -78,6 +78,13 @@ def test_an_unreachable_store_is_named_with_a_remedy(uri: str, tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_of_another_store_is_named(tracking: Tracking) -> None:
+    run = tracking.start("train", tags={FINGERPRINT_TAG: "here"})
+    assert tracking.resume(run.id).id == run.id
+    with pytest.raises(UserError, match=r"has no run 0123.*--tracking-uri"):
+        tracking.resume("0123456789abcdef0123456789abcdef")
+
+
 def test_a_database_that_cannot_be_made_is_refused() -> None:
     with pytest.raises(UserError, match="/dev/null is a file"):
         Tracking("sqlite:////dev/null/runs/mlflow.db").check()
