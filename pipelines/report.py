@@ -91,7 +91,9 @@ def _headline(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) 
             "over the mean image": mean,
             "SSIM": f"{summary['ssim']:.3f}",
             "objects ahead of both": f"{summary['share_ahead_of_both']:.0%}",
-            "all stages": f"{seconds / 60:.1f} <small>min</small>",
+            "all stages, last attempts"
+            if any(record["resumed"] for record in records)
+            else "all stages": f"{seconds / 60:.1f} <small>min</small>",
         }
     )
 

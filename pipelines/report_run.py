@@ -59,7 +59,7 @@ def records_section(records: Sequence[Mapping[str, Any]]) -> str:
         '<th scope="col">Finished</th><th scope="col">Fingerprint</th></tr>'
     )
     rows = [
-        f'<tr><th scope="row">{escape(record["stage"])}</th><td>{format_seconds(record["seconds"])}</td>'
+        f'<tr><th scope="row">{escape(record["stage"])}</th><td>{_time(record)}</td>'
         f'<td class="bars"><span class="bar" style="width:{100 * record["seconds"] / longest:.1f}%"></span></td>'
         f"<td>{escape(record['created'][:16].replace('T', ' '))} UTC</td>"
         f"<td><code>{escape(record['fingerprint'])}</code></td></tr>"
@@ -71,6 +71,11 @@ def records_section(records: Sequence[Mapping[str, Any]]) -> str:
     ]
     folds = f'<div class="gap">{"".join(settings)}</div>'
     return section("What was run", table(head, rows, label="Stages, in the order they finished"), folds)
+
+
+def _time(record: Mapping[str, Any]) -> str:
+    """How long the stage took; of one that was interrupted only the last attempt is known."""
+    return format_seconds(record["seconds"]) + (", after a break" if record["resumed"] else "")
 
 
 def rejected_section(manifest: Mapping[str, Any]) -> str:

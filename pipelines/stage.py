@@ -91,11 +91,12 @@ def run_stage(stage: Stage, runtime: RuntimeConfig) -> Artifact:
         if is_finished(stage, runtime):  # by the process that held the lock until now
             shutil.rmtree(partial)
             return _reuse(stage, final)
-        print(f"{stage.name}  {'resumes' if _holds_work(partial) else 'starts'} · {stage.fingerprint}", flush=True)
+        resumed = _holds_work(partial)
+        print(f"{stage.name}  {'resumes' if resumed else 'starts'} · {stage.fingerprint}", flush=True)
         started = time.monotonic()
         facts = stage.run(stage.config, stage.inputs, partial, runtime)
         seconds = time.monotonic() - started
-        record = _record(stage, facts, seconds)
+        record = _record(stage, facts) | {"seconds": round(seconds, 3), "resumed": resumed}
         atomic_write(partial / RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())
         (partial / _LOCK_NAME).unlink()
         publish_folder(partial, final)
@@ -158,7 +159,7 @@ def _holds_work(folder: Path) -> bool:
     return any(path.is_file() and path.name != _LOCK_NAME for path in folder.rglob("*"))
 
 
-def _record(stage: Stage, facts: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def _record(stage: Stage, facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "kind": stage.kind.__name__,
         "stage": stage.name,
@@ -171,7 +172,6 @@ def _record(stage: Stage, facts: Mapping[str, Any], seconds: float) -> dict[str,
         "git_commit": _git_commit(),
         "versions": _versions(),
         "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "seconds": round(seconds, 3),
         "facts": plain(dict(facts)),
     }
 

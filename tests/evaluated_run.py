@@ -103,6 +103,7 @@ def _artifact(root: Path, stage: str, kind: type[Any], inputs: dict[str, Artifac
         "versions": {"torch": "2.13.0"},
         "created": f"2026-01-01T00:00:{number:02d}.000+00:00",
         "seconds": 30.0 * (number + 1),
+        "resumed": stage == "train",
         "facts": facts,
     }
     (folder / RECORD_NAME).write_text(json.dumps(record))

@@ -14,7 +14,7 @@ import pytest
 from pipelines.pictures import ObjectPictures, color_depth, grid, pictures_path
 from pipelines.report_charts import curve, strip_chart
 from pipelines.report_page import ObjectCard, data_url, folded, objects, page, table
-from pipelines.report_run import curves, read_chain, rejected_section
+from pipelines.report_run import curves, read_chain, records_section, rejected_section
 from pipelines.scoring import SCORE_COLUMNS, summarize
 from tests.evaluated_run import CAPTION, NUM_STEPS, NUM_VIEWS, SIDE, write_evaluated_run
 
@@ -172,6 +172,14 @@ def test_all_stages_of_a_run_are_found(tmp_path: Path) -> None:
     charts = curves(inputs["checkpoint"].folder / "metrics.jsonl")
     assert re.findall(r"<figcaption>([^<]*)<", charts) == ["loss", "loss views", "gradient norm"]
     assert f"<span>{NUM_STEPS}</span>" in charts
+
+
+def test_the_time_of_an_interrupted_stage_is_marked() -> None:
+    common = {"fingerprint": "0" * 16, "created": "2026-01-01T00:00", "config": {}, "facts": {}, "seconds": 90.0}
+    records = [common | {"stage": "base", "resumed": False}, common | {"stage": "train", "resumed": True}]
+    html = records_section(records)
+    assert html.count("<td>1 min 30 s</td>") == 1
+    assert html.count("<td>1 min 30 s, after a break</td>") == 1
 
 
 def test_summary_says_how_far_ahead() -> None:

@@ -65,6 +65,7 @@ def test_record_says_what_made_it(runtime: RuntimeConfig) -> None:
     assert record["config"] == {"up_to": 3}
     assert record["inputs"] == {"source": {"kind": "Shards", "fingerprint": source.fingerprint}}
     assert record["seconds"] >= 0
+    assert record["resumed"] is False
     assert {"python", "torch", "ray", "mlflow", "deepspeed"} <= set(record["versions"])
 
 
@@ -120,8 +121,10 @@ def test_two_runs_at_once_are_refused_and_a_killed_one_resumes(runtime: RuntimeC
         process.kill()
         process.wait()
     deadline = time.monotonic() + 5  # the kernel drops the lock with the process, at once
-    assert run_stage(counting(), runtime).facts["resumed_at"] == 1
+    finished = run_stage(counting(), runtime)
+    assert finished.facts["resumed_at"] == 1
     assert time.monotonic() < deadline
+    assert read_record(finished.folder)["resumed"] is True
 
 
 def test_bad_input_leaves_no_trace(runtime: RuntimeConfig, tmp_path: Path) -> None:
