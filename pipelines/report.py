@@ -80,6 +80,7 @@ def _gain(decibels: float) -> str:
 
 def _headline(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
     seconds = sum(record["seconds"] for record in records)
+    time = "all stages, last attempts" if any(record["resumed"] for record in records) else "all stages"
     copy, mean = (
         f"{summary[f'psnr_gain_{name}']:+.2f} <small>± {summary[f'psnr_gain_{name}_error']:.2f} dB</small>"
         for name in ("copy", "mean")
@@ -91,9 +92,7 @@ def _headline(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) 
             "over the mean image": mean,
             "SSIM": f"{summary['ssim']:.3f}",
             "objects ahead of both": f"{summary['share_ahead_of_both']:.0%}",
-            "all stages, last attempts"
-            if any(record["resumed"] for record in records)
-            else "all stages": f"{seconds / 60:.1f} <small>min</small>",
+            time: f"{seconds / 60:.1f} <small>min</small>",
         }
     )
 
