@@ -19,7 +19,7 @@ from infra.cluster import ensure_ray
 from infra.distributed import run_workers
 from infra.errors import UserError
 from infra.fingerprint import fingerprint, plain
-from infra.storage import atomic_write
+from infra.storage import atomic_write, require_space
 from infra.tracking import FINGERPRINT_TAG, Run, Tracking, flatten
 from model.unet import ViewDiffUNet
 from pipelines.callbacks import drop_lines_after
@@ -32,6 +32,8 @@ from preprocessing.dataset import FrameIndex
 from preprocessing.latents import LatentCache
 
 _FACTS_NAME = "facts.json"
+# On the disk: weights and AdamW's two moments in two checkpoints and a third that is being written; the model itself.
+_BYTES_PER_PARAMETER = 3 * 12 + 4
 _SCRATCH_NAMES = ("checkpoints", "workers")  # only needed until the model is written
 
 
@@ -81,6 +83,8 @@ def _check(job: TrainJob) -> None:
                 raise ValueError(f"{job.initial_dir}: a model of another architecture than the config's")
     except ValueError as error:
         raise UserError(f"train: {error}") from error
+    num_parameters = sum(parameter.numel() for parameter in network.parameters())
+    require_space(job.folder, _BYTES_PER_PARAMETER * num_parameters)
 
 
 def _start_run(tracking: Tracking, config: TrainConfig, inputs: Mapping[str, Any]) -> Run:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -129,6 +131,14 @@ def assert_recorded_once(root: Path, facts: dict[str, Any]) -> None:
     assert sorted(point.step for point in history) == list(range(1, 41))
     losses = {record["step"]: record["loss"] for record in records(root / "work")}
     assert {point.step: point.value for point in history} == losses
+
+
+def test_too_little_space_is_refused_before_anything_starts(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
+    with pytest.raises(UserError, match=r"0.00 GB free on its disk, 0.0\d GB needed; make space"):
+        train(CONFIG, inputs(root), tmp_path, RuntimeConfig(root=str(tmp_path)))
 
 
 def test_too_many_views_are_refused_before_anything_starts(root: Path, tmp_path: Path) -> None:
