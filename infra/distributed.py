@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def run_workers(
 
     Raises:
         UserError: what `run` raised as such, a full disk, or a FloatingPointError.
+        KeyboardInterrupt: the person at the keyboard stopped it.
         ray.train.TrainingFailedError: it failed too often in another way.
     """
     for key, value in _SETTINGS.items():
@@ -48,10 +50,15 @@ def run_workers(
             name=name, storage_path=str(storage_dir), failure_config=FailureConfig(max_failures=MAX_FAILURES)
         ),
     )
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
+    except SystemExit:  # what Ray Train's own handler makes of Ctrl-C
+        raise KeyboardInterrupt from None
     except TrainingFailedError as error:
         raise _user_error(error, storage_dir) or error from None
+    finally:
+        signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its handler, which then stops nothing any more
 
 
 def _run_in_worker(config: dict[str, Any]) -> None:

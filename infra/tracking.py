@@ -46,7 +46,8 @@ class Tracking:
     """One experiment in one MLflow store. Cheap to make in every process; nothing global is set."""
 
     def __init__(self, uri: str, experiment: str = "viewdiff") -> None:
-        for name in ("alembic", "mlflow.store.db.utils"):  # a new database tells of each of its migrations
+        # A new database tells of each of its migrations, a server of what it is asked to wait for.
+        for name in ("alembic", "mlflow.store.db.utils", "mlflow.store.model_registry.abstract_store"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.uri, self.experiment = uri, experiment
 

@@ -104,6 +104,11 @@ class Report(Artifact):
 class ModelVersion(Artifact):
     """A version in MLflow's model registry; facts hold its name, version and alias."""
 
+    @property
+    def became_champion(self) -> bool:
+        """Whether it was better than all before it."""
+        return self.facts["alias"] == "champion"
+
 
 KIND = TypeVar("KIND", bound=Artifact)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -52,6 +53,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("viewdiff: interrupted; run the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too
+        raise SystemExit(1) from None
 
 
 def dispatch(arguments: Sequence[str]) -> None:

@@ -136,7 +136,7 @@ class GenerateRequest:
     """What to generate: a sequence of --shards from one of its frames, or an object from --text alone."""
 
     model: str | None = None
-    """Folder of a trained model; without it the newest below --root is used."""
+    """Folder of a trained model; without it the newest champion's below --root, else the newest, is used."""
     base: str | None = None
     """Diffusers folder or hub id of its base model; without it the one that the model was trained with."""
     shards: str | None = None

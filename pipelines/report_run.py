@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.log import format_seconds
-from infra.tracking import Tracking
+from infra.tracking import SQLITE_PREFIX, Tracking
 from pipelines.artifacts import RECORD_NAME, Artifact, read_record
 from pipelines.report_charts import curve
 from pipelines.report_page import folded, section, table
@@ -106,5 +106,7 @@ def runs_section(tracking: Tracking, artifacts: Mapping[str, Artifact]) -> str:
         shown = f'<a href="{escape(url)}">{escape(run_id)}</a>' if url else f"<code>{escape(run_id)}</code>"
         rows.append(f'<tr><th scope="row">{escape(name)}</th><td>{shown}</td></tr>')
     label = f"MLflow runs of experiment {tracking.experiment}"
+    if not tracking.uri.startswith(SQLITE_PREFIX):
+        return section("Experiment records", table(head, rows, label=label), note=f"MLflow at {escape(tracking.uri)}.")
     command = f"<pre>mlflow ui --backend-store-uri {escape(shlex.quote(tracking.uri))}</pre>"
     return section("Experiment records", command, table(head, rows, label=label), note="To open MLflow's page:")

@@ -82,11 +82,11 @@ def retrain(config: RunConfig, runtime: RuntimeConfig, *, dry_run: bool) -> None
     if not decision.train:
         print("retrain    nothing to do")
         return
+    checkpoint, base = open_champion(champion, runtime)
     names = ", ".join(decision.new_categories)
     print(f"retrain    {config.retrain.num_steps} steps from the champion's weights, for {names}")
     if dry_run:
         return
-    checkpoint, base = open_champion(champion, runtime)
     steps = replace(config.train, num_steps=config.retrain.num_steps)
     results = run_chain(
         replace(config, train=steps),
@@ -96,7 +96,9 @@ def retrain(config: RunConfig, runtime: RuntimeConfig, *, dry_run: bool) -> None
         extra={"train": {"initial": checkpoint}},
     )
     facts = results["register"].facts
-    print(f"retrain    {facts['model_name']} version {facts['version']} is the {facts['alias']}")
+    scores = f"{facts['psnr']:.2f} dB, version {champion.version} {facts['champion_psnr']:.2f} dB on the same objects"
+    print(f"retrain    {facts['model_name']} version {facts['version']} is the {facts['alias']}: {scores}")
+    print(f"report     {results['report'].folder / 'report.html'}")
 
 
 def newest_synthetic(root: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +14,10 @@ from infra.errors import UserError
 from model.base import save_base
 from model.config import SamplingConfig
 from model.tiny_base import build_tiny_base
-from pipelines.artifacts import Artifact
+from pipelines.artifacts import RECORD_NAME, Artifact
 from pipelines.config import GenerateRequest
 from pipelines.generate import generate
+from pipelines.generate_inputs import _model_dir
 from pipelines.pictures import ObjectPictures
 from pipelines.runtime import RuntimeConfig
 from tests.evaluation_inputs import open_shards, write_evaluation_inputs
@@ -84,6 +87,27 @@ def test_wrong_names_are_told_and_nothing_is_written(
     with pytest.raises(UserError, match=message):
         generate(replace(request_, **changes), runtime)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_challenger_is_not_taken_for_the_champion(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(inputs["checkpoint"].folder.parents[1], root)
+    champion = root / "train" / inputs["checkpoint"].fingerprint
+    shutil.copytree(champion, root / "train" / "later")
+    record = json.loads((champion / RECORD_NAME).read_text())
+    publish(root, "train", "later", record | {"fingerprint": "later", "created": "2026-02-01"})
+    assert _model_dir(GenerateRequest(), RuntimeConfig(root=str(root))) == root / "train" / "later" / "model"
+    for number, (training, alias) in enumerate(((champion.name, "champion"), ("later", "challenger"))):
+        name = f"version-{number}"
+        source = {"checkpoint": {"kind": "Checkpoint", "fingerprint": training}}
+        version = {"kind": "ModelVersion", "fingerprint": name, "inputs": source, "facts": {"alias": alias}}
+        publish(root, "register", name, version | {"created": f"2026-02-0{number + 2}"})
+    assert _model_dir(GenerateRequest(), RuntimeConfig(root=str(root))) == champion / "model"
+
+
+def publish(root: Path, stage: str, name: str, record: dict[str, object]) -> None:
+    (root / stage / name).mkdir(parents=True, exist_ok=True)
+    (root / stage / name / RECORD_NAME).write_text(json.dumps(record))
 
 
 def test_what_exists_is_not_overwritten(runtime: RuntimeConfig, request_: GenerateRequest, tmp_path: Path) -> None:

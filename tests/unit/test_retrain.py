@@ -13,7 +13,7 @@ from infra.errors import UserError
 from infra.storage import digest_folder
 from infra.tracking import RegisteredVersion
 from pipelines import registry, retrain
-from pipelines.artifacts import BaseFolder, Checkpoint, EvaluationReport, ModelVersion, RawDataset, Report
+from pipelines.artifacts import Artifact, BaseFolder, Checkpoint, EvaluationReport, ModelVersion, RawDataset, Report
 from pipelines.config import RegisterConfig, RunConfig
 from pipelines.presets import tiny
 from pipelines.registry import CAPTURES_TAG, CHECKPOINT_TAG, DATASET_TAG, RIVAL_TAG
@@ -114,10 +114,11 @@ def test_it_trains_on_everything_from_the_champion(
     tracking.champion_version = version(1, **CHAMPION_TAGS)
     calls: list[tuple[RunConfig, dict[str, Any]]] = []
 
-    def run_chain(config: RunConfig, runtime: RuntimeConfig, **options: Any) -> Mapping[str, ModelVersion]:
+    def run_chain(config: RunConfig, runtime: RuntimeConfig, **options: Any) -> Mapping[str, Artifact]:
         calls.append((config, options))
-        facts = {"model_name": "viewdiff", "version": 2, "alias": "champion"}
-        return {"register": ModelVersion("f" * 16, runtime.root_dir, facts)}
+        facts = {"model_name": "viewdiff", "version": 2, "alias": "champion", "psnr": 15.0, "champion_psnr": 14.0}
+        version = ModelVersion("f" * 16, runtime.root_dir, facts)
+        return {"register": version, "report": Report("e" * 16, runtime.root_dir / "report")}
 
     monkeypatch.setattr(retrain, "run_chain", run_chain)
     retrain.retrain(tiny(), runtime, dry_run=False)
@@ -194,6 +195,9 @@ def test_only_a_better_model_becomes_champion(
 
         def log_model(self, folder: Path, *, name: str) -> str:
             return "model"
+
+        def last_step(self, metric: str) -> int:
+            return -1
 
         def log_metrics(self, metrics: dict[str, float], *, model_id: str) -> None:
             logged.update(metrics)

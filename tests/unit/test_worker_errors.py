@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import signal
 from pathlib import Path
 
 import pytest
+import ray.train.torch
 
-from infra.distributed import _user_error
+from infra.distributed import _user_error, run_workers
 from infra.errors import UserError
 
 
@@ -37,3 +39,21 @@ def test_it_is_a_message(cause: Exception, message: str) -> None:
 @pytest.mark.parametrize("error", [FailedError(RuntimeError("a defect")), RuntimeError("no workers at all")])
 def test_defects_keep_their_traceback(error: Exception) -> None:
     assert _user_error(error, Path("/runs/train/workers")) is None
+
+
+def test_an_interrupt_is_one_and_the_next_one_still_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class InterruptedTrainer:
+        """As Ray Train's: installs a handler for Ctrl-C, leaves it there, and ends the process when it is called."""
+
+        def __init__(self, *args: object, **settings: object) -> None:
+            pass
+
+        def fit(self) -> None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            raise SystemExit(0)
+
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", InterruptedTrainer)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run_workers(print, None, num_workers=1, storage_dir=tmp_path, name="test", use_gpu=False)
+    assert signal.getsignal(signal.SIGINT) == before
