@@ -194,6 +194,11 @@ class Run:
         for start in range(0, len(items), _MAX_METRICS):
             self.client.log_batch(self.id, metrics=items[start : start + _MAX_METRICS])
 
+    def log_scores(self, scores: Mapping[str, float], *, model_id: str | None = None) -> None:
+        """A result's numbers, once: a stage that was killed on its last metres says them again."""
+        missing = {name: value for name, value in scores.items() if self.last_step(name) < 0}
+        self.log_metrics(missing, model_id=model_id)
+
     def last_step(self, metric: str) -> int:
         """Largest step at which `metric` was logged, -1 if never; so that a resumed stage logs no step twice."""
         return max((point.step for point in self.client.get_metric_history(self.id, metric)), default=-1)

@@ -88,8 +88,8 @@ def _start_as_average(vae: AutoencoderKL) -> None:
     """Let the first three latent channels be the colours, averaged on the way down and repeated on the way up.
 
     So it is up to one factor per image and way, which comes from the normalisation before the last layer. From random
-    weights an autoencoder takes thousands of steps to find the colours. Residual blocks add nothing at
-    first; each colour goes with both signs through the activation before a last layer, since silu(x) - silu(-x) = x.
+    weights an autoencoder takes thousands of steps to find the colours. Residual blocks add nothing at first; each
+    colour goes with both signs through the activation before a last layer, since silu(x) - silu(-x) = x.
     """
     for module in vae.modules():
         if isinstance(module, ResnetBlock2D):

@@ -77,12 +77,7 @@ def generate_trajectory(
     noise, latents = request.noise(), request.known_latents.clone()
     for number, window in enumerate(plan):
         chosen = [*window.context, *window.new]
-        part = dataclasses.replace(
-            request,
-            cameras=request.cameras[:, chosen],
-            known_latents=latents[:, chosen],
-            known=torch.arange(len(chosen), device=latents.device).lt(len(window.context)).expand(len(latents), -1),
-        )
+        part = _part(request, latents, chosen, num_known=len(window.context))
         window_config = config if number == 0 else dataclasses.replace(config, guidance_scale=1.0)
         report = _as_part(progress, done=number * config.num_steps, total=len(plan) * config.num_steps)
         made = denoise(unet, scheduler, part, window_config, noise=noise[:, chosen], progress=report)
@@ -100,17 +95,22 @@ def render_trajectory_depth(
     parts: list[RenderedDepth] = []
     for window in plan_windows(request.known.shape[1], known=(), config=windows):
         chosen = [*window.context, *window.new]
-        part = dataclasses.replace(
-            request,
-            cameras=request.cameras[:, chosen],
-            known_latents=latents[:, chosen],
-            known=torch.zeros_like(request.known[:, chosen]),
-        )
-        rendered = render_depth(unet, part, latents[:, chosen])
+        part = _part(request, latents, chosen, num_known=0)
+        rendered = render_depth(unet, part, part.known_latents)
         if rendered is None:
             return None
         parts.append(RenderedDepth(*(values[:, len(window.context) :] for values in rendered)))
     return RenderedDepth(*(torch.cat(values, dim=1) for values in zip(*parts, strict=True)))
+
+
+def _part(request: ViewRequest, latents: Tensor, chosen: Sequence[int], *, num_known: int) -> ViewRequest:
+    """The request for the `chosen` views alone, the first `num_known` of them given by `latents` [B, V, C, h, w]."""
+    return dataclasses.replace(
+        request,
+        cameras=request.cameras[:, chosen],
+        known_latents=latents[:, chosen],
+        known=torch.arange(len(chosen), device=latents.device).lt(num_known).expand(len(latents), -1),
+    )
 
 
 def _spread(values: Sequence[int], count: int) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -125,6 +125,12 @@ def load_artifact(folder: Path, kind: type[KIND]) -> KIND:
             f"{folder} holds a {record['kind']}, not a {kind.__name__}; name the folder of a {kind.__name__}"
         )
     return kind(fingerprint=record["fingerprint"], folder=folder, facts=record["facts"])
+
+
+def newest(root: Path, stage: str, fits: Callable[[Path], bool] = lambda folder: True) -> Path | None:
+    """Folder of the stage's result below `root` that was finished last, among those that fit; None without any."""
+    folders = [path.parent for path in (root / stage).glob(f"[!.]*/{RECORD_NAME}") if fits(path.parent)]
+    return max(folders, key=lambda folder: str(read_record(folder)["created"]), default=None)
 
 
 def read_record(folder: Path) -> dict[str, Any]:

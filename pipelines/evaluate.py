@@ -156,8 +156,7 @@ def _record(
     columns: Mapping[str, Sequence[Any]],
 ) -> None:
     run.log_params(flatten(plain(config)))
-    if run.last_step("psnr") < 0:  # a stage that was killed on its last metres repeats this
-        run.log_metrics(summary)
+    run.log_scores(summary)
     run.log_table(columns, "objects")
     for task in tasks:
         run.log_picture(grid(ObjectPictures.load(task.path(pictures_dir))), "--".join(task.name))

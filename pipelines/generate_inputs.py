@@ -4,7 +4,6 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from model.cameras import Cameras
 from model.config import SamplingConfig
 from model.trajectories import from_file, orbit, orbit_like, spiral
 from model.windows import WindowConfig
-from pipelines.artifacts import RECORD_NAME, ModelVersion, load_artifact, read_record
+from pipelines.artifacts import RECORD_NAME, ModelVersion, load_artifact, newest, read_record
 from pipelines.checks import check_gpus
 from pipelines.config import GenerateRequest
 from pipelines.evaluation_tasks import UNIT_CUBE, EvaluationTask, training_cameras
@@ -165,7 +164,7 @@ def _model_dir(request: GenerateRequest, runtime: RuntimeConfig) -> Path:
         folder = Path(request.model).expanduser().absolute()
         if not folder.is_dir():
             raise UserError(f"model {folder}: no such folder; name the folder that `viewdiff train` printed")
-    elif found := _newest_champion(runtime.root_dir) or _newest(runtime.root_dir, "train"):
+    elif found := _newest_champion(runtime.root_dir) or newest(runtime.root_dir, "train"):
         folder = found
     else:
         raise UserError(f"{runtime.root_dir} holds no trained model; run `viewdiff train` or name one with --model")
@@ -175,17 +174,11 @@ def _model_dir(request: GenerateRequest, runtime: RuntimeConfig) -> Path:
 
 def _newest_champion(root: Path) -> Path | None:
     """Training of the version that became champion last: not one that was tried since and did not."""
-    version = _newest(root, "register", lambda folder: load_artifact(folder, ModelVersion).became_champion)
+    version = newest(root, "register", lambda folder: load_artifact(folder, ModelVersion).became_champion)
     if version is None:
         return None
     folder = root / "train" / read_record(version)["inputs"]["checkpoint"]["fingerprint"]
     return folder if folder.is_dir() else None
-
-
-def _newest(root: Path, stage: str, fits: Callable[[Path], bool] = lambda folder: True) -> Path | None:
-    """Folder of the stage's last result below the root that fits."""
-    folders = [path.parent for path in (root / stage).glob(f"[!.]*/{RECORD_NAME}") if fits(path.parent)]
-    return max(folders, key=lambda folder: str(read_record(folder)["created"]), default=None)
 
 
 def _made_from(model_dir: Path, role: str) -> Path | None:

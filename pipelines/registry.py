@@ -39,8 +39,7 @@ def register(config: RegisterConfig, inputs: Mapping[str, Any], folder: Path, ru
     rival = find_rival(config, runtime, checkpoint.fingerprint)
     run = tracking.resume(checkpoint.facts["mlflow_run_id"])
     model_id = run.log_model(checkpoint.model_dir, name=config.model_name)
-    if run.last_step("held_out_psnr") < 0:
-        run.log_metrics({"held_out_psnr": psnr}, model_id=model_id)
+    run.log_scores({"held_out_psnr": psnr}, model_id=model_id)
     tags = {
         FINGERPRINT_TAG: checkpoint.fingerprint,
         CHECKPOINT_TAG: checkpoint.fingerprint,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from infra.errors import UserError
 from infra.tracking import RegisteredVersion, Tracking
-from pipelines.artifacts import external_dataset, read_record
+from pipelines.artifacts import external_dataset, newest
 from pipelines.config import RunConfig
 from pipelines.plan import run_chain
 from pipelines.registry import (
@@ -109,10 +109,10 @@ def newest_synthetic(root: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    folders = [path.parent for path in (root / "synth").glob("*/artifact.json")]
-    if not folders:
+    folder = newest(root, "synth")
+    if folder is None:
         raise UserError(f"retrain: no captures below {root}; name their folder with --co3d-root")
-    return max(folders, key=lambda folder: read_record(folder)["created"])
+    return folder
 
 
 def _seen(champion: RegisteredVersion, versions: Sequence[RegisteredVersion]) -> dict[str, int]:

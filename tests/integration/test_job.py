@@ -69,9 +69,9 @@ def cluster() -> Iterator[Cluster]:
             (head_options, [f"--address=127.0.0.1:{head}"]), folders, agents, strict=True
         ):
             common = ["--block", "--num-cpus=2", f"--temp-dir={folder}", f"--dashboard-agent-listen-port={agent}"]
-            log = Path(folder, "start.log").open("w")  # noqa: SIM115
             command = [str(BIN / "ray"), "start", *options, *common]
-            nodes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+            with Path(folder, "start.log").open("w") as log:
+                nodes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
             wait_for_port(head)
         wait_for_port(dashboard)
         yield Cluster(f"http://127.0.0.1:{dashboard}", environment)

@@ -196,11 +196,8 @@ def test_only_a_better_model_becomes_champion(
         def log_model(self, folder: Path, *, name: str) -> str:
             return "model"
 
-        def last_step(self, metric: str) -> int:
-            return -1
-
-        def log_metrics(self, metrics: dict[str, float], *, model_id: str) -> None:
-            logged.update(metrics)
+        def log_scores(self, scores: dict[str, float], *, model_id: str) -> None:
+            logged.update(scores)
 
     def register(self: FakeTracking, name: str, *, tags: dict[str, str], **_: str) -> RegisteredVersion:
         logged.update(tags)

@@ -78,6 +78,14 @@ def test_an_unreachable_store_is_named_with_a_remedy(uri: str, tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
+def test_scores_are_logged_once(tracking: Tracking) -> None:
+    run = tracking.start("evaluate", tags={FINGERPRINT_TAG: "scores"})
+    run.log_scores({"psnr": 15.0})
+    run.log_scores({"psnr": 15.0, "ssim": 0.2})
+    for name, value in (("psnr", 15.0), ("ssim", 0.2)):
+        assert [point.value for point in run.client.get_metric_history(run.id, name)] == [value]
+
+
 def test_a_run_of_another_store_is_named(tracking: Tracking) -> None:
     run = tracking.start("train", tags={FINGERPRINT_TAG: "here"})
     assert tracking.resume(run.id).id == run.id
