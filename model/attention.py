@@ -12,6 +12,8 @@ embedding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
@@ -19,28 +21,6 @@ from torch import Tensor, nn
 
 from model.conditioning import CONDITIONING_CHANNELS, TIMESTEP_CODE_CHANNELS, ConditionedLowRank
 from model.views import ViewContext
-
-
-class LowRankProjections(nn.Module):
-    """The low-rank terms of an attention layer's four projections; sizes come from the layer."""
-
-    def __init__(self, attention: Attention, *, rank: int, timestep_channels: int) -> None:
-        super().__init__()
-
-        def low_rank(linear: nn.Linear) -> ConditionedLowRank:
-            return ConditionedLowRank(
-                linear.in_features,
-                out_channels=linear.out_features,
-                rank=rank,
-                view_channels=CONDITIONING_CHANNELS,
-                timestep_channels=timestep_channels,
-            )
-
-        self.to_q = low_rank(attention.to_q)
-        self.to_k = low_rank(attention.to_k)
-        self.to_v = low_rank(attention.to_v)
-        output = attention.to_out[0]
-        self.to_out = ConditionedLowRank(output.in_features, out_channels=output.out_features, rank=rank)
 
 
 class CrossFrameAttention(nn.Module):
@@ -63,7 +43,9 @@ class CrossFrameAttention(nn.Module):
             nn.Linear(timestep_channels // 2, TIMESTEP_CODE_CHANNELS),
             nn.ELU(),
         )
-        self.low_rank = LowRankProjections(attention, rank=rank, timestep_channels=TIMESTEP_CODE_CHANNELS)
+        view_channels = CONDITIONING_CHANNELS + TIMESTEP_CODE_CHANNELS
+        self.low_rank_qkv = _low_rank((attention.to_q, attention.to_k, attention.to_v), rank, view_channels)
+        self.low_rank_out = _low_rank((attention.to_out[0],), rank)
 
     def __call__(
         self,
@@ -77,22 +59,16 @@ class CrossFrameAttention(nn.Module):
         """Tokens [N, L, C] -> [N, L, C]. `encoder_hidden_states` and `attention_mask` must be None."""
         if encoder_hidden_states is not None or attention_mask is not None:
             raise ValueError("cross-frame attention: takes neither encoder_hidden_states nor an attention_mask")
-        z, e = views.conditioning, self.timestep_code(views.timestep_embedding)
-        query = attention.to_q(hidden_states) + self.low_rank.to_q(hidden_states, z, e)
-        key = attention.to_k(hidden_states) + self.low_rank.to_k(hidden_states, z, e)
-        value = attention.to_v(hidden_states) + self.low_rank.to_v(hidden_states, z, e)
+        view = torch.cat([views.conditioning, self.timestep_code(views.timestep_embedding)], dim=-1)  # [z; e]
+        projected = [linear(hidden_states) for linear in (attention.to_q, attention.to_k, attention.to_v)]
+        query, key, value = self.low_rank_qkv(projected, hidden_states, view)
         num_views = views.num_views if self.cross_frame else 1
-        if num_views == 1:
-            attended = attend(query, key, value, num_heads=attention.heads)
-        elif self.include_self:
+        if num_views == 1 or self.include_self:
             query, key, value = (merge_views(tokens, num_views) for tokens in (query, key, value))
-            attended = attend(query, key, value, num_heads=attention.heads).reshape(
-                hidden_states.shape[0], -1, query.shape[-1]
-            )
+            attended = attend(query, key, value, num_heads=attention.heads).view_as(hidden_states)
         else:
-            key, value = (tokens_of_other_views(tokens, num_views) for tokens in (key, value))
-            attended = attend(query, key, value, num_heads=attention.heads)
-        return project_out(attention, self.low_rank, attended)
+            attended = attend_to_other_views(query, key, value, num_views=num_views, num_heads=attention.heads)
+        return project_out(attention, self.low_rank_out, attended)
 
 
 class ConditionedTextAttention(nn.Module):
@@ -100,7 +76,9 @@ class ConditionedTextAttention(nn.Module):
 
     def __init__(self, attention: Attention, *, rank: int) -> None:
         super().__init__()
-        self.low_rank = LowRankProjections(attention, rank=rank, timestep_channels=0)
+        self.low_rank_q = _low_rank((attention.to_q,), rank, CONDITIONING_CHANNELS)
+        self.low_rank_kv = _low_rank((attention.to_k, attention.to_v), rank, CONDITIONING_CHANNELS)
+        self.low_rank_out = _low_rank((attention.to_out[0],), rank)
 
     def __call__(
         self,
@@ -114,11 +92,11 @@ class ConditionedTextAttention(nn.Module):
         """Tokens [N, L, C] and caption tokens [N, M, C_text] -> [N, L, C]. `attention_mask` must be None."""
         if encoder_hidden_states is None or attention_mask is not None:
             raise ValueError("text attention: needs encoder_hidden_states and takes no attention_mask")
-        z = views.conditioning
-        query = attention.to_q(hidden_states) + self.low_rank.to_q(hidden_states, z)
-        key = attention.to_k(encoder_hidden_states) + self.low_rank.to_k(encoder_hidden_states, z)
-        value = attention.to_v(encoder_hidden_states) + self.low_rank.to_v(encoder_hidden_states, z)
-        return project_out(attention, self.low_rank, attend(query, key, value, num_heads=attention.heads))
+        text, z = encoder_hidden_states, views.conditioning
+        (query,) = self.low_rank_q([attention.to_q(hidden_states)], hidden_states, z)
+        key, value = self.low_rank_kv([attention.to_k(text), attention.to_v(text)], text, z)
+        attended = attend(query, key, value, num_heads=attention.heads)
+        return project_out(attention, self.low_rank_out, attended)
 
 
 def merge_views(tokens: Tensor, num_views: int) -> Tensor:
@@ -126,15 +104,20 @@ def merge_views(tokens: Tensor, num_views: int) -> Tensor:
     return tokens.reshape(-1, num_views * tokens.shape[1], tokens.shape[2])
 
 
-def tokens_of_other_views(tokens: Tensor, num_views: int) -> Tensor:
-    """[B*V, L, C] -> [B*V, (V-1)*L, C]: for each view the tokens of the sample's other views.
+def attend_to_other_views(query: Tensor, key: Tensor, value: Tensor, *, num_views: int, num_heads: int) -> Tensor:
+    """Attention of each view to the others of its sample, [B*V, L, C] each -> [B*V, L, C]; V ≥ 2 (the paper's eq. 1).
 
-    Leaving a view's own tokens out by a mask would cost a [V*L, V*L] mask and rule out the fastest attention kernels.
+    With the views written down twice in a row, the others of any view are one slice: the V - 1 views that follow it.
+    The order of keys does not matter. So keys and values are copied once, not V - 1 times as by gathering them, and
+    there is no [V*L, V*L] mask, which would rule out the fastest attention kernels.
     """
-    rank = torch.arange(num_views - 1, device=tokens.device)
-    view = torch.arange(num_views, device=tokens.device)[:, None]
-    others = rank + (rank >= view)  # [V, V-1]: row i lists 0..V-1 without i
-    return tokens.unflatten(0, (-1, num_views))[:, others].flatten(2, 3).flatten(0, 1)
+    length = query.shape[1]
+    keys, values = (merge_views(tokens, num_views).repeat(1, 2, 1) for tokens in (key, value))
+    attended = []
+    for view, own_query in enumerate(query.unflatten(0, (-1, num_views)).unbind(1)):
+        others = slice((view + 1) * length, (view + num_views) * length)
+        attended.append(attend(own_query, keys[:, others], values[:, others], num_heads=num_heads))
+    return torch.stack(attended, dim=1).flatten(0, 1)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, num_heads: int) -> Tensor:
@@ -143,7 +126,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, num_heads: int) -> Tens
     return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
 
 
-def project_out(attention: Attention, low_rank: LowRankProjections, attended: Tensor) -> Tensor:
+def project_out(attention: Attention, low_rank: ConditionedLowRank, attended: Tensor) -> Tensor:
     """The layer's output projection with its low-rank term and dropout: [N, L, C] -> [N, L, C]."""
     linear, dropout = attention.to_out
-    return dropout(linear(attended) + low_rank.to_out(attended))
+    (output,) = low_rank([linear(attended)], attended)
+    return dropout(output)
+
+
+def _low_rank(linears: Sequence[nn.Linear], rank: int, view_channels: int = 0) -> ConditionedLowRank:
+    """The terms of projections that read the same tokens; sizes come from the layer."""
+    out_channels = [linear.out_features for linear in linears]
+    return ConditionedLowRank(
+        linears[0].in_features, out_channels=out_channels, rank=rank, view_channels=view_channels
+    )

@@ -7,7 +7,7 @@ one, which only has more keys.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
@@ -63,30 +63,38 @@ class ProjectedBlock(nn.Module):
         return self.ff(self.norm3(x)) + x
 
 
-def augment(unet: UNet2DConditionModel, config: ViewDiffConfig) -> None:
-    """Add the 3D layers to `unet`, in place.
+class LayerPlace(NamedTuple):
+    """Where a projection layer sits."""
+
+    grid_size: int  # voxels per side
+    level: int  # how often latents are halved before they reach it
+
+
+def augment(unet: UNet2DConditionModel, config: ViewDiffConfig) -> tuple[LayerPlace, ...]:
+    """Add the 3D layers to `unet`, in place; returns the places of the projection layers by their index.
 
     Raises ValueError when the U-Net is augmented already, has attention layers of another kind than Stable Diffusion's,
     or lacks a block that `config.projection` names.
     """
     timestep_channels = unet.time_embedding.linear_2.out_features
     _set_processors(unet, config, timestep_channels)
-    if config.projection is None:
-        return
+    if "projection" in config.without:
+        return ()
     available = projectable_blocks(unet)
     missing = [name for name, _ in config.projection.blocks if name not in available]
     if missing:
         raise ValueError(
             f"projection: no attention in {', '.join(missing)}; blocks that have it: {', '.join(available)}"
         )
-    layer_index = 0
+    places: list[LayerPlace] = []
     for name, grid_size in config.projection.blocks:
         for transformer in _transformers(unet.get_submodule(name)):
             for position, block in enumerate(transformer.transformer_blocks):
-                layer = ProjectionLayer(block.dim, grid_size, timestep_channels, config.projection, layer_index)
+                layer = ProjectionLayer(block.dim, grid_size, timestep_channels, config.projection, len(places))
                 replacement = ProjectedBlock(block, layer, merge=config.projection.merge)
                 transformer.transformer_blocks[position] = replacement
-                layer_index += 1
+                places.append(LayerPlace(grid_size, _level(unet, name)))
+    return tuple(places)
 
 
 def projectable_blocks(unet: UNet2DConditionModel) -> tuple[str, ...]:
@@ -95,6 +103,13 @@ def projectable_blocks(unet: UNet2DConditionModel) -> tuple[str, ...]:
     names += ["mid_block"] if unet.mid_block is not None else []
     names += [f"up_blocks.{i}" for i in range(len(unet.up_blocks))]
     return tuple(name for name in names if any(_transformers(unet.get_submodule(name))))
+
+
+def _level(unet: UNet2DConditionModel, name: str) -> int:
+    """How often latents are halved before they reach the attention layers of the block `name`."""
+    kind, _, number = name.partition(".")
+    last = len(unet.down_blocks) - 1
+    return {"down_blocks": int(number or 0), "mid_block": last, "up_blocks": last - int(number or 0)}[kind]
 
 
 def _set_processors(unet: UNet2DConditionModel, config: ViewDiffConfig, timestep_channels: int) -> None:
@@ -111,7 +126,7 @@ def _set_processors(unet: UNet2DConditionModel, config: ViewDiffConfig, timestep
                 rank=config.rank,
                 timestep_channels=timestep_channels,
                 include_self=config.include_self,
-                cross_frame=config.cross_frame,
+                cross_frame="cross_frame" not in config.without,
             )
         attention.set_processor(processor)
 

@@ -85,16 +85,15 @@ class Cameras:
         divisor = torch.where(depth.abs() < MIN_ABS_DEPTH, MIN_ABS_DEPTH, depth)
         return _apply(self.intrinsics[..., :2, :], camera_points / divisor[..., None]), depth
 
+    def ray_matrices(self) -> Tensor:
+        """[..., 3, 3] Rᵀ K⁻¹: from homogeneous pixels [u, v, 1] to ray directions of depth 1."""
+        inverse = torch.linalg.inv_ex(self.intrinsics).inverse  # unlike inv, does not wait for the device to check it
+        return _apply(self.rotation.mT, inverse.mT).mT
+
     def ray_directions(self) -> Tensor:
         """[..., H, W, 3] world directions through the pixels' centres, of depth 1 (see Rays above; not normalised)."""
-        height, width = self.image_size
-        options: dict[str, Any] = {"dtype": self.intrinsics.dtype, "device": self.intrinsics.device}
-        v, u = torch.meshgrid(
-            torch.arange(height, **options) + 0.5, torch.arange(width, **options) + 0.5, indexing="ij"
-        )
-        pixels = torch.stack([u, v, torch.ones_like(u)], dim=-1)  # [H, W, 3]
-        camera_directions = _apply(torch.linalg.inv(self.intrinsics), pixels.reshape(-1, 3))
-        return _apply(self.rotation.mT, camera_directions).unflatten(-2, (height, width))
+        pixels = pixel_centers(*self.image_size, like=self.intrinsics)  # [3, H, W]
+        return _apply(self.ray_matrices(), pixels.flatten(1).mT).unflatten(-2, self.image_size)
 
     def resize(self, image_size: tuple[int, int]) -> Cameras:
         """The same cameras for images resized to (height, width) pixels."""
@@ -144,7 +143,18 @@ class Cameras:
         focal_lengths = self.intrinsics[..., (0, 1), (0, 1)]
         if not bool((focal_lengths > 0).all()):
             raise ValueError(f"cameras: focal lengths must be positive, the smallest is {focal_lengths.min().item()}")
+        last_row = self.intrinsics.new_tensor([0.0, 0.0, 1.0])
+        if not torch.equal(self.intrinsics[..., 2, :], last_row.expand(*self.shape, 3)):
+            raise ValueError("cameras: the last row of intrinsics must be [0, 0, 1]; these would be singular or no pixels")
         return self
+
+
+def pixel_centers(height: int, width: int, *, like: Tensor) -> Tensor:
+    """Homogeneous coordinates [3, height, width] (u, v, 1) of all pixels' centres, with dtype and device of `like`."""
+    v = torch.arange(height, dtype=like.dtype, device=like.device) + 0.5
+    u = torch.arange(width, dtype=like.dtype, device=like.device) + 0.5
+    v, u = torch.meshgrid(v, u, indexing="ij")
+    return torch.stack([u, v, torch.ones_like(u)])
 
 
 def _apply(matrix: Tensor, vectors: Tensor) -> Tensor:

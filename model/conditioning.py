@@ -5,6 +5,8 @@ Shape letters: B samples, V views, N = B*V, L tokens, C channels, r rank.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -59,37 +61,40 @@ def conditioning_vector(cameras: Cameras, intensity: Tensor) -> Tensor:
 
 
 class ConditionedLowRank(nn.Module):
-    """The low-rank term W' [x; z; e] = up(down [x; z; e]) of a projection, without biases (the paper, section 3.1).
+    """The low-rank terms W' [x; z; e] = up(down [x; z; e]) of projections that read the same tokens x, without biases
+    (the paper, section 3.1).
 
-    `down` is kept in parts, down [x; z; e] = down_x x + down_z z + down_e e: those of z and e are one r-vector per
-    view, so nothing need be concatenated to, or repeated over, the tokens. `up` starts at zero, so that training starts
-    from the pretrained network. A part with 0 channels does not exist.
+    `down` is kept in two parts, down [x; z; e] = down_x x + down_view [z; e]: the second is one vector per view, so
+    nothing need be concatenated to, or repeated over, the tokens. Each part serves all projections in one product: its
+    rows hold their ranks one after another. Every `up` starts at zero, so that training starts from the pretrained
+    network. Without `view_channels` there is no second part.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        *,
-        out_channels: int,
-        rank: int,
-        view_channels: int = 0,
-        timestep_channels: int = 0,
+        self, in_channels: int, *, out_channels: Sequence[int], rank: int, view_channels: int = 0
     ) -> None:
         super().__init__()
-        self.down_x = nn.Linear(in_channels, rank, bias=False)
-        self.down_z = nn.Linear(view_channels, rank, bias=False) if view_channels else None
-        self.down_e = nn.Linear(timestep_channels, rank, bias=False) if timestep_channels else None
-        self.up = nn.Linear(rank, out_channels, bias=False)
-        for down in (self.down_x, self.down_z, self.down_e):
+        self.down_x = nn.Linear(in_channels, rank * len(out_channels), bias=False)
+        self.down_view = nn.Linear(view_channels, rank * len(out_channels), bias=False) if view_channels else None
+        self.up = nn.ModuleList(nn.Linear(rank, channels, bias=False) for channels in out_channels)
+        for down in (self.down_x, self.down_view):
             if down is not None:
                 nn.init.normal_(down.weight, std=1 / rank)  # the usual start of a low-rank adapter
-        nn.init.zeros_(self.up.weight)
+        for up in self.up:
+            nn.init.zeros_(up.weight)
 
-    def forward(self, tokens: Tensor, z: Tensor | None = None, e: Tensor | None = None) -> Tensor:
-        """Tokens x [N, L, in_channels], z [N, view_channels], e [N, timestep_channels] -> [N, L, out_channels]."""
+    def forward(self, projected: Sequence[Tensor], tokens: Tensor, view: Tensor | None = None) -> list[Tensor]:
+        """Add the terms to what the pretrained projections made of the same tokens, [N, L, out_channels] each.
+
+        tokens x [N, L, in_channels]; view [N, view_channels] is [z; e] of each view.
+        """
         low = self.down_x(tokens)
-        if self.down_z is not None:
-            low = low + self.down_z(z)[:, None]
-        if self.down_e is not None:
-            low = low + self.down_e(e)[:, None]
-        return self.up(low)
+        if self.down_view is not None:
+            low = low + self.down_view(view)[:, None]
+        parts = low.chunk(len(self.up), dim=-1)
+        return [_add_product(p, part, up.weight) for p, part, up in zip(projected, parts, self.up, strict=True)]
+
+
+def _add_product(base: Tensor, low: Tensor, weight: Tensor) -> Tensor:
+    """base [N, L, O] + low [N, L, r] weightᵀ in one operator, which reads and writes the large tensor once."""
+    return torch.addmm(base.flatten(0, 1), low.flatten(0, 1), weight.t()).view_as(base)

@@ -6,7 +6,9 @@ Nothing that takes seconds to import is imported here, so that the command line 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
+
+Ablation = Literal["projection", "cross_frame", "intensity", "conditioning"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +103,15 @@ class ProjectionConfig:
     """Positions on each ray through the scene, and as many again behind it with a background; at least 2."""
     compress: Literal["conv3x3", "pointwise"] = "conv3x3"
     """Two 3×3 convolutions and a 1×1 (the authors' setting), or one 1×1 convolution (the paper's text)."""
+    aggregation: Literal["learned", "mean"] = "learned"
+    """A voxel's feature is weighed by a small network over the views that see it, or is their mean (an ablation)."""
     refine_channels: tuple[int, ...] = (16,)
     """Channels per level of the 3D CNN: one level is one ResNet block, more are a U-Net.
     The first is feature_channels."""
     feature_channels: int = 16
     """Channels of the volume; even."""
+    recompute_volumes: bool = False
+    """Compute volumes again in the backward pass instead of keeping them: less memory from 64 voxels a side on."""
 
     def __post_init__(self) -> None:
         for name in ("foreground_fraction", "disparity_at_infinity"):
@@ -115,6 +121,8 @@ class ProjectionConfig:
             raise ValueError(f"projection: merge is {self.merge!r}, must be 'replace' or 'zero_init'")
         if self.compress not in ("conv3x3", "pointwise"):
             raise ValueError(f"projection: compress is {self.compress!r}, must be 'conv3x3' or 'pointwise'")
+        if self.aggregation not in ("learned", "mean"):
+            raise ValueError(f"projection: aggregation is {self.aggregation!r}, must be 'learned' or 'mean'")
         if self.num_samples < 2:
             raise ValueError(f"projection: num_samples is {self.num_samples}, must be at least 2")
         if self.feature_channels < 2 or self.feature_channels % 2:
@@ -136,18 +144,22 @@ class ViewDiffConfig:
 
     rank: int = 64
     """Rank of the conditioned low-rank terms of the attention layers."""
-    cross_frame: bool = True
-    """Self-attention layers attend across the views of a sample; False keeps each view to itself (an ablation)."""
     include_self: bool = True
     """A view also attends to its own tokens; False is the paper's equation 1."""
-    projection: ProjectionConfig | None
-    """The projection layers; None for none of them (an ablation)."""
+    projection: ProjectionConfig
+    """The projection layers."""
+    without: tuple[Ablation, ...] = ()
+    """Parts to leave out, for ablations: the projection layers; attention across views; what a view's intensity or, with
+    it, its camera says to the attention layers."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank {self.rank} must be at least 1")
+        unknown = set(self.without) - set(get_args(Ablation))
+        if unknown:
+            raise ValueError(f"without {sorted(unknown)}: choose from {', '.join(get_args(Ablation))}")
 
 
 @dataclass(frozen=True, kw_only=True)

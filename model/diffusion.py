@@ -27,6 +27,7 @@ from model.cameras import Cameras
 from model.conditioning import NEUTRAL_INTENSITY
 from model.config import DiffusionConfig
 from model.trajectories import OrbitConfig, orbit
+from model.views import Scene
 
 # From this many views on the projection layers must render a last view that their volume has not seen.
 MIN_VIEWS_TO_HIDE_ONE = 3
@@ -36,12 +37,12 @@ MAX_PRIOR_ELEVATION_DEGREES = 45.0
 
 
 class _Movable:
-    """A dataclass of tensors, cameras and tuples that can be moved to a device."""
+    """A dataclass of tensors, scenes and tuples that can be moved to a device."""
 
     def to(self, device: torch.device | str) -> Self:
         """The same on `device`."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return type(self)(**{k: v.to(device) if isinstance(v, Tensor | Cameras) else v for k, v in fields.items()})
+        return type(self)(**{k: v.to(device) if isinstance(v, Tensor | Scene) else v for k, v in fields.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +51,7 @@ class ViewBatch(_Movable):
 
     latents: Tensor  # [B, V, C, h, w] clean, scaled
     text: Tensor  # [B, L, D] caption embeddings
-    cameras: Cameras  # batch shape [B, V]
-    scene_bounds: Tensor  # [B, 2, 3] world units
-    intensity: Tensor  # [B, V, 2] each view's own mean and variance of RGB in [0, 1]
+    scene: Scene  # with each view's own intensity
     positions: tuple[int, ...]  # of the samples in the training run
 
 
@@ -73,7 +72,7 @@ class Draws:
     known: Tensor  # [B, V] bool: views given clean, outside of the loss
     drop_caption: Tensor  # [B] bool
     noise: Tensor  # [B, V, C, h, w]
-    opacity_noise_seeds: tuple[int, ...]  # [B]
+    opacity_noise_seeds: Tensor  # [B] int64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,7 +116,7 @@ def draw(
         candidates = min(2, num_views - 1)
         known[:candidates] = chances[:candidates] < config.known_view_probability
         timestep = torch.randint(num_timesteps, (), generator=generator)
-        opacity_seed = int(torch.randint(2**62, (), generator=generator))
+        opacity_seed = torch.randint(2**62, (), generator=generator)
         noise = torch.randn(latent_shape, generator=generator)
         rows.append((timestep, known, chances[2] < config.caption_dropout_probability, noise, opacity_seed))
     timesteps, known_views, drop_caption, noises, opacity_seeds = zip(*rows, strict=True)
@@ -126,7 +125,7 @@ def draw(
         known=torch.stack(known_views),
         drop_caption=torch.stack(drop_caption),
         noise=torch.stack(noises),
-        opacity_noise_seeds=opacity_seeds,
+        opacity_noise_seeds=torch.stack(opacity_seeds),
     )
 
 
@@ -149,13 +148,11 @@ def prior_loss(unet: nn.Module, batch: PriorBatch, objective: Objective) -> Part
     Each image is taken for a view from a random pose around the unit cube, with the neutral intensity of generation. It
     keeps its caption.
     """
-    num_samples, _, height, width = batch.latents.shape
+    height, width = batch.latents.shape[-2:]
     views = ViewBatch(
         latents=batch.latents[:, None],
         text=batch.text,
-        cameras=_prior_cameras(objective.seed, batch.positions, image_size=(height, width)).to(batch.latents.device),
-        scene_bounds=batch.latents.new_tensor([[-1.0] * 3, [1.0] * 3]).expand(num_samples, 2, 3),
-        intensity=batch.latents.new_tensor(NEUTRAL_INTENSITY).expand(num_samples, 1, 2),
+        scene=_prior_scene(objective.seed, batch.positions, image_size=(height, width)).to(batch.latents.device),
         positions=batch.positions,
     )
     draws = draw(
@@ -187,11 +184,9 @@ def denoising_loss(unet: nn.Module, batch: ViewBatch, *, draws: Draws, objective
         torch.where(known[:, :, None, None, None], latents, noisy),
         timesteps.masked_fill(known, 0),
         text=torch.where(draws.drop_caption.to(device)[:, None, None], objective.empty_text.to(batch.text), batch.text),
-        cameras=batch.cameras,
-        scene_bounds=batch.scene_bounds,
-        intensity=batch.intensity,
+        scene=batch.scene,
         hidden_views=1 if num_views >= MIN_VIEWS_TO_HIDE_ONE else 0,
-        opacity_noise_seeds=draws.opacity_noise_seeds,
+        opacity_noise_seeds=draws.opacity_noise_seeds.to(device),
     )
     error = (prediction.float() - target.float()).square().mean(dim=(2, 3, 4))  # [B, V]
     novel = (~known).to(error.dtype)
@@ -211,7 +206,7 @@ def _noise(scheduler: DDPMScheduler, latents: Tensor, *, noise: Tensor, timestep
     raise ValueError(f"scheduler: prediction_type {prediction_type!r} must be 'epsilon' or 'v_prediction'")
 
 
-def _prior_cameras(seed: int, positions: Sequence[int], *, image_size: tuple[int, int]) -> Cameras:
+def _prior_scene(seed: int, positions: Sequence[int], *, image_size: tuple[int, int]) -> Scene:
     """One camera per sample, [B, 1], that looks at the unit cube from a random direction above the horizon."""
     cameras = []
     for position in positions:
@@ -219,7 +214,11 @@ def _prior_cameras(seed: int, positions: Sequence[int], *, image_size: tuple[int
         circle = OrbitConfig(elevation_degrees=height * MAX_PRIOR_ELEVATION_DEGREES)
         index = int(azimuth * NUM_PRIOR_AZIMUTHS)
         cameras.append(orbit(NUM_PRIOR_AZIMUTHS, image_size=image_size, config=circle)[index : index + 1])
-    return Cameras.stack(cameras)
+    return Scene(
+        cameras=Cameras.stack(cameras),
+        scene_bounds=torch.tensor([[-1.0] * 3, [1.0] * 3]).expand(len(positions), 2, 3),
+        intensity=torch.tensor(NEUTRAL_INTENSITY).expand(len(positions), 1, 2),
+    )
 
 
 def _generator(seed: int, position: int, stream: str) -> torch.Generator:

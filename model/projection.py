@@ -14,11 +14,13 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.config import ProjectionConfig
+from model.geometry import LayerShape
 from model.rendering import Rendered, VolumeRenderer
 from model.views import ViewContext
-from model.volume import SceneFrame, ViewAggregator, unproject, voxel_grid
+from model.volume import MeanAggregator, ViewAggregator
 
 # Of the 3D CNN's normalisations, with one channel a group.
 GROUP_NORM_EPSILON = 1e-5
@@ -60,6 +62,11 @@ class VolumeRefiner(nn.Module):
             self.up = nn.Conv3d(inner[0], outer, 3, padding=1)
             self.leave = ResnetBlock3d(2 * outer, outer, timestep_channels)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of the volume that it takes."""
+        return self.enter.conv1.weight.dtype
+
     def forward(self, volume: Tensor, timestep_embedding: Tensor) -> Tensor:
         """Volume [B, K, G, G, G] and timestep embedding [B, D] -> [B, K, G, G, G]."""
         volume = self.enter(volume, timestep_embedding)
@@ -98,8 +105,8 @@ def expander(feature_channels: int, channels: int) -> nn.Sequential:
 class ProjectionLayer(nn.Module):
     """Replaces the views' features by what a volume, filled from them, shows from the same cameras.
 
-    The last `hidden_views` views are left out of the volume, but rendered like the others. `layer_index` sets the
-    opacity noise of a network's layers apart.
+    The last `hidden_views` views are left out of the volume, but rendered like the others. `layer_index` is the layer's
+    place among those of the network.
     """
 
     def __init__(
@@ -108,17 +115,14 @@ class ProjectionLayer(nn.Module):
         super().__init__()
         K = config.feature_channels
         self.grid_size = grid_size
-        self.foreground_fraction = config.foreground_fraction if config.background else None
+        self.layer_index = layer_index
+        self.recompute = config.recompute_volumes
         self.compress = compressor(channels, config)
-        self.aggregator = ViewAggregator(K, timestep_channels)
-        self.refiner = VolumeRefiner(config.refine_channels, timestep_channels)
-        self.renderer = VolumeRenderer(
-            K,
-            num_samples=config.num_samples,
-            foreground_fraction=self.foreground_fraction,
-            disparity_at_infinity=config.disparity_at_infinity,
-            layer_index=layer_index,
+        self.aggregator = (
+            ViewAggregator(K, timestep_channels) if config.aggregation == "learned" else MeanAggregator()
         )
+        self.refiner = VolumeRefiner(config.refine_channels, timestep_channels)
+        self.renderer = VolumeRenderer(K)
         self.expand_foreground = expander(K, channels)
         self.expand_background: nn.Module = expander(K, channels) if config.background else nn.Linear(K, channels)
 
@@ -134,29 +138,31 @@ class ProjectionLayer(nn.Module):
             )
         visible = tokens.unflatten(0, (-1, views.num_views))[:, :num_visible]  # [B, V', L, C]
         compressed = self.compress(visible.flatten(0, 1).mT.unflatten(-1, (height, width)))
+        compressed = compressed.unflatten(0, (-1, num_visible))
         # Coordinates and sums along rays need float32 whatever the rest of the network computes in.
         with torch.autocast(tokens.device.type, enabled=False):
-            volume = self._fill_volume(compressed.unflatten(0, (-1, num_visible)), views)
-            cameras = views.cameras.resize((height, width))
-            rendered: Rendered = self.renderer(volume, cameras, views.scene_bounds, views.opacity_noise_seeds)
-        features = rendered.features.flatten(0, 1).flatten(-2).mT.to(tokens.dtype)
-        opacity = rendered.opacity.flatten(0, 1).flatten(-2).mT.to(tokens.dtype)
-        return opacity * self.expand_foreground(features) + (1 - opacity) * self.expand_background(features)
+            if self.recompute and torch.is_grad_enabled():
+                rendered = checkpoint(
+                    self._through_volume, compressed, views, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                rendered = self._through_volume(compressed, views)
+        features, opacity = (part.flatten(0, 1).flatten(-2).mT.to(tokens.dtype) for part in rendered[:2])
+        foreground, background = self.expand_foreground(features), self.expand_background(features)
+        return torch.lerp(background, foreground, opacity.to(foreground.dtype))
 
-    def _fill_volume(self, features: Tensor, views: ViewContext) -> Tensor:
-        """Compressed features [B, V', K, h, w] of the visible views -> volume [B, K, G, G, G]."""
-        num_visible = features.shape[1]
-        cameras = views.cameras[:, :num_visible].resize((features.shape[-2], features.shape[-1]))
-        grid = voxel_grid(self.grid_size, self.foreground_fraction, features.device)
-        points = SceneFrame.from_bounds(views.scene_bounds).to_world(grid.points.to(views.scene_bounds.dtype))
-        samples = unproject(features, cameras, points, reachable=grid.reachable)
-
+    def _through_volume(self, features: Tensor, views: ViewContext) -> Rendered:
+        """Compressed features [B, V', K, h, w] of the visible views -> what all V views see of their volume."""
+        num_visible, image_size = features.shape[1], (features.shape[-2], features.shape[-1])
+        geometry = views.geometry[LayerShape(self.grid_size, image_size)]
         timesteps = views.timestep_embedding.unflatten(0, (-1, views.num_views))
-        aggregated = self.aggregator(samples, timesteps[:, :num_visible])
-        # Contiguous, because PyTorch's group norm loses digits on a channels-last volume with nearly constant channels.
-        volume = aggregated.mT.contiguous().unflatten(-1, (self.grid_size,) * 3)
+        volume = self.aggregator(features, geometry.voxels.of_first_views(num_visible), timesteps[:, :num_visible])
         # The last view is never a known one, so its timestep is that of the noise.
-        return self.refiner(volume, timesteps[:, -1].to(volume.dtype))
+        volume = self.refiner(
+            volume.unflatten(-1, (self.grid_size,) * 3).to(self.refiner.dtype), timesteps[:, -1]
+        )
+        noise = None if views.opacity_noise is None else views.opacity_noise[self.layer_index]
+        return self.renderer(volume, geometry.rays, image_size, noise)
 
 
 def renderer_parameters(module: nn.Module) -> Iterator[nn.Parameter]:

@@ -8,7 +8,8 @@ Shape letters: B samples, V views, C feature channels, R = h × w rays, S positi
 
 from __future__ import annotations
 
-import random
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.cameras import Cameras
+from model.config import ProjectionConfig
+from model.kernels.marching import MarchWeights, march
+from model.kernels.selection import version_for
 from model.volume import SceneFrame, contract
 
 # The background's near and far end: this far in front of and behind the scene's centre, in half scene sizes.
@@ -24,6 +28,8 @@ BACKGROUND_REACH = 4.0
 MISSED_NEAR_FAR = (0.5, 4.5)
 # softplus of this is 0.007: a fresh volume is almost transparent.
 INITIAL_DENSITY_BIAS = -5.0
+# SplitMix64's step from one number to the next, as a signed 64-bit number.
+GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - 2**64
 
 
 class Rays(NamedTuple):
@@ -38,6 +44,15 @@ class Rays(NamedTuple):
         origins = frame.to_normalized(cameras.centers())
         directions = cameras.ray_directions().flatten(2, 3) / frame.half_size[:, None, None, None]
         return cls(origins[:, :, None], directions)
+
+
+class RaySamples(NamedTuple):
+    """The positions on the rays of all pixels. Depends on cameras and scene only; nothing here is differentiated."""
+
+    points: Tensor  # [B, V, R, S, 3] grid coordinates (x, y, z)
+    depths: Tensor  # [B, V, R, S] world units
+    intervals: Tensor  # [B, V, R, S] world units: depth minus that of the position before
+    directions: Tensor  # [B, V, R, 3] world, of depth 1
 
 
 class Rendered(NamedTuple):
@@ -105,42 +120,49 @@ def composite(density: Tensor, intervals: Tensor) -> Tensor:
     return F.pad(transmittance[..., :-1], (1, 0), value=1.0) - transmittance
 
 
-def opacity_noise(seeds: tuple[int, ...], layer_index: int, *, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Normal noise [B, *shape], float32, each sample's from its own seed and the layer's index.
+def opacity_noise(seeds: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Normal noise for several layers, float32 [B, size] each; every sample's from its own seed, int64 [B].
 
-    So it depends neither on how samples are put into batches nor on a global generator, and computing it again, as
-    gradient checkpointing does, gives the same.
+    It is a hash of seed and place (SplitMix64, Steele et al. 2014), then Box and Muller's transform: so it depends
+    neither on how samples are put into batches nor on a generator's state, and nothing waits for the device.
     """
-    noise = []
-    for seed in seeds:
-        generator = torch.Generator(device)
-        # Mixed well, since torch's CPU generator reads only the lower 32 bits.
-        generator.manual_seed(random.Random(f"opacity noise {seed} {layer_index}").getrandbits(63))
-        noise.append(torch.randn(shape, generator=generator, dtype=torch.float32, device=device))
-    return torch.stack(noise)
+    place = torch.arange(sum(sizes), device=seeds.device)
+    bits = _mix(_mix(seeds)[:, None] + place * GOLDEN_GAMMA)
+    # The upper and lower 32 bits as two uniform numbers in (0, 1).
+    first, second = (((half & 0xFFFFFFFF).double() + 0.5) / 2**32 for half in (bits >> 32, bits))
+    normal = torch.sqrt(-2 * torch.log(first)) * torch.cos(2 * math.pi * second)
+    return list(normal.float().split(list(sizes), dim=1))
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """SplitMix64's finaliser of int64 numbers, whose products wrap around."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64)):
+        bits = (bits ^ ((bits >> shift) & (2 ** (64 - shift) - 1))) * factor
+    return bits ^ ((bits >> 31) & (2**33 - 1))
+
+
+def sample_rays(cameras: Cameras, scene_bounds: Tensor, config: ProjectionConfig) -> RaySamples:
+    """Positions on the rays of cameras [B, V], of the features' image size; scene_bounds [B, 2, 3]."""
+    frame = SceneFrame.from_bounds(scene_bounds)
+    rays = Rays.from_cameras(cameras, frame)
+    if config.background:
+        near, far = background_near_far(rays)
+        disparity = config.disparity_at_infinity
+    else:
+        near, far = box_near_far(rays, frame.to_normalized(scene_bounds))
+        disparity = None
+    depths, intervals = sample_depths(near, far, num_samples=config.num_samples, disparity_at_infinity=disparity)
+    points = rays.origins[..., None, :] + depths[..., None] * rays.directions[..., None, :]
+    if config.background:
+        points = contract(points, config.foreground_fraction)
+    return RaySamples(points, depths, intervals, rays.directions * frame.half_size[:, None, None, None])
 
 
 class VolumeRenderer(nn.Module):
-    """Renders a feature volume by marching along rays.
+    """Renders a feature volume by marching along rays. Its parameters train at their own learning rate."""
 
-    `foreground_fraction` is the volume's (None: it has no background), `layer_index` sets the opacity noise of a
-    network's layers apart. Its parameters are the ones that train at their own learning rate.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        num_samples: int,
-        foreground_fraction: float | None,
-        disparity_at_infinity: float,
-        layer_index: int,
-    ) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.num_samples = num_samples
-        self.foreground_fraction = foreground_fraction
-        self.disparity_at_infinity = disparity_at_infinity
-        self.layer_index = layer_index
         self.trunk = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU())
         self.density = nn.Linear(channels, 1)
         self.color_hidden = nn.Linear(channels, channels)
@@ -149,45 +171,35 @@ class VolumeRenderer(nn.Module):
         nn.init.constant_(self.density.bias, INITIAL_DENSITY_BIAS)
 
     def forward(
-        self, volume: Tensor, cameras: Cameras, scene_bounds: Tensor, noise_seeds: tuple[int, ...] | None = None
+        self, volume: Tensor, rays: RaySamples, image_size: tuple[int, int], noise: Tensor | None = None
     ) -> Rendered:
-        """Volume [B, C, G, G, G] seen by cameras [B, V], at their image size; `scene_bounds` [B, 2, 3].
+        """Volume [B, C, G, G, G] seen along the rays of views of (height, width) pixels, in the samples' dtype.
 
-        Geometry and the sum along a ray are computed in the cameras' dtype, the small networks in their own.
+        `noise` [B, V, R, S] is added to the density's input.
         """
-        frame = SceneFrame.from_bounds(scene_bounds)
-        rays = Rays.from_cameras(cameras, frame)
-        depths, intervals = self._sample_depths(rays, frame.to_normalized(scene_bounds))
-        points = rays.origins[..., None, :] + depths[..., None] * rays.directions[..., None, :]
-        if self.foreground_fraction is not None:
-            points = contract(points, self.foreground_fraction)
-        world_directions = rays.directions * frame.half_size[:, None, None, None]
-        density, color = self._density_and_color(sample_volume(volume, points), world_directions, noise_seeds)
-        weights = composite(density.to(depths.dtype), intervals)
-        opacity = weights.sum(-1, keepdim=True)
-        features = (weights[..., None, :] @ color.to(depths.dtype))[..., 0, :] + (1 - opacity)
-        depth = (weights * depths).sum(-1, keepdim=True)
-        return Rendered(*(x.mT.unflatten(-1, cameras.image_size) for x in (features, opacity, depth)))
+        dtype = rays.depths.dtype
+        codes = F.linear(rays.directions, self.color_ray.weight.to(dtype), self.color_ray.bias.to(dtype))
+        if version_for(codes) == "plain":
+            seen = self.march(volume.to(dtype), codes, rays, noise)
+        else:
+            weights = [weight.to(dtype) for weight in self.weights()]
+            seen = march(volume.to(dtype), codes, rays.points, rays.depths, rays.intervals, noise, weights)
+        seen = seen.mT.unflatten(-1, image_size)
+        return Rendered(*seen.split([seen.shape[2] - 2, 1, 1], dim=2))
 
-    def _sample_depths(self, rays: Rays, box: Tensor) -> tuple[Tensor, Tensor]:
-        """Depths and intervals [B, V, R, S], or 2S with a background."""
-        if self.foreground_fraction is None:
-            near, far = box_near_far(rays, box)
-            return sample_depths(near, far, num_samples=self.num_samples, disparity_at_infinity=None)
-        near, far = background_near_far(rays)
-        disparity = self.disparity_at_infinity
-        return sample_depths(near, far, num_samples=self.num_samples, disparity_at_infinity=disparity)
+    def weights(self) -> MarchWeights:
+        """The parameters that the fast versions take."""
+        layers = (self.trunk, self.density, self.color_hidden, self.color)
+        return MarchWeights(*(parameter for layer in layers for parameter in layer.parameters()))
 
-    def _density_and_color(
-        self, features: Tensor, directions: Tensor, noise_seeds: tuple[int, ...] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Density [B, V, R, S] and colour [B, V, R, S, C] of features [B, V, R, S, C] seen along [B, V, R, 3]."""
-        dtype = self.density.weight.dtype
-        hidden = self.trunk(features.to(dtype))
+    def march(self, volume: Tensor, codes: Tensor, rays: RaySamples, noise: Tensor | None) -> Tensor:
+        """The plain version: colour, opacity and depth [B, V, R, C + 2]; codes [B, V, R, C] of the rays."""
+        hidden = self.trunk(sample_volume(volume, rays.points))
         density = self.density(hidden)[..., 0]
-        if noise_seeds is not None:
-            noise = opacity_noise(noise_seeds, self.layer_index, shape=density.shape[1:], device=density.device)
-            density = density + noise.to(dtype)
-        seen_along = self.color_ray(directions.to(dtype))[..., None, :]
-        color = self.color(F.relu(self.color_hidden(hidden) + seen_along)).sigmoid()
-        return F.softplus(density), color
+        if noise is not None:
+            density = density + noise
+        color = self.color(F.relu(self.color_hidden(hidden) + codes[..., None, :])).sigmoid()
+        weights = composite(F.softplus(density), rays.intervals)
+        opacity = weights.sum(-1, keepdim=True)
+        features = (weights[..., None, :] @ color)[..., 0, :] + (1 - opacity)
+        return torch.cat([features, opacity, (weights * rays.depths).sum(-1, keepdim=True)], dim=-1)

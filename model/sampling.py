@@ -22,6 +22,7 @@ from model.cameras import Cameras
 from model.conditioning import NEUTRAL_INTENSITY
 from model.config import SamplingConfig
 from model.projection import ProjectionLayer, Rendered
+from model.views import Scene
 
 SMALLEST_OPACITY = 1e-3  # a ray that hits less has no depth to speak of
 
@@ -31,16 +32,9 @@ ReportStep = Callable[[int, int], None]  # called with (calls of the network tha
 class DenoisesViews(Protocol):
     """What sampling needs of `ViewDiffUNet`."""
 
-    def __call__(
-        self,
-        latents: Tensor,
-        timesteps: Tensor,
-        *,
-        text: Tensor,
-        cameras: Cameras,
-        scene_bounds: Tensor,
-        intensity: Tensor,
-    ) -> Tensor: ...
+    def __call__(self, latents: Tensor, timesteps: Tensor, *, text: Tensor, scene: Scene) -> Tensor: ...
+
+    def prepare(self, scene: Scene, latent_size: tuple[int, int]) -> Scene: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +69,11 @@ class ViewRequest:
         """The same request with every tensor on `device`."""
         moved = {f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self) if f.name != "seeds"}
         return ViewRequest(**moved, seeds=self.seeds)
+
+    def scene(self) -> Scene:
+        """What the network is told of the views: cameras, bounds and the neutral intensity."""
+        intensity = self.scene_bounds.new_tensor(NEUTRAL_INTENSITY).expand(*self.known.shape, 2)
+        return Scene(self.cameras, self.scene_bounds, intensity)
 
     def noise(self) -> Tensor:
         """Unit noise [B, V, C, h, w].
@@ -123,7 +122,7 @@ def render_depth(unet: nn.Module, request: ViewRequest, latents: Tensor) -> Rend
         for layer in layers
     ]
     try:
-        _call(unet, request, latents, torch.zeros_like(request.known, dtype=torch.long))
+        unet(latents, torch.zeros_like(request.known, dtype=torch.long), text=request.text, scene=request.scene())
     finally:
         for hook in hooks:
             hook.remove()
@@ -149,8 +148,9 @@ def denoise(
     asked = request if config.guidance_scale == 1 else _with_empty_text(request)
     known = request.known[:, :, None, None, None]
     latents = torch.where(known, request.known_latents, noise * solver.init_noise_sigma)
+    scene = unet.prepare(asked.scene().check(), (latents.shape[-2], latents.shape[-1]))  # once for all steps
     for step, timestep in enumerate(solver.timesteps, start=1):
-        predicted = _predict(unet, asked, latents, timestep, config.guidance_scale)
+        predicted = _predict(unet, asked, scene, latents, timestep, guidance_scale=config.guidance_scale)
         stepped = solver.step(predicted.flatten(0, 1), timestep, latents.flatten(0, 1)).prev_sample
         latents = torch.where(known, request.known_latents, stepped.unflatten(0, known.shape[:2]))
         if progress is not None:
@@ -159,13 +159,13 @@ def denoise(
 
 
 def _predict(
-    unet: DenoisesViews, asked: ViewRequest, latents: Tensor, timestep: Tensor, guidance_scale: float
+    unet: DenoisesViews, asked: ViewRequest, scene: Scene, latents: Tensor, timestep: Tensor, *, guidance_scale: float
 ) -> Tensor:
     """The network's prediction [B, V, C, h, w], led away from the empty text when `asked` holds it too."""
     timesteps = torch.where(asked.known, 0, timestep)  # known views are clean at every step
     if guidance_scale == 1:
-        return _call(unet, asked, latents, timesteps)
-    without, with_text = _call(unet, asked, latents.repeat(2, 1, 1, 1, 1), timesteps).chunk(2)
+        return unet(latents, timesteps, text=asked.text, scene=scene)
+    without, with_text = unet(latents.repeat(2, 1, 1, 1, 1), timesteps, text=asked.text, scene=scene).chunk(2)
     return without + guidance_scale * (with_text - without)
 
 
@@ -179,15 +179,4 @@ def _with_empty_text(request: ViewRequest) -> ViewRequest:
         known_latents=request.known_latents.repeat(2, 1, 1, 1, 1),
         known=request.known.repeat(2, 1),
         seeds=request.seeds * 2,
-    )
-
-
-def _call(unet: DenoisesViews, request: ViewRequest, latents: Tensor, timesteps: Tensor) -> Tensor:
-    return unet(
-        latents,
-        timesteps,
-        text=request.text,
-        cameras=request.cameras,
-        scene_bounds=request.scene_bounds,
-        intensity=latents.new_tensor(NEUTRAL_INTENSITY).expand(*latents.shape[:2], 2),
     )

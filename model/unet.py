@@ -1,34 +1,29 @@
-"""ViewDiffUNet: a stock text-to-image U-Net that denoises several views of one object together.
+"""ViewDiffUNet: a stock text-to-image U-Net that denoises several views of one object together (the paper, figure 2).
 
 Shape letters: B samples, V views, C latent channels, h × w latent pixels, L text tokens, D channels.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.augment import augment
-from model.cameras import Cameras
-from model.conditioning import conditioning_vector
-from model.config import ProjectionConfig, ViewDiffConfig
+from model.conditioning import NEUTRAL_INTENSITY, conditioning_vector
+from model.config import ViewDiffConfig
+from model.geometry import LayerShape, compute_geometry
+from model.pretrained import read_network, write_network
 from model.projection import renderer_parameters
-from model.views import ViewContext
+from model.rendering import opacity_noise
+from model.views import Scene, ViewContext
 
 __all__ = ["ViewDiffConfig", "ViewDiffUNet"]
-
-KIND = "viewdiff-unet"
-FORMAT_VERSION = 1
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 
 
 class ViewDiffUNet(nn.Module):
@@ -40,7 +35,7 @@ class ViewDiffUNet(nn.Module):
 
     def __init__(self, unet: UNet2DConditionModel, config: ViewDiffConfig) -> None:
         super().__init__()
-        augment(unet, config)
+        self._places = augment(unet, config)
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         self.unet = unet
@@ -58,42 +53,35 @@ class ViewDiffUNet(nn.Module):
         timesteps: Tensor,
         *,
         text: Tensor,
-        cameras: Cameras,
-        scene_bounds: Tensor,
-        intensity: Tensor,
+        scene: Scene,
         hidden_views: int = 0,
-        opacity_noise_seeds: tuple[int, ...] | None = None,
+        opacity_noise_seeds: Tensor | None = None,
     ) -> Tensor:
         """Predict noise or velocity (whichever the base model was trained for) of all views: [B, V, C, h, w].
 
         latents [B, V, C, h, w] scaled and noisy, clean for known views; timesteps [B, V] in [0, 1000), 0 for known
-        views; text [B, L, D] caption embeddings; cameras [B, V] of any image size; scene_bounds [B, 2, 3] world units;
-        intensity [B, V, 2] mean and variance of RGB in [0, 1]. `hidden_views` last views are left out of the projection
-        layers' volumes. `opacity_noise_seeds`, one per sample, turns on the renderer's noise (training). The result has
-        the latents' dtype. Raises ValueError naming the first input that does not fit.
+        views; text [B, L, D] caption embeddings; scene of B samples of V views, prepared or not. `hidden_views` last
+        views are left out of the projection layers' volumes. `opacity_noise_seeds` int64 [B] turns on the renderer's
+        noise (training). The result has the latents' dtype. Raises ValueError naming the first input that does not fit.
         """
-        self._check_latents(latents)
+        self._check(latents, timesteps, text, scene)
         num_samples, num_views = latents.shape[:2]
-        text_length = text.shape[1] if text.ndim == 3 else 0
-        _check_shape("timesteps", timesteps, (num_samples, num_views))
-        _check_shape("text", text, (num_samples, text_length, self.unet.config.cross_attention_dim))
-        _check_shape("cameras", cameras, (num_samples, num_views))
-        _check_shape("scene_bounds", scene_bounds, (num_samples, 2, 3))
+        if opacity_noise_seeds is not None and opacity_noise_seeds.shape != (num_samples,):
+            raise ValueError(f"opacity_noise_seeds: shape {tuple(opacity_noise_seeds.shape)} must be ({num_samples},)")
         if not 0 <= hidden_views < num_views:
             raise ValueError(f"hidden_views {hidden_views} must lie in [0, {num_views - 1}] for {num_views} views")
-        if opacity_noise_seeds is not None and len(opacity_noise_seeds) != num_samples:
-            raise ValueError(f"opacity_noise_seeds: {len(opacity_noise_seeds)} seeds for {num_samples} samples")
-        sample = latents.flatten(0, 1).to(self.unet.dtype)
-        timesteps = timesteps.flatten()
+        latent_size = (latents.shape[-2], latents.shape[-1])
+        if scene.geometry is None:
+            scene = self.prepare(scene, latent_size)
+        sample, timesteps = latents.flatten(0, 1).to(self.unet.dtype), timesteps.flatten()
         views = ViewContext(
             num_views=num_views,
-            latent_size=(latents.shape[-2], latents.shape[-1]),
-            conditioning=conditioning_vector(cameras, intensity).flatten(0, 1).to(sample.dtype),
+            latent_size=latent_size,
+            conditioning=self._conditioning(scene).flatten(0, 1).to(sample.dtype),
             timestep_embedding=self.unet.time_embedding(self.unet.get_time_embed(sample, timesteps)),
-            cameras=cameras,
-            scene_bounds=scene_bounds,
+            geometry=scene.geometry or {},
             hidden_views=hidden_views,
-            opacity_noise_seeds=opacity_noise_seeds,
+            opacity_noise=self._opacity_noise(opacity_noise_seeds, num_views, latent_size),
         )
         predicted = self.unet(
             sample,
@@ -103,6 +91,21 @@ class ViewDiffUNet(nn.Module):
             return_dict=False,
         )[0]
         return predicted.unflatten(0, (num_samples, num_views)).to(latents.dtype)
+
+    def prepare(self, scene: Scene, latent_size: tuple[int, int]) -> Scene:
+        """The scene with the geometry of all projection layers, for latents of (height, width) pixels.
+
+        Whoever calls the network several times for one scene spares it the geometry. Raises ValueError for cameras or
+        bounds that make no sense if they are on the CPU; elsewhere reading them would make the host wait for the
+        device, so there `Scene.check` belongs before the copy.
+        """
+        values = scene.scene_bounds
+        if type(values) is Tensor and values.device.type == "cpu" and not torch.compiler.is_compiling():
+            scene.check()
+        shapes = self._layer_shapes(latent_size)
+        return replace(
+            scene, geometry=compute_geometry(scene.cameras, scene.scene_bounds, shapes, self.config.projection)
+        )
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """All parameters: the volume renderer's own layers as "renderer" (they have their own learning rate), the
@@ -114,16 +117,7 @@ class ViewDiffUNet(nn.Module):
 
     def save_pretrained(self, folder: Path) -> None:
         """Write weights (safetensors) and config.json into `folder`; config.json last, so that it marks completion."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.contiguous() for key, value in self.state_dict().items()}, folder / WEIGHTS_FILE)
-        unet_config = {key: value for key, value in self.unet.config.items() if not key.startswith("_")}
-        record = {
-            "kind": KIND,
-            "format_version": FORMAT_VERSION,
-            "unet": unet_config,
-            "viewdiff": dataclasses.asdict(self.config),
-        }
-        (folder / CONFIG_FILE).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+        write_network(folder, self.unet, self.config, self.state_dict())
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> Self:
@@ -131,20 +125,35 @@ class ViewDiffUNet(nn.Module):
 
         Raises ValueError when the folder holds something else, a newer format, or weights that do not fit its config.
         """
-        record = _read_config(folder / CONFIG_FILE)
-        try:
-            network = cls(UNet2DConditionModel.from_config(record["unet"]), _parse_config(record["viewdiff"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder / CONFIG_FILE}: does not describe a network ({error})") from error
-        try:
-            weights = load_file(folder / WEIGHTS_FILE)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{folder / WEIGHTS_FILE}: cannot be read ({error}); save the network again") from error
-        _check_fit(folder, network.state_dict(), weights)
-        network.load_state_dict(weights)
-        return network
+        return read_network(folder, cls)
 
-    def _check_latents(self, latents: Tensor) -> None:
+    def _layer_shapes(self, latent_size: tuple[int, int]) -> list[LayerShape]:
+        """Of the projection layers by their index."""
+        height, width = latent_size
+        return [LayerShape(grid_size, (height >> level, width >> level)) for grid_size, level in self._places]
+
+    def _conditioning(self, scene: Scene) -> Tensor:
+        """The vector z [B, V, 10], without what the config leaves out."""
+        intensity, left_out = scene.intensity, self.config.without
+        if "intensity" in left_out:
+            intensity = intensity.new_tensor(NEUTRAL_INTENSITY).expand_as(intensity)
+        z = conditioning_vector(scene.cameras, intensity)
+        return torch.zeros_like(z) if "conditioning" in left_out else z
+
+    def _opacity_noise(
+        self, seeds: Tensor | None, num_views: int, latent_size: tuple[int, int]
+    ) -> tuple[Tensor, ...] | None:
+        """[B, V, R, S] of each projection layer by its index."""
+        if seeds is None or not self._places:
+            return None
+        projection = self.config.projection
+        positions = projection.num_samples * (2 if projection.background else 1)
+        rays = [math.prod(shape.feature_size) for shape in self._layer_shapes(latent_size)]
+        noise = opacity_noise(seeds, [num_views * count * positions for count in rays])
+        return tuple(part.view(-1, num_views, count, positions) for part, count in zip(noise, rays, strict=True))
+
+    def _check(self, latents: Tensor, timesteps: Tensor, text: Tensor, scene: Scene) -> None:
+        """Raise ValueError naming the first shape that does not fit."""
         channels = self.unet.config.in_channels
         if latents.ndim != 5 or 0 in latents.shape[:2] or latents.shape[2] != channels:
             raise ValueError(
@@ -154,56 +163,14 @@ class ViewDiffUNet(nn.Module):
         factor = 2**self.unet.num_upsamplers
         if height % factor or width % factor:
             raise ValueError(f"latents: size {(height, width)} must be divisible by {factor}, the U-Net's downsampling")
-
-
-def _check_shape(name: str, value: Tensor | Cameras, shape: tuple[int, ...]) -> None:
-    if tuple(value.shape) != shape:
-        raise ValueError(f"{name}: shape {tuple(value.shape)} must be {shape} to fit the latents and the U-Net")
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); give a folder that save_pretrained wrote") from error
-    kind = record.get("kind") if isinstance(record, dict) else None
-    if kind != KIND:
-        raise ValueError(f"{path}: kind is {kind!r}, not {KIND!r}; give a folder that save_pretrained wrote")
-    if record.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format version {record.get('format_version')}, but this program reads {FORMAT_VERSION}; update it"
-        )
-    return record
-
-
-def _parse_config(values: dict[str, Any]) -> ViewDiffConfig:
-    projection = values["projection"]
-    return ViewDiffConfig(
-        **{
-            **values,
-            "projection": None if projection is None else ProjectionConfig(**_lists_to_tuples(projection)),
-        }
-    )
-
-
-def _lists_to_tuples(value: Any) -> Any:
-    """JSON has no tuples."""
-    if isinstance(value, dict):
-        return {key: _lists_to_tuples(item) for key, item in value.items()}
-    return tuple(_lists_to_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _check_fit(folder: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    """Raise ValueError naming the first keys that are missing, not known or of another shape."""
-    differences = [f"missing {key}" for key in expected if key not in found]
-    differences += [f"unknown {key}" for key in found if key not in expected]
-    differences += [
-        f"{key} {tuple(found[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in found and found[key].shape != value.shape
-    ]
-    if differences:
-        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise ValueError(
-            f"{folder}: weights of another architecture than its {CONFIG_FILE}: {'; '.join(differences[:3])}{more}"
-        )
+        batch = tuple(latents.shape[:2])
+        text_shape = (batch[0], text.shape[1] if text.ndim == 3 else 0, self.unet.config.cross_attention_dim)
+        for name, value, shape in (
+            ("timesteps", timesteps, batch),
+            ("text", text, text_shape),
+            ("cameras", scene.cameras, batch),
+            ("scene_bounds", scene.scene_bounds, (batch[0], 2, 3)),
+            ("intensity", scene.intensity, (*batch, 2)),
+        ):
+            if tuple(value.shape) != shape:
+                raise ValueError(f"{name}: shape {tuple(value.shape)} must be {shape} to fit the latents and the U-Net")

@@ -1,19 +1,53 @@
-"""ViewContext: what one denoising call knows about its views.
+"""What the network is told about views besides their pixels: `Scene` from outside, `ViewContext` inside of one call.
 
-It is built once in `ViewDiffUNet.forward` and reaches every layer as `cross_attention_kwargs={"views": views}`. It is
-frozen and nothing is written into it, and no layer keeps it: state on modules goes wrong with gradient checkpointing
-and with two forward passes before one backward pass.
+The context is built once in `ViewDiffUNet.forward` and reaches every layer as `cross_attention_kwargs={"views": views}`.
+Both are frozen and nothing is written into them, and no layer keeps them: state on modules goes wrong with gradient
+checkpointing and with two forward passes before one backward pass.
 
-Shape letters: B samples, V views, D channels of the timestep embedding.
+Shape letters: B samples, V views, D channels of the timestep embedding, R rays, S positions on a ray.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from model.cameras import Cameras
+from model.geometry import Geometry
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """B samples of V posed views of an object each."""
+
+    cameras: Cameras  # batch shape [B, V]; any image size: a layer resizes them to its own features
+    scene_bounds: Tensor  # [B, 2, 3] minimum and maximum corner, world units
+    intensity: Tensor  # [B, V, 2] mean and variance of a view's RGB in [0, 1], see model/conditioning.py
+    geometry: Geometry | None = None  # of the network's layers, where `ViewDiffUNet.prepare` has computed it
+
+    def to(self, device: torch.device | str) -> Scene:
+        """The same on `device`, to be prepared anew."""
+        return Scene(self.cameras.to(device), self.scene_bounds.to(device), self.intensity.to(device))
+
+    def check(self) -> Scene:
+        """Return self if all values make sense, else raise ValueError naming the first that does not.
+
+        It reads values back from the device, so it belongs where the data is still on the CPU.
+        """
+        self.cameras.check()
+        for name, values in (("scene_bounds", self.scene_bounds), ("intensity", self.intensity)):
+            if not bool(torch.isfinite(values).all()):
+                raise ValueError(f"{name}: must be finite; some value is NaN or infinite")
+        low, high = self.scene_bounds.unbind(-2)
+        if not bool((high > low).all()):
+            sample = int((high <= low).any(-1).nonzero()[0])
+            raise ValueError(
+                f"scene_bounds: the maximum corner must lie above the minimum on every axis; sample {sample} has "
+                f"{low[sample].tolist()} and {high[sample].tolist()}"
+            )
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +58,9 @@ class ViewContext:
     latent_size: tuple[int, int]  # (height, width) of the U-Net's input
     conditioning: Tensor  # [B*V, 10] the vector z, see model/conditioning.py
     timestep_embedding: Tensor  # [B*V, D]
-    cameras: Cameras  # batch shape [B, V]; any image size: a layer resizes them to its own features
-    scene_bounds: Tensor  # [B, 2, 3] minimum and maximum corner, world units
+    geometry: Geometry  # of all projection layers
     hidden_views: int  # that many last views are left out of the volume: 1 in training, 0 in generation
-    opacity_noise_seeds: (
-        tuple[int, ...] | None
-    )  # one per sample, so that noise depends on no batch split; None: no noise
+    opacity_noise: tuple[Tensor, ...] | None  # [B, V, R, S] of each projection layer; None: no noise
 
     def feature_size(self, num_tokens: int) -> tuple[int, int]:
         """(height, width) of the U-Net's level whose features have `num_tokens` pixels.

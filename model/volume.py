@@ -22,10 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.cameras import Cameras
-
-# Keeps the division by the sum of weights finite where no view sees a voxel.
-WEIGHT_EPSILON = 1e-8
+from model.cameras import Cameras, pixel_centers
+from model.kernels.aggregation import WEIGHT_EPSILON, AggregationWeights, unproject_aggregate
+from model.kernels.selection import version_for
 
 
 class SceneFrame(NamedTuple):
@@ -54,6 +53,20 @@ class VoxelGrid(NamedTuple):
 
     points: Tensor  # [N, 3] normalised coordinates (x, y, z)
     reachable: Tensor  # [N] bool: whether any point of space contracts into the voxel's surroundings
+
+
+class VoxelProjections(NamedTuple):
+    """Where each view shows the voxels of a grid. Depends on cameras and scene only; nothing here is differentiated."""
+
+    pixels: Tensor  # [B, V, N, 2] in pixels of the features
+    depth: Tensor  # [B, V, N] world units; 0 where the voxel is outside of the image or behind the camera
+    reachable: Tensor  # [N] bool, see VoxelGrid
+    ray_matrices: Tensor  # [B, V, 3, 3] from homogeneous pixels to ray directions, of depth 1
+
+    def of_first_views(self, num_views: int) -> VoxelProjections:
+        """The same without the other views."""
+        pixels, depth, reachable, ray_matrices = self
+        return VoxelProjections(pixels[:, :num_views], depth[:, :num_views], reachable, ray_matrices[:, :num_views])
 
 
 class ViewSamples(NamedTuple):
@@ -114,26 +127,37 @@ def reachable(grid_points: Tensor, foreground_fraction: float) -> Tensor:
     return (grid_points.abs() > foreground_fraction).sum(-1) < 2
 
 
-def unproject(features: Tensor, cameras: Cameras, points: Tensor, *, reachable: Tensor) -> ViewSamples:
-    """Sample every view at world points: features [B, V, C, h, w], cameras [B, V] of that size, points [B, N, 3].
+def project_voxels(
+    cameras: Cameras, scene_bounds: Tensor, *, grid_size: int, foreground_fraction: float | None
+) -> VoxelProjections:
+    """Where cameras [B, V], of the features' image size, see the voxels around scene_bounds [B, 2, 3]."""
+    grid = voxel_grid(grid_size, foreground_fraction, scene_bounds.device)
+    points = SceneFrame.from_bounds(scene_bounds).to_world(grid.points.to(scene_bounds.dtype))
+    pixels, depth = cameras.project(points[:, None])  # [B, V, N, 2], [B, V, N]
+    height, width = cameras.image_size
+    inside = (pixels >= 0) & (pixels <= pixels.new_tensor([width, height]))
+    depth = torch.where(inside.all(-1) & (depth > 0), depth, 0.0)
+    return VoxelProjections(pixels, depth, grid.reachable, cameras.ray_matrices())
 
-    Bilinear, with zeros beyond the image, in the points' dtype. Ray directions are sampled together with the features.
-    At points that are not `reachable` [N] features and rays are zero, but depth and validity are not: nothing renders
-    those voxels, but the 3D CNN looks at them beside their neighbours.
+
+def unproject(features: Tensor, voxels: VoxelProjections) -> ViewSamples:
+    """Sample every view's features [B, V, C, h, w] at the voxels, in the projections' dtype.
+
+    Bilinear, with zeros beyond the image. Ray directions are sampled together with the features. At voxels that are not
+    reachable features and rays are zero, but depth and validity are not: nothing renders those voxels, but the 3D CNN
+    looks at them beside their neighbours.
     """
     B, V, C, height, width = features.shape
-    if cameras.image_size != (height, width):
-        raise ValueError(f"unproject: cameras of size {cameras.image_size} do not fit features of {(height, width)}")
-    pixels, depth = cameras.project(points[:, None])  # [B, V, N, 2], [B, V, N]
-    image_size = pixels.new_tensor([width, height])
-    valid = ((pixels >= 0) & (pixels <= image_size)).all(-1) & (depth > 0)
+    valid = voxels.depth > 0
+    size = voxels.pixels.new_tensor([width, height])
     # Pixels of points behind the camera are meaningless; -3 lies beyond the image, where the sampler reads zeros.
-    positions = torch.where((valid & reachable)[..., None], pixels * (2 / image_size) - 1, -3.0)
-    rays = cameras.ray_directions().movedim(-1, 2)  # [B, V, 3, h, w]
-    maps = torch.cat([features.to(points.dtype), rays], dim=2).flatten(0, 1)
+    positions = torch.where((valid & voxels.reachable)[..., None], voxels.pixels * (2 / size) - 1, -3.0)
+    centers = pixel_centers(height, width, like=voxels.pixels)
+    directions = (voxels.ray_matrices[..., None, None] * centers).sum(-3)  # [B, V, 3, h, w]
+    maps = torch.cat([features.to(positions.dtype), directions], dim=2).flatten(0, 1)
     samples = F.grid_sample(maps, positions.flatten(0, 1)[:, None], align_corners=False)  # [B*V, C+3, 1, N]
-    samples = samples[:, :, 0].mT.contiguous().unflatten(0, (B, V))
-    return ViewSamples(samples[..., :C], samples[..., C:], torch.where(valid, depth, 0.0), valid)
+    samples = samples[:, :, 0].mT.unflatten(0, (B, V))
+    return ViewSamples(samples[..., :C], samples[..., C:], voxels.depth, valid)
 
 
 def elu_mlp(*channels: int) -> nn.Sequential:
@@ -157,13 +181,27 @@ class ViewAggregator(nn.Module):
         self.weight = nn.Sequential(nn.Linear(channels, channels), nn.ELU(), nn.Linear(channels, 1))
         self.output = elu_mlp(2 * channels + 1, channels)
 
-    def forward(self, samples: ViewSamples, timestep_embedding: Tensor) -> Tensor:
-        """Samples and the views' timestep embeddings [B, V, D] -> features [B, N, C]."""
-        dtype = self.view_input.weight.dtype
-        features, mask = samples.features.to(dtype), samples.valid[..., None].to(dtype)
-        ray_and_depth = torch.cat([samples.rays, samples.depth[..., None]], dim=-1).to(dtype)
-        features = features + self.ray_encoder(ray_and_depth)
-        features = features + self.timestep_encoder(timestep_embedding.to(dtype))[:, :, None]
+    def forward(self, features: Tensor, voxels: VoxelProjections, timestep_embedding: Tensor) -> Tensor:
+        """Features [B, V, C, h, w] of the views and their timestep embeddings [B, V, D] -> volume [B, C, N].
+
+        Computed in the projections' dtype.
+        """
+        codes = self.timestep_encoder(timestep_embedding).to(voxels.depth.dtype)
+        if version_for(features.movedim(2, -1)) == "plain":
+            return self.merge(unproject(features, voxels), codes).mT
+        weights = AggregationWeights(*(weight.to(codes.dtype) for weight in self.weights()))
+        return aggregate(features, codes, voxels, weights)
+
+    def weights(self) -> AggregationWeights:
+        """The parameters that the fast versions take."""
+        layers = (self.ray_encoder, self.view_input, self.view_encoder, self.visibility, self.weight, self.output)
+        return AggregationWeights(*(parameter for layer in layers for parameter in layer.parameters()))
+
+    def merge(self, samples: ViewSamples, codes: Tensor) -> Tensor:
+        """The plain version: samples and the views' timestep codes [B, V, C] -> features [B, N, C]."""
+        mask = samples.valid[..., None].to(codes.dtype)
+        ray_and_depth = torch.cat([samples.rays, samples.depth[..., None]], dim=-1)
+        features = samples.features + self.ray_encoder(ray_and_depth) + codes[:, :, None]
 
         weights = _normalize_over_views(mask)
         encoded = self._encode(torch.cat(_mean_and_variance(features, weights), dim=-1), features)
@@ -182,6 +220,27 @@ class ViewAggregator(nn.Module):
         shared, per_view = self.view_input.weight.split([statistics.shape[-1], features.shape[-1]], dim=1)
         shared_hidden = F.linear(statistics, shared, self.view_input.bias)
         return self.view_encoder(F.linear(features, per_view) + shared_hidden[:, None])
+
+
+class MeanAggregator(nn.Module):
+    """The mean over the views that see a voxel, without anything learned: an ablation."""
+
+    def forward(self, features: Tensor, voxels: VoxelProjections, timestep_embedding: Tensor) -> Tensor:
+        """Like `ViewAggregator.forward`; the timestep embedding is not used."""
+        if version_for(features.movedim(2, -1)) == "plain":
+            samples = unproject(features, voxels)
+            weights = _normalize_over_views(samples.valid[..., None].to(samples.features.dtype))
+            return (weights * samples.features).sum(dim=1).mT
+        codes = voxels.depth.new_zeros(*features.shape[:3])
+        return aggregate(features, codes, voxels, None)
+
+
+def aggregate(
+    features: Tensor, codes: Tensor, voxels: VoxelProjections, weights: AggregationWeights | None
+) -> Tensor:
+    """The fast version: features [B, V, C, h, w], codes [B, V, C] -> volume [B, C, N]; no weights mean the plain mean."""
+    channels_last = features.movedim(2, -1).to(codes.dtype).contiguous()
+    return unproject_aggregate(channels_last, codes, *voxels, list(weights or ()))
 
 
 def _normalize_over_views(weights: Tensor) -> Tensor:

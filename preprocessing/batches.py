@@ -11,6 +11,7 @@ from torch import Tensor
 from infra.errors import UserError
 from model.cameras import Cameras
 from model.diffusion import PriorBatch, ViewBatch
+from model.views import Scene
 from preprocessing.dataset import FrameIndex, ViewChoice, choose_views
 from preprocessing.latents import LatentCache
 
@@ -46,9 +47,11 @@ class ViewBatches:
         return ViewBatch(
             latents=torch.stack(latents),
             text=torch.stack([self._latents.text(choice.caption) for choice in choices]),
-            cameras=Cameras.stack([self._index.cameras(choice.rows) for choice in choices]),
-            scene_bounds=torch.from_numpy(np.stack([choice.sequence.scene_bounds for choice in choices])),
-            intensity=torch.stack([self._index.intensity(choice.rows) for choice in choices]).float(),
+            scene=Scene(
+                cameras=Cameras.stack([self._index.cameras(choice.rows) for choice in choices]),
+                scene_bounds=torch.from_numpy(np.stack([choice.sequence.scene_bounds for choice in choices])),
+                intensity=torch.stack([self._index.intensity(choice.rows) for choice in choices]).float(),
+            ).check(),
             positions=tuple(positions),
         )
 

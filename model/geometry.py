@@ -1,0 +1,60 @@
+"""What follows from cameras and scene alone, computed once and shared by all projection layers of the same size.
+
+A layer is known by its grid size and the size of the features that it sees. During training this is computed once per
+call of the network, during generation once for all denoising steps.
+
+Shape letters: B samples, V views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.cameras import Cameras
+from model.config import ProjectionConfig
+from model.rendering import RaySamples, sample_rays
+from model.volume import VoxelProjections, project_voxels
+
+
+class LayerShape(NamedTuple):
+    """What layers must have in common to share their geometry."""
+
+    grid_size: int  # voxels per side
+    feature_size: tuple[int, int]  # (height, width) pixels
+
+
+class LayerGeometry(NamedTuple):
+    """Where the views show the layer's voxels, and where their rays meet its volume."""
+
+    voxels: VoxelProjections
+    rays: RaySamples
+
+
+Geometry = Mapping[LayerShape, LayerGeometry]
+
+
+@torch.no_grad()
+def compute_geometry(
+    cameras: Cameras, scene_bounds: Tensor, shapes: Iterable[LayerShape], config: ProjectionConfig
+) -> Geometry:
+    """The geometry of cameras [B, V] around scene_bounds [B, 2, 3], for every different layer shape; in float32 at
+    least, whatever the network computes in.
+    """
+    fraction = config.foreground_fraction if config.background else None
+    geometry: dict[LayerShape, LayerGeometry] = {}
+    rays: dict[tuple[int, int], RaySamples] = {}
+    with torch.autocast(scene_bounds.device.type, enabled=False):
+        for shape in sorted(set(shapes)):
+            size = shape.feature_size
+            at_size = cameras.resize(size)
+            if size not in rays:
+                rays[size] = sample_rays(at_size, scene_bounds, config)
+            voxels = project_voxels(
+                at_size, scene_bounds, grid_size=shape.grid_size, foreground_fraction=fraction
+            )
+            geometry[shape] = LayerGeometry(voxels, rays[size])
+    return geometry

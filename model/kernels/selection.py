@@ -1,0 +1,36 @@
+"""Which version of a layer's volume computations runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from torch import Tensor
+
+Version = Literal["plain", "tiled", "triton"]
+# Triton's matrix products need at least 16 channels, and its blocks powers of two.
+TRITON_CHANNELS = (16, 32)
+
+_forced: Version | None = None
+
+
+def version_for(features: Tensor) -> Version:
+    """The version for features [..., C]: Triton's on CUDA if it takes C channels, else the tiled one.
+
+    "plain", the readable one that needs memory for everything, runs only where `use` asks for it.
+    """
+    if _forced is not None:
+        return _forced
+    return "triton" if features.is_cuda and features.shape[-1] in TRITON_CHANNELS else "tiled"
+
+
+@contextmanager
+def use(version: Version) -> Iterator[None]:
+    """Run this version everywhere, for tests and benchmarks that compare them. Not thread-safe."""
+    global _forced
+    before, _forced = _forced, version
+    try:
+        yield
+    finally:
+        _forced = before

@@ -1,0 +1,115 @@
+"""Folders that hold a network: config.json and model.safetensors. Nothing is ever unpickled.
+
+The only places of `model/` that touch files are this, model/adapter.py and model/base.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from diffusers import UNet2DConditionModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from model.config import ProjectionConfig, ViewDiffConfig
+
+KIND = "viewdiff-unet"
+FORMAT_VERSION = 2
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def write_network(
+    folder: Path, unet: UNet2DConditionModel, config: ViewDiffConfig, weights: dict[str, Tensor]
+) -> None:
+    """Write weights and config.json into `folder`; config.json last, so that it marks completion."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in weights.items()}, folder / WEIGHTS_FILE)
+    unet_config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
+    record = {
+        "kind": KIND,
+        "format_version": FORMAT_VERSION,
+        "unet": unet_config,
+        "viewdiff": dataclasses.asdict(config),
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+
+def read_network(folder: Path, build: Callable[[UNet2DConditionModel, ViewDiffConfig], Network]) -> Network:
+    """The network in `folder`, on the CPU; `build` makes it from a stock U-Net and its config.
+
+    Raises ValueError when the folder holds something else, a newer format, or weights that do not fit its config.
+    """
+    record = _read_config(folder / CONFIG_FILE)
+    try:
+        network = build(UNet2DConditionModel.from_config(record["unet"]), parse_config(record["viewdiff"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: does not describe a network ({error})") from error
+    weights = read_weights(folder / WEIGHTS_FILE)
+    check_fit(folder, network.state_dict(), weights)
+    network.load_state_dict(weights)
+    return network
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, on the CPU. Raises ValueError when it is missing or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); save the network again") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); give a folder that save_pretrained wrote") from error
+    kind = record.get("kind") if isinstance(record, dict) else None
+    if kind != KIND:
+        raise ValueError(f"{path}: kind is {kind!r}, not {KIND!r}; give a folder that save_pretrained wrote")
+    check_version(path, record.get("format_version"), FORMAT_VERSION)
+    return record
+
+
+def check_version(path: Path, found: object, expected: int) -> None:
+    """Raise ValueError that says what to do when `path` has another format version than this program reads."""
+    if found != expected:
+        newer = isinstance(found, int) and found > expected
+        advice = "update the program" if newer else "make it again with this version of the program"
+        raise ValueError(f"{path}: format version {found}, but this program reads {expected}; {advice}")
+
+
+def parse_config(values: dict[str, Any]) -> ViewDiffConfig:
+    """The config that `dataclasses.asdict` and JSON made `values` of."""
+    values = _lists_to_tuples(values)
+    return ViewDiffConfig(**{**values, "projection": ProjectionConfig(**values["projection"])})
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    """JSON has no tuples."""
+    if isinstance(value, dict):
+        return {key: _lists_to_tuples(item) for key, item in value.items()}
+    return tuple(_lists_to_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def check_fit(folder: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Raise ValueError naming the first keys that are missing, not known or of another shape."""
+    differences = [f"missing {key}" for key in expected if key not in found]
+    differences += [f"unknown {key}" for key in found if key not in expected]
+    differences += [
+        f"{key} {tuple(found[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in found and found[key].shape != value.shape
+    ]
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise ValueError(
+            f"{folder}: weights of another architecture than its {CONFIG_FILE}: {'; '.join(differences[:3])}{more}"
+        )

@@ -1,0 +1,148 @@
+"""model/kernels against its plain twins: outputs and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.kernels.aggregation import unproject_aggregate
+from model.kernels.marching import march
+from model.kernels.selection import Version, use
+from model.volume import MeanAggregator
+from tests.numerics.kernel_cases import aggregation_case, march_case
+
+# Sums in another order, relative to the largest value.
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
+
+
+def _run(call: Callable[[], Tensor], inputs: list[Tensor], version: Version) -> tuple[Tensor, list[Tensor]]:
+    """The output, and gradients of a random weighting of it."""
+    with use(version):
+        output = call()
+        direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(5), dtype=output.dtype)
+        return output.detach(), list(torch.autograd.grad((output * direction).sum(), inputs))
+
+
+def _assert_same(call: Callable[[], Tensor], inputs: list[Tensor], names: list[str], version: Version) -> None:
+    """Gradients are compared relative to the largest one of the same layer: a bias's is a sum over everything, whose
+    terms may cancel down to the rounding errors of the weight's.
+    """
+    expected, expected_gradients = _run(call, inputs, "plain")
+    output, gradients = _run(call, inputs, version)
+    tolerance = TOLERANCE[output.dtype]
+    assert expected.std() > 0.01  # nothing is compared with nothing
+    assert (output - expected).abs().max() < tolerance * expected.abs().max()
+    largest: dict[str, float] = {}
+    for name, gradient in zip(names, expected_gradients, strict=True):
+        layer = name.rpartition(".")[0] or name
+        largest[layer] = max(largest.get(layer, 0.0), gradient.abs().max().item())
+    for name, ours, theirs in zip(names, gradients, expected_gradients, strict=True):
+        assert theirs.abs().max() > 0, name
+        assert (ours - theirs).abs().max() < tolerance * largest[name.rpartition(".")[0] or name], name
+
+
+def _with_gradients(module: nn.Module, **tensors: Tensor) -> tuple[list[Tensor], list[str]]:
+    named = {name: tensor.requires_grad_() for name, tensor in tensors.items()} | dict(module.named_parameters())
+    return list(named.values()), list(named)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("num_views", [1, 3])
+def test_tiled_aggregation_equals_the_plain_one(background: bool, num_views: int, dtype: torch.dtype) -> None:
+    case = aggregation_case(grid_size=10, num_views=num_views, background=background, dtype=dtype)
+    inputs, names = _with_gradients(
+        case.aggregator, features=case.features, timestep_embedding=case.timestep_embedding
+    )
+    if num_views == 1:  # its weight is one whatever the network says, so that network's gradients are rounding errors
+        chosen = [number for number, name in enumerate(names) if not name.startswith("weight.")]
+        inputs, names = [inputs[number] for number in chosen], [names[number] for number in chosen]
+    _assert_same(lambda: case.aggregator(*case[1:]), inputs, names, "tiled")
+
+
+def test_tiles_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = aggregation_case(grid_size=6)
+    inputs, names = _with_gradients(
+        case.aggregator, features=case.features, timestep_embedding=case.timestep_embedding
+    )
+    monkeypatch.setattr("model.kernels.aggregation.PAIRS_PER_TILE", 50)  # 216 voxels make 14 tiles
+    _assert_same(lambda: case.aggregator(*case[1:]), inputs, names, "tiled")
+
+
+def test_mean_over_views_equals_the_plain_one() -> None:
+    case = aggregation_case(grid_size=8)
+    features = case.features.requires_grad_()
+    mean = MeanAggregator()
+    _assert_same(lambda: mean(features, case.voxels, case.timestep_embedding), [features], ["features"], "tiled")
+
+
+def test_voxels_that_no_view_sees_are_alike() -> None:
+    case = aggregation_case(grid_size=10)
+    unseen = (case.voxels.depth == 0).all(1)
+    assert 0.05 < unseen.float().mean() < 0.95
+    volume = case.aggregator(*case[1:]).mT
+    torch.testing.assert_close(volume[unseen], volume[unseen][:1].expand_as(volume[unseen]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("noise", [True, False])
+def test_march_equals_the_plain_one(background: bool, noise: bool, dtype: torch.dtype) -> None:
+    case = march_case(grid_size=5, background=background, noise=noise, dtype=dtype)
+    inputs, names = _with_gradients(case.renderer, volume=case.volume)
+    _assert_same(lambda: torch.cat(case.renderer(*case[1:]), dim=2), inputs, names, "tiled")
+
+
+def test_parts_of_rays_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = march_case(grid_size=5)
+    inputs, names = _with_gradients(case.renderer, volume=case.volume)
+    monkeypatch.setattr("model.kernels.marching.POSITIONS_PER_PART", 60)  # 24 rays of 12 positions make 5 parts
+    _assert_same(lambda: torch.cat(case.renderer(*case[1:]), dim=2), inputs, names, "tiled")
+
+
+def test_gradients_of_aggregation_are_those_of_finite_differences() -> None:
+    case = aggregation_case(
+        grid_size=3, num_samples=1, num_views=2, channels=2, size=(3, 4), dtype=torch.float64, background=False
+    )
+    channels_last = case.features.movedim(2, -1).contiguous().requires_grad_()
+    codes = torch.randn(1, 2, 2, dtype=torch.float64, requires_grad=True)
+    weights = [weight.detach().requires_grad_() for weight in case.aggregator.weights()]
+    assert torch.autograd.gradcheck(
+        lambda features, codes, *weights: unproject_aggregate(features, codes, *case.voxels, list(weights)),
+        (channels_last, codes, *weights),
+    )
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_gradients_of_the_march_are_those_of_finite_differences(noise: bool) -> None:
+    case = march_case(
+        grid_size=3, num_samples=1, num_views=2, channels=2, size=(2, 2), num_positions=4, dtype=torch.float64, noise=noise
+    )
+    codes = torch.randn(1, 2, 4, 2, dtype=torch.float64, requires_grad=True)
+    weights = [weight.detach().requires_grad_() for weight in case.renderer.weights()]
+    rays = case.rays
+    assert torch.autograd.gradcheck(
+        lambda volume, codes, *weights: march(
+            volume, codes, rays.points, rays.depths, rays.intervals, case.noise, list(weights)
+        ),
+        (case.volume.requires_grad_(), codes, *weights),
+    )
+
+
+@pytest.mark.parametrize("operator", ["unproject_aggregate", "march"])
+def test_operators_keep_the_compilers_rules(operator: str) -> None:
+    """Shapes and types of fake runs, autograd's registration, no changed inputs: PyTorch's own checks."""
+    if operator == "march":
+        case = march_case(grid_size=4, num_samples=1, size=(2, 2), num_positions=3)
+        codes = torch.randn(1, 2, 4, 16, requires_grad=True)
+        rays, weights = case.rays, [weight.detach().requires_grad_() for weight in case.renderer.weights()]
+        arguments = (case.volume.requires_grad_(), codes, rays.points, rays.depths, rays.intervals, case.noise, weights)
+        torch.library.opcheck(march, arguments)
+        return
+    views = aggregation_case(grid_size=4, num_samples=1)
+    weights = [weight.detach().requires_grad_() for weight in views.aggregator.weights()]
+    features = views.features.movedim(2, -1).contiguous().requires_grad_()
+    torch.library.opcheck(unproject_aggregate, (features, torch.randn(1, 3, 16), *views.voxels, weights))
