@@ -92,14 +92,19 @@ class Cameras:
 
     def ray_directions(self) -> Tensor:
         """[..., H, W, 3] world directions through the pixels' centres, of depth 1 (see Rays above; not normalised)."""
-        pixels = pixel_centers(*self.image_size, like=self.intrinsics)  # [3, H, W]
-        return _apply(self.ray_matrices(), pixels.flatten(1).mT).unflatten(-2, self.image_size)
+        return self.ray_directions_at(self.image_size).unflatten(-2, self.image_size)
+
+    def ray_directions_at(self, *image_sizes: tuple[int, int]) -> Tensor:
+        """The same for images of other sizes, (height, width) each: [..., N, 3] row by row, one size after another."""
+        pixels = [pixel_centers(size, self.image_size, like=self.intrinsics).flatten(1) for size in image_sizes]
+        return _apply(self.ray_matrices(), torch.cat(pixels, dim=1).mT)
 
     def resize(self, image_size: tuple[int, int]) -> Cameras:
         """The same cameras for images resized to (height, width) pixels."""
-        height, width = image_size
-        scales = self.intrinsics.new_tensor([[width / self.image_size[1]], [height / self.image_size[0]], [1.0]])
-        return Cameras(self.world_to_camera, self.intrinsics * scales, (height, width))
+        (height, width), K = image_size, self.intrinsics
+        # Row by row: a tensor of the scales would have to be copied to the device first.
+        rows = (K[..., 0, :] * (width / self.image_size[1]), K[..., 1, :] * (height / self.image_size[0]), K[..., 2, :])
+        return Cameras(self.world_to_camera, torch.stack(rows, dim=-2), (height, width))
 
     def crop(self, top: float, left: float, image_size: tuple[int, int]) -> Cameras:
         """The same cameras for the part of (height, width) pixels whose top-left corner is at (left, top).
@@ -149,10 +154,15 @@ class Cameras:
         return self
 
 
-def pixel_centers(height: int, width: int, *, like: Tensor) -> Tensor:
-    """Homogeneous coordinates [3, height, width] (u, v, 1) of all pixels' centres, with dtype and device of `like`."""
-    v = torch.arange(height, dtype=like.dtype, device=like.device) + 0.5
-    u = torch.arange(width, dtype=like.dtype, device=like.device) + 0.5
+def pixel_centers(size: tuple[int, int], image_size: tuple[int, int], *, like: Tensor) -> Tensor:
+    """Where the centres of an image's pixels lie if it is resized to `image_size`: (u, v, 1), [3, height, width].
+
+    Both sizes are (height, width); dtype and device are those of `like`.
+    """
+    v, u = (
+        (torch.arange(side, dtype=like.dtype, device=like.device) + 0.5) * (of / side)
+        for side, of in zip(size, image_size, strict=True)
+    )
     v, u = torch.meshgrid(v, u, indexing="ij")
     return torch.stack([u, v, torch.ones_like(u)])
 
@@ -163,9 +173,9 @@ def _apply(matrix: Tensor, vectors: Tensor) -> Tensor:
     Written out, because a matrix product would silently lose digits under autocast or TF32, and pixels need them.
     """
     columns = matrix[..., None, :, :]
-    return (
-        columns[..., 0] * vectors[..., 0:1] + columns[..., 1] * vectors[..., 1:2] + columns[..., 2] * vectors[..., 2:3]
-    )
+    product = columns[..., 0] * vectors[..., 0:1]
+    product = torch.addcmul(product, columns[..., 1], vectors[..., 1:2])
+    return torch.addcmul(product, columns[..., 2], vectors[..., 2:3])
 
 
 def _join(join: Any, cameras: Sequence[Cameras], dim: int) -> Cameras:

@@ -44,17 +44,22 @@ def compute_geometry(
     """The geometry of cameras [B, V] around scene_bounds [B, 2, 3], for every different layer shape; in float32 at
     least, whatever the network computes in.
     """
+    different = sorted(set(shapes))
+    if not different:
+        return {}
     fraction = config.foreground_fraction if config.background else None
-    geometry: dict[LayerShape, LayerGeometry] = {}
-    rays: dict[tuple[int, int], RaySamples] = {}
+    grid_sizes = {shape.grid_size for shape in different}
+    feature_sizes = sorted({shape.feature_size for shape in different})
     with torch.autocast(scene_bounds.device.type, enabled=False):
-        for shape in sorted(set(shapes)):
-            size = shape.feature_size
-            at_size = cameras.resize(size)
-            if size not in rays:
-                rays[size] = sample_rays(at_size, scene_bounds, config)
-            voxels = project_voxels(
-                at_size, scene_bounds, grid_size=shape.grid_size, foreground_fraction=fraction
-            )
-            geometry[shape] = LayerGeometry(voxels, rays[size])
-    return geometry
+        rays = dict(
+            zip(feature_sizes, sample_rays(cameras, scene_bounds, config, *feature_sizes), strict=True)
+        )
+        of_unit_image = cameras.resize((1, 1))
+        voxels = {
+            grid_size: project_voxels(of_unit_image, scene_bounds, grid_size=grid_size, foreground_fraction=fraction)
+            for grid_size in grid_sizes
+        }
+        return {
+            shape: LayerGeometry(voxels[shape.grid_size].resize(shape.feature_size), rays[shape.feature_size])
+            for shape in different
+        }

@@ -39,10 +39,10 @@ class Rays(NamedTuple):
     directions: Tensor  # [B, V, R, 3] per world unit of depth
 
     @classmethod
-    def from_cameras(cls, cameras: Cameras, frame: SceneFrame) -> Rays:
-        """The rays through the pixel centres of cameras [B, V], row by row."""
+    def from_cameras(cls, cameras: Cameras, frame: SceneFrame, *image_sizes: tuple[int, int]) -> Rays:
+        """The rays through the pixel centres of cameras [B, V] at these image sizes, row by row, size by size."""
         origins = frame.to_normalized(cameras.centers())
-        directions = cameras.ray_directions().flatten(2, 3) / frame.half_size[:, None, None, None]
+        directions = cameras.ray_directions_at(*image_sizes) / frame.half_size[:, None, None, None]
         return cls(origins[:, :, None], directions)
 
 
@@ -123,15 +123,13 @@ def composite(density: Tensor, intervals: Tensor) -> Tensor:
 def opacity_noise(seeds: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """Normal noise for several layers, float32 [B, size] each; every sample's from its own seed, int64 [B].
 
-    It is a hash of seed and place (SplitMix64, Steele et al. 2014), then Box and Muller's transform: so it depends
-    neither on how samples are put into batches nor on a generator's state, and nothing waits for the device.
+    It is SplitMix64 (Steele et al. 2014), started at the seed, through the inverse of the normal distribution: so it
+    depends neither on how samples are put into batches nor on a generator's state, and nothing waits for the device.
     """
-    place = torch.arange(sum(sizes), device=seeds.device)
-    bits = _mix(_mix(seeds)[:, None] + place * GOLDEN_GAMMA)
-    # The upper and lower 32 bits as two uniform numbers in (0, 1).
-    first, second = (((half & 0xFFFFFFFF).double() + 0.5) / 2**32 for half in (bits >> 32, bits))
-    normal = torch.sqrt(-2 * torch.log(first)) * torch.cos(2 * math.pi * second)
-    return list(normal.float().split(list(sizes), dim=1))
+    bits = _mix(torch.arange(sum(sizes), device=seeds.device) * GOLDEN_GAMMA + seeds[:, None])
+    # The upper 24 bits with their sign, as many as float32 holds exactly: uniform in (-1, 1).
+    uniform = ((bits >> 40).float() + 0.5) / 2**23
+    return list((math.sqrt(2) * torch.erfinv(uniform)).split(list(sizes), dim=1))
 
 
 def _mix(bits: Tensor) -> Tensor:
@@ -141,10 +139,12 @@ def _mix(bits: Tensor) -> Tensor:
     return bits ^ ((bits >> 31) & (2**33 - 1))
 
 
-def sample_rays(cameras: Cameras, scene_bounds: Tensor, config: ProjectionConfig) -> RaySamples:
-    """Positions on the rays of cameras [B, V], of the features' image size; scene_bounds [B, 2, 3]."""
+def sample_rays(
+    cameras: Cameras, scene_bounds: Tensor, config: ProjectionConfig, *image_sizes: tuple[int, int]
+) -> list[RaySamples]:
+    """Positions on the rays of cameras [B, V] at each of the image sizes; scene_bounds [B, 2, 3]."""
     frame = SceneFrame.from_bounds(scene_bounds)
-    rays = Rays.from_cameras(cameras, frame)
+    rays = Rays.from_cameras(cameras, frame, *image_sizes)
     if config.background:
         near, far = background_near_far(rays)
         disparity = config.disparity_at_infinity
@@ -155,7 +155,11 @@ def sample_rays(cameras: Cameras, scene_bounds: Tensor, config: ProjectionConfig
     points = rays.origins[..., None, :] + depths[..., None] * rays.directions[..., None, :]
     if config.background:
         points = contract(points, config.foreground_fraction)
-    return RaySamples(points, depths, intervals, rays.directions * frame.half_size[:, None, None, None])
+    directions = rays.directions * frame.half_size[:, None, None, None]
+    counts = [math.prod(size) for size in image_sizes]
+    # Contiguous once here, so that no layer has to copy its part.
+    parts = zip(*(x.split(counts, dim=2) for x in (points, depths, intervals, directions)), strict=True)
+    return [RaySamples(*(x.contiguous() for x in part)) for part in parts]
 
 
 class VolumeRenderer(nn.Module):

@@ -15,7 +15,6 @@ embedding.
 from __future__ import annotations
 
 import itertools
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -58,10 +57,16 @@ class VoxelGrid(NamedTuple):
 class VoxelProjections(NamedTuple):
     """Where each view shows the voxels of a grid. Depends on cameras and scene only; nothing here is differentiated."""
 
-    pixels: Tensor  # [B, V, N, 2] in pixels of the features
+    pixels: Tensor  # [B, V, N, 2] in pixels of the cameras' image size
     depth: Tensor  # [B, V, N] world units; 0 where the voxel is outside of the image or behind the camera
     reachable: Tensor  # [N] bool, see VoxelGrid
     ray_matrices: Tensor  # [B, V, 3, 3] from homogeneous pixels to ray directions, of depth 1
+
+    def resize(self, image_size: tuple[int, int]) -> VoxelProjections:
+        """The same for images of (height, width) pixels, if these were 1 × 1."""
+        height, width = image_size
+        size = self.pixels.new_tensor([width, height, 1])
+        return self._replace(pixels=self.pixels * size[:2], ray_matrices=self.ray_matrices / size)
 
     def of_first_views(self, num_views: int) -> VoxelProjections:
         """The same without the other views."""
@@ -78,20 +83,17 @@ class ViewSamples(NamedTuple):
     valid: Tensor  # [B, V, N] bool: inside the image and in front of the camera
 
 
-@lru_cache(maxsize=16)
 def voxel_grid(grid_size: int, foreground_fraction: float | None, device: torch.device) -> VoxelGrid:
     """The grid of `grid_size` voxels a side, with a background if `foreground_fraction` (0 < p < 1) is given.
 
-    Computed once per size and device, in float32; callers cast it.
+    In float32; callers cast it.
     """
-    # A tensor made under inference mode could not be saved for a later backward pass.
-    with torch.inference_mode(False):
-        centers = (torch.arange(grid_size, dtype=torch.float32, device=device) + 0.5) / grid_size * 2 - 1
-        z, y, x = torch.meshgrid(centers, centers, centers, indexing="ij")
-        points = torch.stack([x, y, z], dim=-1).reshape(-1, 3)
-        if foreground_fraction is None:
-            return VoxelGrid(points, torch.ones_like(points[:, 0], dtype=torch.bool))
-        return VoxelGrid(uncontract(points, foreground_fraction), reachable(points, foreground_fraction))
+    centers = (torch.arange(grid_size, dtype=torch.float32, device=device) + 0.5) * (2 / grid_size) - 1
+    z, y, x = torch.meshgrid(centers, centers, centers, indexing="ij")
+    points = torch.stack([x, y, z], dim=-1).reshape(-1, 3)
+    if foreground_fraction is None:
+        return VoxelGrid(points, torch.ones_like(points[:, 0], dtype=torch.bool))
+    return VoxelGrid(uncontract(points, foreground_fraction), reachable(points, foreground_fraction))
 
 
 def contract(points: Tensor, foreground_fraction: float) -> Tensor:
@@ -130,7 +132,7 @@ def reachable(grid_points: Tensor, foreground_fraction: float) -> Tensor:
 def project_voxels(
     cameras: Cameras, scene_bounds: Tensor, *, grid_size: int, foreground_fraction: float | None
 ) -> VoxelProjections:
-    """Where cameras [B, V], of the features' image size, see the voxels around scene_bounds [B, 2, 3]."""
+    """Where cameras [B, V] see the voxels around scene_bounds [B, 2, 3], at their own image size."""
     grid = voxel_grid(grid_size, foreground_fraction, scene_bounds.device)
     points = SceneFrame.from_bounds(scene_bounds).to_world(grid.points.to(scene_bounds.dtype))
     pixels, depth = cameras.project(points[:, None])  # [B, V, N, 2], [B, V, N]
@@ -152,7 +154,7 @@ def unproject(features: Tensor, voxels: VoxelProjections) -> ViewSamples:
     size = voxels.pixels.new_tensor([width, height])
     # Pixels of points behind the camera are meaningless; -3 lies beyond the image, where the sampler reads zeros.
     positions = torch.where((valid & voxels.reachable)[..., None], voxels.pixels * (2 / size) - 1, -3.0)
-    centers = pixel_centers(height, width, like=voxels.pixels)
+    centers = pixel_centers((height, width), (height, width), like=voxels.pixels)
     directions = (voxels.ray_matrices[..., None, None] * centers).sum(-3)  # [B, V, 3, h, w]
     maps = torch.cat([features.to(positions.dtype), directions], dim=2).flatten(0, 1)
     samples = F.grid_sample(maps, positions.flatten(0, 1)[:, None], align_corners=False)  # [B*V, C+3, 1, N]

@@ -20,9 +20,11 @@ from model.attention import ConditionedTextAttention, CrossFrameAttention
 from model.cameras import Cameras
 from model.config import ProjectionConfig
 from model.projection import ProjectionLayer
+from model.geometry import LayerShape, compute_geometry
+from model.kernels.selection import Version, use
 from model.rendering import Rays, Rendered, background_near_far, box_near_far
-from model.views import ViewContext
-from model.volume import SceneFrame, ViewSamples, voxel_grid
+from model.views import Scene, ViewContext
+from model.volume import SceneFrame, ViewSamples, unproject, voxel_grid
 from tests.golden.names import GoldenFile, NotGoldenError, parameters
 
 # The files hold float32 results of sums over some hundred terms of size 1; another order of summation changes about
@@ -30,9 +32,12 @@ from tests.golden.names import GoldenFile, NotGoldenError, parameters
 TOLERANCE = 1e-4
 
 
-def tensors(golden: GoldenFile) -> dict[str, tuple[Tensor, Tensor]]:
-    """What our layer makes of the file's inputs: "out.features" -> (ours, theirs), of equal shapes."""
-    with torch.no_grad():
+def tensors(golden: GoldenFile, version: Version = "tiled") -> dict[str, tuple[Tensor, Tensor]]:
+    """What our layer makes of the file's inputs: "out.features" -> (ours, theirs), of equal shapes.
+
+    `version` is that of the volume computations, see model/kernels/selection.py.
+    """
+    with torch.no_grad(), use(version):
         ours = _run_projection(golden) if golden.kind == "projection" else _run_attention(golden)
     theirs = {f"mid.{key}": value for key, value in golden.middle.items()}
     theirs |= {f"out.{key}": value for key, value in golden.outputs.items()}
@@ -44,51 +49,62 @@ def tensors(golden: GoldenFile) -> dict[str, tuple[Tensor, Tensor]]:
     return {key: (ours[key].float().reshape(value.shape), value.float()) for key, value in theirs.items()}
 
 
-def errors(golden: GoldenFile) -> dict[str, float]:
+def errors(golden: GoldenFile, version: Version = "tiled") -> dict[str, float]:
     """Largest absolute error of each tensor of the file; infinite where ours is not finite."""
     return {
         key: (ours - theirs).abs().nan_to_num(nan=torch.inf).max().item()
-        for key, (ours, theirs) in tensors(golden).items()
+        for key, (ours, theirs) in tensors(golden, version).items()
     }
 
 
 def projection_layer(golden: GoldenFile) -> ProjectionLayer:
     """Our layer with the file's weights and settings."""
-    config = golden.config
-    feature_channels = golden.weights["linear_ray.weight"].shape[0]
     layer = ProjectionLayer(
         golden.inputs["latents"].shape[2],
-        int(config["grid_size"]),
+        int(golden.config["grid_size"]),
         golden.inputs["temb"].shape[-1],
-        ProjectionConfig(
-            blocks=(),
-            background=bool(config["background"]),
-            foreground_fraction=config["foreground_fraction"],
-            disparity_at_infinity=config["disparity_at_infinity"],
-            num_samples=int(config["samples"]),
-            refine_channels=(feature_channels,),
-            feature_channels=feature_channels,
-        ),
+        _projection_config(golden),
         layer_index=0,
     )
     _load(layer, golden)
     return layer
 
 
-def projection_views(golden: GoldenFile) -> ViewContext:
-    """The file's cameras, scene and timesteps. There pixel centres lie at whole numbers, here at half-integers."""
-    latents, intrinsics = golden.inputs["latents"], golden.inputs["K"].clone()
+def _projection_config(golden: GoldenFile) -> ProjectionConfig:
+    config, feature_channels = golden.config, golden.weights["linear_ray.weight"].shape[0]
+    return ProjectionConfig(
+        blocks=(),
+        background=bool(config["background"]),
+        foreground_fraction=config["foreground_fraction"],
+        disparity_at_infinity=config["disparity_at_infinity"],
+        num_samples=int(config["samples"]),
+        refine_channels=(feature_channels,),
+        feature_channels=feature_channels,
+    )
+
+
+def projection_scene(golden: GoldenFile) -> Scene:
+    """The file's cameras and bounds. There pixel centres lie at whole numbers, here at half-integers."""
+    intrinsics, shape = golden.inputs["K"].clone(), golden.inputs["latents"].shape
     intrinsics[..., :2, 2] += 0.5
     image_size = (int(golden.config["image_height"]), int(golden.config["image_width"]))
+    cameras = Cameras(golden.inputs["world_to_camera"], intrinsics, image_size)
+    return Scene(cameras, golden.inputs["bbox"], torch.zeros(*shape[:2], 2))
+
+
+def projection_views(golden: GoldenFile) -> ViewContext:
+    """The file's scene and timesteps."""
+    latents, scene = golden.inputs["latents"], projection_scene(golden)
+    size = (latents.shape[-2], latents.shape[-1])
+    shape, config = LayerShape(int(golden.config["grid_size"]), size), _projection_config(golden)
     return ViewContext(
         num_views=latents.shape[1],
-        latent_size=(latents.shape[-2], latents.shape[-1]),
+        latent_size=size,
         conditioning=latents.new_zeros(latents.shape[0] * latents.shape[1], 10),
         timestep_embedding=golden.inputs["temb"].flatten(0, 1),
-        cameras=Cameras(golden.inputs["world_to_camera"], intrinsics, image_size),
-        scene_bounds=golden.inputs["bbox"],
+        geometry=compute_geometry(scene.cameras, scene.scene_bounds, [shape], config),
         hidden_views=int(golden.config["hidden_views"]),
-        opacity_noise_seeds=None,
+        opacity_noise=None,
     )
 
 
@@ -96,16 +112,16 @@ def _run_projection(golden: GoldenFile) -> dict[str, Tensor]:
     layer, views = projection_layer(golden), projection_views(golden)
     latents = golden.inputs["latents"]
     seen: dict[str, Any] = {}
-    layer.aggregator.register_forward_hook(lambda _, inputs, output: seen.update(samples=inputs[0], aggregated=output))
+    layer.aggregator.register_forward_hook(lambda _, inputs, output: seen.update(inputs=inputs, aggregated=output))
     layer.refiner.register_forward_hook(lambda _, inputs, output: seen.update(refined=output))
     layer.renderer.register_forward_hook(lambda _, inputs, output: seen.update(rendered=output))
     height, width = latents.shape[-2:]
     out = layer(latents.flatten(0, 1).flatten(2).mT, height, width, views)
     rendered: Rendered = seen["rendered"]
     return {
-        **_geometry(layer, views, (height, width)),
-        **_samples(seen["samples"]),
-        "mid.aggregated": seen["aggregated"].mT,
+        **_geometry(layer.grid_size, projection_scene(golden), _projection_config(golden), (height, width)),
+        **_samples(unproject(*seen["inputs"][:2])),
+        "mid.aggregated": seen["aggregated"],
         "mid.refined": seen["refined"],
         "mid.rendered": rendered.features.flatten(3).mT.flatten(1, 2),
         "mid.mask": rendered.opacity,
@@ -116,12 +132,15 @@ def _run_projection(golden: GoldenFile) -> dict[str, Tensor]:
     }
 
 
-def _geometry(layer: ProjectionLayer, views: ViewContext, size: tuple[int, int]) -> dict[str, Tensor]:
-    cameras, frame = views.cameras.resize(size), SceneFrame.from_bounds(views.scene_bounds)
-    grid = voxel_grid(layer.grid_size, layer.foreground_fraction, views.scene_bounds.device)
-    directions, rays = cameras.ray_directions().flatten(2, 3), Rays.from_cameras(cameras, frame)
-    box = frame.to_normalized(views.scene_bounds)
-    near, far = box_near_far(rays, box) if layer.foreground_fraction is None else background_near_far(rays)
+def _geometry(
+    grid_size: int, scene: Scene, config: ProjectionConfig, size: tuple[int, int]
+) -> dict[str, Tensor]:
+    cameras, frame = scene.cameras.resize(size), SceneFrame.from_bounds(scene.scene_bounds)
+    fraction = config.foreground_fraction if config.background else None
+    grid = voxel_grid(grid_size, fraction, scene.scene_bounds.device)
+    directions, rays = cameras.ray_directions().flatten(2, 3), Rays.from_cameras(cameras, frame, size)
+    box = frame.to_normalized(scene.scene_bounds)
+    near, far = background_near_far(rays) if config.background else box_near_far(rays, box)
     return {
         "mid.points": frame.to_world(grid.points.float()).mT,
         "mid.rays": directions,
@@ -166,16 +185,14 @@ def _run_attention(golden: GoldenFile) -> dict[str, Tensor]:
     _load(nn.ModuleDict({"attention": attention, "processor": processor}), golden)
     attention.set_processor(processor)
     num_views = int(config["num_views"])
-    batch_shape = (hidden.shape[0] // num_views, num_views)
     views = ViewContext(
         num_views=num_views,
         latent_size=(1, hidden.shape[1]),
         conditioning=z,
         timestep_embedding=hidden.new_zeros(hidden.shape[0], 1) if timestep_embedding is None else timestep_embedding,
-        cameras=Cameras(torch.eye(4).expand(*batch_shape, 4, 4), torch.eye(3).expand(*batch_shape, 3, 3), (1, 1)),
-        scene_bounds=hidden.new_zeros(batch_shape[0], 2, 3),
+        geometry={},
         hidden_views=0,
-        opacity_noise_seeds=None,
+        opacity_noise=None,
     )
     return {"out.hidden": attention(hidden, text, views=views)}
 

@@ -119,12 +119,11 @@ def parameters(golden: GoldenFile) -> dict[str, Tensor]:
     For attention, names start with `attention.` (diffusers' Attention) and `processor.`. Raises NotGoldenError for a
     weight that has no counterpart.
     """
+    if golden.kind != "projection":
+        return _attention_state(golden)
     state: dict[str, Tensor] = {}
     for name, value in golden.weights.items():
-        if golden.kind == "projection":
-            state.update(_projection_parameters(name, value))
-        else:
-            state.update(_attention_parameters(name, value, golden))
+        state.update(_projection_parameters(name, value))
     return state
 
 
@@ -186,23 +185,32 @@ def _no_parameter_but_ones(color: Tensor) -> dict[str, Tensor]:
     return {}
 
 
-def _attention_parameters(name: str, value: Tensor, golden: GoldenFile) -> dict[str, Tensor]:
-    if name.startswith("attn."):
-        return {f"attention.{name.removeprefix('attn.')}": value}
-    if name.startswith("proc.temb_proj."):
-        return {f"processor.timestep_code.{name.removeprefix('proc.temb_proj.')}": value}
-    for projection in ("to_q", "to_k", "to_v", "to_out"):
-        ours = f"processor.low_rank.{projection}"
-        if name == f"proc.{projection}_lora.up.weight":
-            return {f"{ours}.up.weight": value}
-        if name == f"proc.{projection}_lora.down.weight":
-            # down [x; z; e] is kept as down_x x + down_z z + down_e e.
-            linear = golden.weights["attn.to_out.0.weight" if projection == "to_out" else f"attn.{projection}.weight"]
-            inputs = {"down_x": linear.shape[1]}
-            if value.shape[1] > inputs["down_x"]:
-                inputs["down_z"] = golden.inputs["z"].shape[1]
-            if value.shape[1] > sum(inputs.values()):
-                inputs["down_e"] = value.shape[1] - sum(inputs.values())
-            parts = value.split(list(inputs.values()), dim=1)
-            return {f"{ours}.{down}.weight": part for down, part in zip(inputs, parts, strict=True)}
-    raise NotGoldenError(f"weight w.{name} has no counterpart in an attention layer")
+def _attention_state(golden: GoldenFile) -> dict[str, Tensor]:
+    """Ours keeps the low-rank terms of projections that read the same tokens together, theirs one by one."""
+    weights = dict(golden.weights)
+    groups = {"qkv": ("to_q", "to_k", "to_v")} if golden.kind == "cross_frame" else {"q": ("to_q",), "kv": ("to_k", "to_v")}
+    state: dict[str, Tensor] = {}
+    for group, projections in (groups | {"out": ("to_out",)}).items():
+        ours = f"processor.low_rank_{group}"
+        downs = torch.cat([_take(weights, f"proc.{projection}_lora.down.weight") for projection in projections])
+        linear = golden.weights["attn.to_out.0.weight" if group == "out" else f"attn.{projections[0]}.weight"]
+        of_tokens, of_view = downs.tensor_split([linear.shape[1]], dim=1)  # columns of [x; z; e]
+        state[f"{ours}.down_x.weight"] = of_tokens
+        if of_view.shape[1]:
+            state[f"{ours}.down_view.weight"] = of_view
+        for number, projection in enumerate(projections):
+            state[f"{ours}.up.{number}.weight"] = _take(weights, f"proc.{projection}_lora.up.weight")
+    prefixes = {"attn.": "attention.", "proc.temb_proj.": "processor.timestep_code."}
+    for name, value in weights.items():
+        known = [(theirs, ours) for theirs, ours in prefixes.items() if name.startswith(theirs)]
+        if not known:
+            raise NotGoldenError(f"weight w.{name} has no counterpart in an attention layer")
+        theirs, ours = known[0]
+        state[ours + name.removeprefix(theirs)] = value
+    return state
+
+
+def _take(weights: dict[str, Tensor], name: str) -> Tensor:
+    if name not in weights:
+        raise NotGoldenError(f"weight w.{name} is missing")
+    return weights.pop(name)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.kernels.selection import Version
 from tests.golden.check import TOLERANCE, errors, main
 from tests.golden.names import GoldenFile, NotGoldenError
 
@@ -22,10 +23,13 @@ def golden_dir(shared_dir: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", PROJECTION + ATTENTION)
-def test_our_layer_reproduces_the_file(golden_dir: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [(name, version) for name in PROJECTION for version in ("plain", "tiled")] + [(name, "tiled") for name in ATTENTION],
+)
+def test_our_layer_reproduces_the_file(golden_dir: Path, name: str, version: Version) -> None:
     golden = GoldenFile.read(golden_dir / name)
-    found = errors(golden)
+    found = errors(golden, version)
     assert len(found) == len(golden.middle) + len(golden.outputs)
     assert {key: error for key, error in found.items() if error > TOLERANCE} == {}
 

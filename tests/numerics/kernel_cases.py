@@ -72,7 +72,7 @@ def march_case(
     cameras = look_at_cameras(num_samples, num_views, image_size=size, radius=3.0).to(dtype)
     bounds = SCENE_BOUNDS.to(dtype).expand(num_samples, 2, 3)
     config = ProjectionConfig(blocks=(), background=background, num_samples=num_positions)
-    rays = sample_rays(cameras, bounds, config)
+    (rays,) = sample_rays(cameras, bounds, config, size)
     renderer = VolumeRenderer(channels)
     randomize(renderer, seed=1, std=0.1)
     torch.nn.init.constant_(renderer.density.bias, -0.5)
