@@ -177,8 +177,7 @@ class ViewAggregator(nn.Module):
         super().__init__()
         self.ray_encoder = elu_mlp(4, channels // 2, channels)
         self.timestep_encoder = elu_mlp(timestep_channels, timestep_channels // 2, channels)
-        self.view_input = nn.Linear(3 * channels, 2 * channels)
-        self.view_encoder = nn.Sequential(nn.ELU(), nn.Linear(2 * channels, channels), nn.ELU())
+        self.view_encoder = elu_mlp(3 * channels, 2 * channels, channels)
         self.visibility = elu_mlp(channels, channels, channels + 1)
         self.weight = nn.Sequential(nn.Linear(channels, channels), nn.ELU(), nn.Linear(channels, 1))
         self.output = elu_mlp(2 * channels + 1, channels)
@@ -196,7 +195,7 @@ class ViewAggregator(nn.Module):
 
     def weights(self) -> AggregationWeights:
         """The parameters that the fast versions take."""
-        layers = (self.ray_encoder, self.view_input, self.view_encoder, self.visibility, self.weight, self.output)
+        layers = (self.ray_encoder, self.view_encoder, self.visibility, self.weight, self.output)
         return AggregationWeights(*(parameter for layer in layers for parameter in layer.parameters()))
 
     def merge(self, samples: ViewSamples, codes: Tensor) -> Tensor:
@@ -206,22 +205,14 @@ class ViewAggregator(nn.Module):
         features = samples.features + self.ray_encoder(ray_and_depth) + codes[:, :, None]
 
         weights = _normalize_over_views(mask)
-        encoded = self._encode(torch.cat(_mean_and_variance(features, weights), dim=-1), features)
+        statistics = [part[:, None].expand_as(features) for part in _mean_and_variance(features, weights)]
+        encoded = self.view_encoder(torch.cat([*statistics, features], dim=-1))
         residual_and_visibility = self.visibility(encoded * weights)
         visibility = residual_and_visibility[..., -1:].sigmoid() * mask
         encoded = encoded + residual_and_visibility[..., :-1]
         weights = _normalize_over_views(self.weight(encoded * visibility).sigmoid() * mask)
         mean, variance = _mean_and_variance(encoded, weights)
         return self.output(torch.cat([mean, variance, weights.mean(dim=1)], dim=-1))
-
-    def _encode(self, statistics: Tensor, features: Tensor) -> Tensor:
-        """The small network of [statistics; features], [B, N, 2C] and [B, V, N, C] -> [B, V, N, C].
-
-        The part of its first layer that sees the statistics is the same for all views, so it is computed once.
-        """
-        shared, per_view = self.view_input.weight.split([statistics.shape[-1], features.shape[-1]], dim=1)
-        shared_hidden = F.linear(statistics, shared, self.view_input.bias)
-        return self.view_encoder(F.linear(features, per_view) + shared_hidden[:, None])
 
 
 class MeanAggregator(nn.Module):

@@ -21,7 +21,7 @@ from torch import Tensor
 from model.kernels.selection import version_for
 
 # Voxels × views of a tile. Its intermediate results, about 1 kB a pair, then stay in a core's cache.
-PAIRS_PER_TILE = 16_384
+PAIRS_PER_TILE = 32_768
 # Keeps the division by the sum of weights finite where no view sees a voxel.
 WEIGHT_EPSILON = 1e-8
 
@@ -50,14 +50,13 @@ class AggregationWeights(NamedTuple):
 
 
 class _Pairs(NamedTuple):
-    """The valid (voxel, view) pairs of a tile, ordered by voxel. Nothing here is differentiated."""
+    """The valid (voxel, view) pairs of a tile. Nothing here is differentiated."""
 
     voxel: Tensor  # [P] index in the tile
-    view: Tensor  # [P]
-    corners: Tensor  # [P, 4] indices of pixels in the sample's V*h*w
-    corner_weights: Tensor  # [P, 4] bilinear; zero beyond the image
+    rows: Tensor  # [P, 5] of the sample's table: four pixels, the view's code
+    row_weights: Tensor  # [P, 5] bilinear weights, zero beyond the image; 1
     ray_and_depth: Tensor  # [P, 4]
-    count: Tensor  # [T, 1] number of pairs of each voxel
+    count: Tensor  # [T] number of pairs of each voxel
 
 
 @torch.library.custom_op("viewdiff::unproject_aggregate", mutates_args=())
@@ -80,10 +79,12 @@ def unproject_aggregate(
         from model.kernels import triton_aggregation  # Triton is only installed where there is CUDA, or for tests
 
         return triton_aggregation.forward(features, view_codes, pixels, depth, reachable, ray_matrices, weights)
+    tables = _tables(features, view_codes)
     volume = features.new_empty(len(features), features.shape[-1], depth.shape[-1])
     for sample, tile in _tiles(depth):
         pairs = _pairs(pixels[sample][:, tile], depth[sample][:, tile], reachable[tile], ray_matrices[sample], features)
-        volume[sample, :, tile] = _merge_tile(pairs, features[sample], view_codes[sample], weights).mT
+        shown = _sample(tables[sample], pairs)
+        volume[sample, :, tile] = _merge_tile(pairs, shown, weights, num_views=depth.shape[1]).mT
     return volume
 
 
@@ -105,21 +106,23 @@ def _backward(
         return triton_aggregation.backward(
             gradient, features, view_codes, pixels, depth, reachable, ray_matrices, weights
         )
-    of_features, of_codes = torch.zeros_like(features), torch.zeros_like(view_codes)
-    of_weights = [torch.zeros_like(weight) for weight in weights]
+    tables = _tables(features, view_codes)
+    of_tables, of_weights = torch.zeros_like(tables), [torch.zeros_like(weight) for weight in weights]
     for sample, tile in _tiles(depth):
         pairs = _pairs(pixels[sample][:, tile], depth[sample][:, tile], reachable[tile], ray_matrices[sample], features)
         # autograd itself is switched off inside of an operator, its functional form is not.
         _, differentiate = torch.func.vjp(
-            lambda *inputs, pairs=pairs: _merge_tile(pairs, inputs[0], inputs[1], inputs[2:]),
-            features[sample],
-            view_codes[sample],
+            lambda *inputs, pairs=pairs: _merge_tile(pairs, inputs[0], inputs[1:], num_views=depth.shape[1]),
+            _sample(tables[sample], pairs),
             *weights,
         )
-        sums = (of_features[sample], of_codes[sample], *of_weights)
-        for total, part in zip(sums, differentiate(gradient[sample, :, tile].mT), strict=True):
+        of_shown, *of_tile_weights = differentiate(gradient[sample, :, tile].mT)
+        shares = pairs.row_weights[..., None] * of_shown[:, None]
+        of_tables[sample].index_add_(0, pairs.rows.flatten(), shares.flatten(0, 1))
+        for total, part in zip(of_weights, of_tile_weights, strict=True):
             total += part
-    return [of_features, of_codes, *of_weights]
+    of_features, of_codes = of_tables.split([of_tables.shape[1] - view_codes.shape[1], view_codes.shape[1]], dim=1)
+    return [of_features.reshape(features.shape), of_codes.clone(), *of_weights]
 
 
 @unproject_aggregate.register_fake
@@ -161,58 +164,91 @@ def _pairs(pixels: Tensor, depth: Tensor, reachable: Tensor, ray_matrices: Tenso
     A ray direction is an affine function of the pixel, so sampling a map of directions bilinearly is the function of
     the corners' weighted mean; the weights sum to less than one at the image's border.
     """
-    height, width = features.shape[2:4]
-    voxel, view = (depth.mT > 0).nonzero(as_tuple=True)
-    corner = pixels[view, voxel] - 0.5
-    low = corner.floor()
-    offsets = corner.new_tensor([[0, 0], [1, 0], [0, 1], [1, 1]])
-    column, row = (low[:, None] + offsets).unbind(-1)  # [P, 4] each
-    share = (1 - (corner[:, None] - low[:, None] - offsets).abs()).prod(-1)
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height) & reachable[voxel][:, None]
-    share = torch.where(inside, share, 0.0)
-    index = (view[:, None] * height + row.clamp(0, height - 1)) * width + column.clamp(0, width - 1)
-    mean_corner = torch.stack([(share * (column + 0.5)).sum(1), (share * (row + 0.5)).sum(1), share.sum(1)], dim=-1)
-    rays = (ray_matrices[view] * mean_corner[:, None]).sum(-1)
-    ray_and_depth = torch.cat([rays, depth[view, voxel][:, None]], dim=-1)
-    count = (depth > 0).sum(0, dtype=depth.dtype)[:, None]
-    return _Pairs(voxel, view, index.long(), share, ray_and_depth, count)
+    (num_views, num_voxels), (height, width) = depth.shape, features.shape[2:4]
+    left, right, of_left, of_right = _neighbours(pixels[..., 0], width)  # [V, T] each
+    top, bottom, of_top, of_bottom = _neighbours(pixels[..., 1], height)
+    of_top, of_bottom = of_top * reachable, of_bottom * reachable
+    across, down = of_left + of_right, of_top + of_bottom
+    mean_u = ((left + 0.5) * of_left + (right + 0.5) * of_right) * down
+    mean_v = ((top + 0.5) * of_top + (bottom + 0.5) * of_bottom) * across
+    m, weight = ray_matrices.flatten(1)[..., None].unbind(1), across * down  # nine of [V, 1]
+    rays = [m[row] * mean_u + m[row + 1] * mean_v + m[row + 2] * weight for row in (0, 3, 6)]
+
+    view = torch.arange(num_views, dtype=depth.dtype, device=depth.device)[:, None]
+    code = (view + num_views * height * width).expand_as(depth)
+    rows = [view * (height * width) + y * width + x for y in (top, bottom) for x in (left, right)]
+    rows = torch.stack([*rows, code], dim=-1).int()  # whole numbers below 2^24, which float32 holds exactly
+    row_weights = [y * x for y in (of_top, of_bottom) for x in (of_left, of_right)]
+    row_weights = torch.stack([*row_weights, torch.ones_like(depth)], dim=-1)
+
+    # Side by side for all pairs up to here, which costs less than picking the valid ones out of each table.
+    seen = depth > 0
+    place = seen.flatten().nonzero()[:, 0]
+    return _Pairs(
+        voxel=place % num_voxels,
+        rows=rows.view(-1, 5).index_select(0, place),
+        row_weights=row_weights.view(-1, 5).index_select(0, place),
+        ray_and_depth=torch.stack([*rays, depth], dim=-1).view(-1, 4).index_select(0, place),
+        count=seen.sum(0),
+    )
 
 
-def _merge_tile(pairs: _Pairs, features: Tensor, view_codes: Tensor, weights: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    """One feature for each voxel of a tile, [T, C], of a sample's features [V, h, w, C] and codes [V, C].
+def _neighbours(coordinate: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The two pixels around a coordinate in [0, size], and their bilinear weights, 0 beyond the image."""
+    position = coordinate - 0.5  # pixel centres lie at half-integers
+    low = position.floor()
+    fraction, high = position - low, low + 1
+    of_low, of_high = (1 - fraction) * high.clamp(max=1), fraction * (size - high).clamp(max=1)
+    return low.clamp(min=0), high.clamp(max=size - 1), of_low, of_high
 
-    `ViewAggregator.forward` line by line, with sums over a voxel's pairs instead of over all views.
+
+def _tables(features: Tensor, view_codes: Tensor) -> Tensor:
+    """Each sample's pixels and below them its views' codes, so that one lookup adds them up: [B, V*h*w + V, C]."""
+    return torch.cat([features.flatten(1, 3), view_codes], dim=1)
+
+
+def _sample(table: Tensor, pairs: _Pairs) -> Tensor:
+    """What a sample's views show at the pairs, plus their codes, [P, C]."""
+    return F.embedding_bag(pairs.rows, table, per_sample_weights=pairs.row_weights, mode="sum")
+
+
+def _merge_tile(
+    pairs: _Pairs, shown: Tensor, weights: list[Tensor] | tuple[Tensor, ...], *, num_views: int
+) -> Tensor:
+    """One feature for each voxel of a tile, [T, C], of what views show at its pairs [P, C].
+
+    `ViewAggregator.merge` line by line, with sums over a voxel's pairs instead of over all views.
     """
-    shown = F.embedding_bag(pairs.corners, features.flatten(0, 2), per_sample_weights=pairs.corner_weights, mode="sum")
-    share = 1 / (pairs.count + WEIGHT_EPSILON)  # [T, 1]
+    share = 1 / (pairs.count.to(shown.dtype)[:, None] + WEIGHT_EPSILON)  # [T, 1]
     if not weights:
         return _sum(shown, pairs) * share
     w = AggregationWeights(*weights)
     shown = shown + _layer(_layer(pairs.ray_and_depth, w.ray_in, w.ray_in_bias), w.ray_out, w.ray_out_bias)
-    shown = shown + view_codes.index_select(0, pairs.view)
 
     mean = _sum(shown, pairs) * share
     variance = _sum((shown - _spread(mean, pairs)).square(), pairs) * share
-    of_statistics, of_view = w.view_in.split([2 * mean.shape[1], mean.shape[1]], dim=1)
+    of_statistics, of_view = w.view_in.tensor_split([2 * mean.shape[1]], dim=1)
     statistics = F.linear(torch.cat([mean, variance], dim=-1), of_statistics, w.view_in_bias)
-    hidden = F.elu(F.linear(shown, of_view) + _spread(statistics, pairs))
+    hidden = F.elu(F.linear(shown, of_view.contiguous()) + _spread(statistics, pairs), inplace=True)
     encoded = _layer(hidden, w.view_out, w.view_out_bias)
 
     visibility = _layer(encoded * _spread(share, pairs), w.visibility_in, w.visibility_in_bias)
-    residual_and_visibility = _layer(visibility, w.visibility_out, w.visibility_out_bias)
-    encoded = encoded + residual_and_visibility[:, :-1]
-    visible = encoded * residual_and_visibility[:, -1:].sigmoid()
+    channels = encoded.shape[1]
+    heads = zip(w.visibility_out.split(channels), w.visibility_out_bias.split(channels), strict=True)
+    residual, visible = (_layer(visibility, weight, bias) for weight, bias in heads)
+    encoded = encoded + residual
+    visible = encoded * visible.sigmoid()
     weight = F.linear(_layer(visible, w.weight_in, w.weight_in_bias), w.weight_out, w.weight_out_bias).sigmoid()
     total = _sum(weight, pairs)
     weight = weight / (_spread(total, pairs) + WEIGHT_EPSILON)
     mean = _sum(weight * encoded, pairs)
     variance = _sum(weight * (encoded - _spread(mean, pairs)).square(), pairs)
-    mean_weight = total / (total + WEIGHT_EPSILON) / len(view_codes)
+    mean_weight = total / (total + WEIGHT_EPSILON) / num_views
     return _layer(torch.cat([mean, variance, mean_weight], dim=-1), w.output, w.output_bias)
 
 
 def _layer(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.elu(F.linear(values, weight, bias))
+    return F.elu(F.linear(values, weight, bias), inplace=True)
 
 
 def _sum(values: Tensor, pairs: _Pairs) -> Tensor:
