@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from model.conditioning import CONDITIONING_CHANNELS, TIMESTEP_CODE_CHANNELS, ConditionedLowRank
+from model.conditioning import CONDITIONING_CHANNELS, TIMESTEP_CODE_CHANNELS, LowRank, low_rank_down
 from model.views import ViewContext
 
 
@@ -43,8 +43,8 @@ class CrossFrameAttention(nn.Module):
             nn.Linear(timestep_channels // 2, TIMESTEP_CODE_CHANNELS),
             nn.ELU(),
         )
-        view_channels = CONDITIONING_CHANNELS + TIMESTEP_CODE_CHANNELS
-        self.low_rank_qkv = _low_rank((attention.to_q, attention.to_k, attention.to_v), rank, view_channels)
+        self.down_view = low_rank_down(CONDITIONING_CHANNELS + TIMESTEP_CODE_CHANNELS, rank=rank, num_projections=3)
+        self.low_rank_qkv = _low_rank((attention.to_q, attention.to_k, attention.to_v), rank)
         self.low_rank_out = _low_rank((attention.to_out[0],), rank)
 
     def __call__(
@@ -61,7 +61,7 @@ class CrossFrameAttention(nn.Module):
             raise ValueError("cross-frame attention: takes neither encoder_hidden_states nor an attention_mask")
         view = torch.cat([views.conditioning, self.timestep_code(views.timestep_embedding)], dim=-1)  # [z; e]
         projected = [linear(hidden_states) for linear in (attention.to_q, attention.to_k, attention.to_v)]
-        query, key, value = self.low_rank_qkv(projected, hidden_states, view)
+        query, key, value = self.low_rank_qkv(projected, hidden_states, self.down_view(view))
         num_views = views.num_views if self.cross_frame else 1
         if num_views == 1 or self.include_self:
             query, key, value = (merge_views(tokens, num_views) for tokens in (query, key, value))
@@ -76,8 +76,10 @@ class ConditionedTextAttention(nn.Module):
 
     def __init__(self, attention: Attention, *, rank: int) -> None:
         super().__init__()
-        self.low_rank_q = _low_rank((attention.to_q,), rank, CONDITIONING_CHANNELS)
-        self.low_rank_kv = _low_rank((attention.to_k, attention.to_v), rank, CONDITIONING_CHANNELS)
+        self.rank = rank
+        self.down_view = low_rank_down(CONDITIONING_CHANNELS, rank=rank, num_projections=3)
+        self.low_rank_q = _low_rank((attention.to_q,), rank)
+        self.low_rank_kv = _low_rank((attention.to_k, attention.to_v), rank)
         self.low_rank_out = _low_rank((attention.to_out[0],), rank)
 
     def __call__(
@@ -92,9 +94,9 @@ class ConditionedTextAttention(nn.Module):
         """Tokens [N, L, C] and caption tokens [N, M, C_text] -> [N, L, C]. `attention_mask` must be None."""
         if encoder_hidden_states is None or attention_mask is not None:
             raise ValueError("text attention: needs encoder_hidden_states and takes no attention_mask")
-        text, z = encoder_hidden_states, views.conditioning
-        (query,) = self.low_rank_q([attention.to_q(hidden_states)], hidden_states, z)
-        key, value = self.low_rank_kv([attention.to_k(text), attention.to_v(text)], text, z)
+        text, shift = encoder_hidden_states, self.down_view(views.conditioning)
+        (query,) = self.low_rank_q([attention.to_q(hidden_states)], hidden_states, shift[:, : self.rank])
+        key, value = self.low_rank_kv([attention.to_k(text), attention.to_v(text)], text, shift[:, self.rank :])
         attended = attend(query, key, value, num_heads=attention.heads)
         return project_out(attention, self.low_rank_out, attended)
 
@@ -126,16 +128,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, num_heads: int) -> Tens
     return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
 
 
-def project_out(attention: Attention, low_rank: ConditionedLowRank, attended: Tensor) -> Tensor:
+def project_out(attention: Attention, low_rank: LowRank, attended: Tensor) -> Tensor:
     """The layer's output projection with its low-rank term and dropout: [N, L, C] -> [N, L, C]."""
     linear, dropout = attention.to_out
     (output,) = low_rank([linear(attended)], attended)
     return dropout(output)
 
 
-def _low_rank(linears: Sequence[nn.Linear], rank: int, view_channels: int = 0) -> ConditionedLowRank:
+def _low_rank(linears: Sequence[nn.Linear], rank: int) -> LowRank:
     """The terms of projections that read the same tokens; sizes come from the layer."""
-    out_channels = [linear.out_features for linear in linears]
-    return ConditionedLowRank(
-        linears[0].in_features, out_channels=out_channels, rank=rank, view_channels=view_channels
-    )
+    return LowRank(linears[0].in_features, out_channels=[linear.out_features for linear in linears], rank=rank)

@@ -60,39 +60,40 @@ def conditioning_vector(cameras: Cameras, intensity: Tensor) -> Tensor:
     return torch.cat([camera, intensity.to(camera)], dim=-1)
 
 
-class ConditionedLowRank(nn.Module):
+class LowRank(nn.Module):
     """The low-rank terms W' [x; z; e] = up(down [x; z; e]) of projections that read the same tokens x, without biases
     (the paper, section 3.1).
 
-    `down` is kept in two parts, down [x; z; e] = down_x x + down_view [z; e]: the second is one vector per view, so
-    nothing need be concatenated to, or repeated over, the tokens. Each part serves all projections in one product: its
-    rows hold their ranks one after another. Every `up` starts at zero, so that training starts from the pretrained
-    network. Without `view_channels` there is no second part.
+    down [x; z; e] is kept as down x + shift, with `shift` = down_view [z; e] from outside: one vector per view, so
+    nothing need be concatenated to, or repeated over, the tokens. One product serves all projections: the rows of
+    `down` hold their ranks one after another. Every `up` starts at zero, so that training starts from the pretrained
+    network.
     """
 
-    def __init__(
-        self, in_channels: int, *, out_channels: Sequence[int], rank: int, view_channels: int = 0
-    ) -> None:
+    def __init__(self, in_channels: int, *, out_channels: Sequence[int], rank: int) -> None:
         super().__init__()
-        self.down_x = nn.Linear(in_channels, rank * len(out_channels), bias=False)
-        self.down_view = nn.Linear(view_channels, rank * len(out_channels), bias=False) if view_channels else None
+        self.down = low_rank_down(in_channels, rank=rank, num_projections=len(out_channels))
         self.up = nn.ModuleList(nn.Linear(rank, channels, bias=False) for channels in out_channels)
-        for down in (self.down_x, self.down_view):
-            if down is not None:
-                nn.init.normal_(down.weight, std=1 / rank)  # the usual start of a low-rank adapter
         for up in self.up:
             nn.init.zeros_(up.weight)
 
-    def forward(self, projected: Sequence[Tensor], tokens: Tensor, view: Tensor | None = None) -> list[Tensor]:
+    def forward(self, projected: Sequence[Tensor], tokens: Tensor, shift: Tensor | None = None) -> list[Tensor]:
         """Add the terms to what the pretrained projections made of the same tokens, [N, L, out_channels] each.
 
-        tokens x [N, L, in_channels]; view [N, view_channels] is [z; e] of each view.
+        tokens [N, L, in_channels]; shift [N, num_projections * rank].
         """
-        low = self.down_x(tokens)
-        if self.down_view is not None:
-            low = low + self.down_view(view)[:, None]
+        low = self.down(tokens)
+        if shift is not None:
+            low = low + shift[:, None]
         parts = low.chunk(len(self.up), dim=-1)
         return [_add_product(p, part, up.weight) for p, part, up in zip(projected, parts, self.up, strict=True)]
+
+
+def low_rank_down(in_channels: int, *, rank: int, num_projections: int) -> nn.Linear:
+    """The first matrices of that many low-rank terms, one below the other; the usual start of a low-rank adapter."""
+    down = nn.Linear(in_channels, rank * num_projections, bias=False)
+    nn.init.normal_(down.weight, std=1 / rank)
+    return down
 
 
 def _add_product(base: Tensor, low: Tensor, weight: Tensor) -> Tensor:

@@ -157,9 +157,9 @@ def sample_rays(
         points = contract(points, config.foreground_fraction)
     directions = rays.directions * frame.half_size[:, None, None, None]
     counts = [math.prod(size) for size in image_sizes]
-    # Contiguous once here, so that no layer has to copy its part.
     parts = zip(*(x.split(counts, dim=2) for x in (points, depths, intervals, directions)), strict=True)
-    return [RaySamples(*(x.contiguous() for x in part)) for part in parts]
+    # Directions contiguous once here: every layer's linear map of them would copy them otherwise.
+    return [RaySamples(*along, directions.contiguous()) for *along, directions in parts]
 
 
 class VolumeRenderer(nn.Module):

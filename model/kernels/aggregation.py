@@ -122,7 +122,7 @@ def _backward(
         for total, part in zip(of_weights, of_tile_weights, strict=True):
             total += part
     of_features, of_codes = of_tables.split([of_tables.shape[1] - view_codes.shape[1], view_codes.shape[1]], dim=1)
-    return [of_features.reshape(features.shape), of_codes.clone(), *of_weights]
+    return [of_features.reshape(features.shape).contiguous(), of_codes.clone(), *of_weights]
 
 
 @unproject_aggregate.register_fake
@@ -141,7 +141,8 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _differentiate(ctx, gradient):  # type: ignore[no-untyped-def]
-    tensors, weights = ctx.saved_tensors[:6], list(ctx.saved_tensors[6:])
+    saved = ctx.saved_tensors  # read once: recomputation gives them only once
+    tensors, weights = saved[:6], list(saved[6:])
     of_features, of_codes, *of_weights = _backward(gradient.contiguous(), *tensors, weights)
     return of_features, of_codes, None, None, None, None, of_weights
 

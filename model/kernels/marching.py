@@ -113,7 +113,7 @@ def _backward(
         of_codes[sample].view(-1, of_codes.shape[-1])[rays] = of_part_codes
         for total, addend in zip(of_weights, of_part_weights, strict=True):
             total += addend
-    return [of_volume.mT.reshape(volume.shape), of_codes, *of_weights]
+    return [_channels_first(of_volume, volume), of_codes, *of_weights]
 
 
 @march.register_fake
@@ -123,7 +123,8 @@ def _(volume, ray_codes, points, depths, intervals, noise, weights):  # type: ig
 
 @_backward.register_fake
 def _(gradient, volume, ray_codes, points, depths, intervals, noise, weights):  # type: ignore[no-untyped-def]
-    return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (volume, ray_codes, *weights)]
+    of_volume = _channels_first(volume.new_empty(len(volume), volume[0, 0].numel(), volume.shape[1]), volume)
+    return [of_volume, torch.empty_like(ray_codes), *(torch.empty_like(weight) for weight in weights)]
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -132,7 +133,8 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _differentiate(ctx, gradient):  # type: ignore[no-untyped-def]
-    tensors, weights = ctx.saved_tensors[:6], list(ctx.saved_tensors[6:])
+    saved = ctx.saved_tensors  # read once: recomputation gives them only once
+    tensors, weights = saved[:6], list(saved[6:])
     of_volume, of_codes, *of_weights = _backward(gradient.contiguous(), *tensors, weights)
     return of_volume, of_codes, None, None, None, None, of_weights
 
@@ -171,6 +173,11 @@ def trilinear_corners(points: Tensor, grid_size: int) -> tuple[Tensor, Tensor]:
 def _channels_last(volume: Tensor) -> Tensor:
     """[C, G, G, G] -> [G³, C], a view."""
     return volume.flatten(1).mT
+
+
+def _channels_first(voxels: Tensor, like: Tensor) -> Tensor:
+    """[B, G³, C] -> [B, C, G, G, G], a view."""
+    return voxels.mT.view(like.shape)
 
 
 def _sample(voxels: Tensor, part: _Part) -> Tensor:

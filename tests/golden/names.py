@@ -186,19 +186,18 @@ def _no_parameter_but_ones(color: Tensor) -> dict[str, Tensor]:
 
 def _attention_state(golden: GoldenFile) -> dict[str, Tensor]:
     """Ours keeps the low-rank terms of projections that read the same tokens together, theirs one by one."""
-    weights = dict(golden.weights)
+    weights, state = dict(golden.weights), {}
     groups = {"qkv": ("to_q", "to_k", "to_v")} if golden.kind == "cross_frame" else {"q": ("to_q",), "kv": ("to_k", "to_v")}
-    state: dict[str, Tensor] = {}
+    of_views = []
     for group, projections in (groups | {"out": ("to_out",)}).items():
         ours = f"processor.low_rank_{group}"
         downs = torch.cat([_take(weights, f"proc.{projection}_lora.down.weight") for projection in projections])
         linear = golden.weights["attn.to_out.0.weight" if group == "out" else f"attn.{projections[0]}.weight"]
-        of_tokens, of_view = downs.tensor_split([linear.shape[1]], dim=1)  # columns of [x; z; e]
-        state[f"{ours}.down_x.weight"] = of_tokens
-        if of_view.shape[1]:
-            state[f"{ours}.down_view.weight"] = of_view
+        state[f"{ours}.down.weight"], of_view = downs.tensor_split([linear.shape[1]], dim=1)  # columns of [x; z; e]
+        of_views += [of_view] if of_view.shape[1] else []
         for number, projection in enumerate(projections):
             state[f"{ours}.up.{number}.weight"] = _take(weights, f"proc.{projection}_lora.up.weight")
+    state["processor.down_view.weight"] = torch.cat(of_views)
     prefixes = {"attn.": "attention.", "proc.temb_proj.": "processor.timestep_code."}
     for name, value in weights.items():
         known = [(theirs, ours) for theirs, ours in prefixes.items() if name.startswith(theirs)]

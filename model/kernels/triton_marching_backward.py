@@ -1,0 +1,148 @@
+"""The ray march's backward kernel: see model/kernels/marching.py, and triton_marching_parts.py for shape letters."""
+
+import triton
+import triton.language as tl
+
+from model.kernels.triton_marching_parts import (
+    COLOR_IN,
+    COLOR_OUT,
+    PRECISION,
+    TRUNK_IN,
+    TRUNK_OUT,
+    bias,
+    corner,
+    density_of,
+    density_row,
+    linear,
+    matrix,
+    of_rays,
+    place,
+    positions_of,
+    rays_of,
+    sample,
+    transmittance,
+)
+
+# Positions whose products become one part of a matrix's gradient; a thread keeps that many values of each factor.
+ROWS = tl.constexpr(32)
+
+
+@triton.jit
+def differentiate_rays(
+    gradient,  # [B * num_rays, C + 2]
+    voxels,  # [B, G³, C]
+    ray_codes,  # [B * num_rays, C]
+    points,  # [B * num_rays, num_positions, 3]
+    depths,  # [B * num_rays, num_positions], as intervals and noise
+    intervals,
+    noise,
+    weights,  # packed
+    of_voxels,  # [B, G³, C], added to
+    of_codes,  # [B * num_rays, C], written
+    of_weights,  # [programs, weights], added to
+    num_rays,
+    num_positions,
+    grid_size,
+    num_tiles,
+    num_weights,
+    HAS_NOISE: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    RAYS: tl.constexpr,
+    POSITIONS: tl.constexpr,
+):
+    """Gradients of every so many-th tile of rays, whose forward pass is computed again.
+
+    A program adds to a row of weights' gradients that is its own, so their sums have always the same order.
+    """
+    of_weights += tl.program_id(0) * num_weights
+    for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
+        batch, first, count = rays_of(tile, num_rays, RAYS)
+        start = first * num_positions
+        offsets, exists = positions_of(count, num_positions, RAYS, POSITIONS)
+        x, y, z, inside = place(points + start * 3, offsets, exists, grid_size)
+        volume = batch * grid_size * grid_size * grid_size * CHANNELS
+        shown = sample(voxels + volume, x, y, z, inside, grid_size, CHANNELS)
+        trunk = tl.maximum(linear(shown, weights, TRUNK_IN, CHANNELS), 0.0)
+        hidden = tl.maximum(linear(trunk, weights, TRUNK_OUT, CHANNELS), 0.0)
+        codes = of_rays(ray_codes + first * CHANNELS, count, CHANNELS, RAYS, POSITIONS, CHANNELS)
+        tint = tl.maximum(linear(hidden, weights, COLOR_IN, CHANNELS) + codes, 0.0)
+        color = tl.sigmoid(linear(tint, weights, COLOR_OUT, CHANNELS))
+        density = density_of(hidden, noise + start, offsets, exists, weights, HAS_NOISE, CHANNELS)
+
+        of_output, of_density = differentiate_composite(
+            gradient + first * (CHANNELS + 2), color, density, depths + start, intervals + start,
+            offsets, exists, count, RAYS, POSITIONS, CHANNELS,
+        )  # fmt: skip
+        of_tint = tl.where(tint > 0, differentiate_linear(of_output, tint, weights, of_weights, COLOR_OUT, CHANNELS), 0.0)
+        store_sums(of_codes + first * CHANNELS, of_tint, count, RAYS, POSITIONS, CHANNELS)
+        of_hidden = differentiate_linear(of_tint, hidden, weights, of_weights, COLOR_IN, CHANNELS)
+        of_hidden += differentiate_density(of_density, hidden, weights, of_weights, CHANNELS)
+        of_hidden = tl.where(hidden > 0, of_hidden, 0.0)
+        of_trunk = differentiate_linear(of_hidden, trunk, weights, of_weights, TRUNK_OUT, CHANNELS)
+        of_trunk = tl.where(trunk > 0, of_trunk, 0.0)
+        of_shown = differentiate_linear(of_trunk, shown, weights, of_weights, TRUNK_IN, CHANNELS)
+        x, y, z, inside = place(points + start * 3, offsets, exists, grid_size)
+        scatter(of_voxels + volume, of_shown, x, y, z, inside, grid_size, CHANNELS)
+
+
+@triton.jit
+def differentiate_composite(
+    gradient, color, density, depths, intervals, offsets, exists, count,
+    RAYS: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the inputs [P, C] of colours' sigmoid and of densities' softplus [P].
+
+    With thicknesses t, transmittances T[i] = exp(-t[0] - ... - t[i]) and weights w[i] = T[i - 1] - T[i], a gradient g
+    of the weights makes one of t[i]: g[i] T[i] - (sum of g[j] w[j] over j > i) = g[i] T[i - 1] - (the same over j >= i).
+    """
+    interval = tl.load(intervals + offsets, mask=exists, other=0.0)
+    before, after = transmittance(density, interval, RAYS, POSITIONS)
+    weight = before - after
+    of_color = of_rays(gradient, count, CHANNELS + 2, RAYS, POSITIONS, CHANNELS)
+    ray = tl.arange(0, RAYS * POSITIONS) // POSITIONS
+    of_scalars = gradient + ray * (CHANNELS + 2) + CHANNELS
+    of_weight = tl.sum(of_color * (color - 1), axis=1)
+    of_weight += tl.load(of_scalars, mask=exists, other=0.0)
+    of_weight += tl.load(of_scalars + 1, mask=exists, other=0.0) * tl.load(depths + offsets, mask=exists, other=0.0)
+    behind = tl.cumsum(tl.reshape(of_weight * weight, [RAYS, POSITIONS]), axis=1, reverse=True)
+    of_thickness = of_weight * before - tl.reshape(behind, [RAYS * POSITIONS])
+    return weight[:, None] * of_color * color * (1 - color), of_thickness * interval * tl.sigmoid(density)
+
+
+@triton.jit
+def differentiate_linear(gradient, values, weights, of_weights, LAYER: tl.constexpr, CHANNELS: tl.constexpr):
+    """Adds the gradients of a layer's matrix and bias; returns that of its inputs `values` [P, C]."""
+    parts: tl.constexpr = gradient.shape[0] // ROWS
+    transposed = tl.trans(tl.reshape(gradient, [parts, ROWS, CHANNELS]), 0, 2, 1)
+    products = tl.dot(transposed, tl.reshape(values, [parts, ROWS, CHANNELS]), input_precision=PRECISION)
+    tl.atomic_add(matrix(of_weights, LAYER, CHANNELS), tl.sum(products, axis=0), sem="relaxed")
+    tl.atomic_add(bias(of_weights, LAYER, CHANNELS), tl.sum(gradient, axis=0), sem="relaxed")
+    return tl.dot(gradient, tl.load(matrix(weights, LAYER, CHANNELS)), input_precision=PRECISION)
+
+
+@triton.jit
+def differentiate_density(gradient, values, weights, of_weights, CHANNELS: tl.constexpr):
+    """`differentiate_linear` for the layer of one output, whose gradient is [P]."""
+    of_row, of_bias = density_row(of_weights, CHANNELS)
+    tl.atomic_add(of_row, tl.sum(gradient[:, None] * values, axis=0), sem="relaxed")
+    tl.atomic_add(of_bias, tl.sum(gradient, axis=0), sem="relaxed")
+    row, _ = density_row(weights, CHANNELS)
+    return gradient[:, None] * tl.load(row)[None, :]
+
+
+@triton.jit
+def store_sums(rows, values, count, RAYS: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Sums of values [P, C] over each ray, to rows [Q, C]."""
+    ray, channel = tl.arange(0, RAYS), tl.arange(0, CHANNELS)
+    sums = tl.sum(tl.reshape(values, [RAYS, POSITIONS, CHANNELS]), axis=1)
+    tl.store(rows + ray[:, None] * CHANNELS + channel[None, :], sums, mask=(ray < count)[:, None])
+
+
+@triton.jit
+def scatter(of_voxels, gradient, x, y, z, inside, grid_size, CHANNELS: tl.constexpr):
+    """Adds a gradient of samples [P, C] to that of the voxels [G³, C] around them: `sample` backwards."""
+    channel = tl.arange(0, CHANNELS)
+    for number in tl.static_range(8):
+        voxel, share = corner(x, y, z, inside, grid_size, number)
+        pointers = of_voxels + voxel[:, None] * CHANNELS + channel[None, :]
+        tl.atomic_add(pointers, share[:, None] * gradient, mask=(share > 0)[:, None], sem="relaxed")
