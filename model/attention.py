@@ -13,6 +13,7 @@ embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,31 @@ from model.conditioning import CONDITIONING_CHANNELS, TIMESTEP_CODE_CHANNELS, Lo
 from model.views import ViewContext
 
 
-class CrossFrameAttention(nn.Module):
+class LowRankTerm(NamedTuple):
+    """The low-rank term of one projection: views of the parameters, so that writing to them changes the layer."""
+
+    projection: str  # the name of its linear layer in diffusers' Attention
+    down: Tensor  # [rank, in_channels]
+    down_view: Tensor | None  # [rank, view_channels]
+    up: Tensor  # [out_channels, rank]
+
+
+class ViewAttention(nn.Module):
+    """What both kinds of processors have in common: where their low-rank terms are."""
+
+    def low_rank_terms(self) -> list[LowRankTerm]:
+        """The terms of the layer's four projections."""
+        of_views = list(self.down_view.weight.chunk(3))  # of query, key and value
+        terms = []
+        for low_rank, projections in self.low_ranks():
+            downs = low_rank.down.weight.chunk(len(projections))
+            for projection, down, up in zip(projections, downs, low_rank.up, strict=True):
+                down_view = None if projection == "to_out.0" else of_views.pop(0)
+                terms.append(LowRankTerm(projection, down, down_view, up.weight))
+        return terms
+
+
+class CrossFrameAttention(ViewAttention):
     """Self-attention over the tokens of several views of one sample.
 
     With `include_self` the queries of a view attend to the keys and values of all views, its own among them; without
@@ -46,6 +71,10 @@ class CrossFrameAttention(nn.Module):
         self.down_view = low_rank_down(CONDITIONING_CHANNELS + TIMESTEP_CODE_CHANNELS, rank=rank, num_projections=3)
         self.low_rank_qkv = _low_rank((attention.to_q, attention.to_k, attention.to_v), rank)
         self.low_rank_out = _low_rank((attention.to_out[0],), rank)
+
+    def low_ranks(self) -> list[tuple[LowRank, tuple[str, ...]]]:
+        """Each with the projections that it serves."""
+        return [(self.low_rank_qkv, ("to_q", "to_k", "to_v")), (self.low_rank_out, ("to_out.0",))]
 
     def __call__(
         self,
@@ -71,7 +100,7 @@ class CrossFrameAttention(nn.Module):
         return project_out(attention, self.low_rank_out, attended)
 
 
-class ConditionedTextAttention(nn.Module):
+class ConditionedTextAttention(ViewAttention):
     """Attention of a view's tokens to the caption's, whose low-rank terms see [token; z of the view]."""
 
     def __init__(self, attention: Attention, *, rank: int) -> None:
@@ -81,6 +110,11 @@ class ConditionedTextAttention(nn.Module):
         self.low_rank_q = _low_rank((attention.to_q,), rank)
         self.low_rank_kv = _low_rank((attention.to_k, attention.to_v), rank)
         self.low_rank_out = _low_rank((attention.to_out[0],), rank)
+
+    def low_ranks(self) -> list[tuple[LowRank, tuple[str, ...]]]:
+        """Each with the projections that it serves."""
+        kv = (self.low_rank_kv, ("to_k", "to_v"))
+        return [(self.low_rank_q, ("to_q",)), kv, (self.low_rank_out, ("to_out.0",))]
 
     def __call__(
         self,

@@ -111,5 +111,5 @@ def check_fit(folder: Path, expected: dict[str, Tensor], found: dict[str, Tensor
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ValueError(
-            f"{folder}: weights of another architecture than its {CONFIG_FILE}: {'; '.join(differences[:3])}{more}"
+            f"{folder}: weights of another architecture than the network's: {'; '.join(differences[:3])}{more}"
         )

@@ -108,12 +108,13 @@ class ViewDiffUNet(nn.Module):
         )
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """All parameters: the volume renderer's own layers as "renderer" (they have their own learning rate), the
-        others as "unet". A group may be empty.
+        """All parameters that are trained: the volume renderer's own layers as "renderer" (they have their own learning
+        rate), the others as "unet". A group may be empty.
         """
         renderer = list(renderer_parameters(self))
         chosen = {id(parameter) for parameter in renderer}
-        return {"unet": [p for p in self.parameters() if id(p) not in chosen], "renderer": renderer}
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return {"unet": [p for p in trained if id(p) not in chosen], "renderer": [p for p in renderer if p.requires_grad]}
 
     def save_pretrained(self, folder: Path) -> None:
         """Write weights (safetensors) and config.json into `folder`; config.json last, so that it marks completion."""

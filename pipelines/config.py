@@ -7,6 +7,7 @@ and with how many workers it runs is `RuntimeConfig` (runtime.py), which never e
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from infra.config import EngineConfig
 from infra.errors import UserError
@@ -24,6 +25,8 @@ class TrainConfig:
     """Known views, caption dropout, prior preservation."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """Optimizer and arithmetic."""
+    trained: Literal["full", "adapter"] = "full"
+    """All weights, or only what is added to the base model, which is then saved as an adapter too."""
     num_steps: int = 60_000
     """Optimizer steps."""
     batch_size: int = 64
@@ -44,6 +47,8 @@ class TrainConfig:
         for name in names:
             if getattr(self, name) < 1:
                 raise UserError(f"train: {name} is {getattr(self, name)}, must be at least 1")
+        if self.trained not in ("full", "adapter"):
+            raise UserError(f"train: trained is {self.trained!r}, must be 'full' or 'adapter'")
         if self.num_views < 2:
             raise UserError(f"train: num_views is {self.num_views}, must be at least 2")
         if self.seed < 0:

@@ -15,6 +15,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from infra.checkpoint import Snapshot, SnapshotFolder
 from infra.engine import Engine, from_first_rank
 from infra.storage import publish_folder
+from model.adapter import freeze_base, write_adapter
 from model.diffusion import Objective, PartLoss, prior_loss, view_loss
 from model.sampling import ViewRequest
 from model.unet import ViewDiffUNet
@@ -54,6 +55,10 @@ class TrainJob:
         return self.folder / "model"
 
     @property
+    def adapter_dir(self) -> Path:
+        return self.folder / "adapter"
+
+    @property
     def previews_dir(self) -> Path:
         return self.folder / "previews"
 
@@ -87,7 +92,17 @@ def train_in_worker(job: TrainJob) -> None:
             job, engine, unet, done=done, preview=preview_request(index, latents, job.config.num_views)
         ),
     )
-    if first and not job.model_dir.exists():
+    if first:
+        _save(unet, job)
+
+
+def _save(unet: ViewDiffUNet, job: TrainJob) -> None:
+    """The trained network, and in the adapter's case the adapter first: the model marks the training's end."""
+    if job.config.trained == "adapter" and not job.adapter_dir.exists():
+        unfinished = job.folder / ".adapter"
+        write_adapter(unfinished, unet, base=str(job.base_dir))
+        publish_folder(unfinished, job.adapter_dir)
+    if not job.model_dir.exists():
         unfinished = job.folder / ".model"
         unet.save_pretrained(unfinished)
         publish_folder(unfinished, job.model_dir)
@@ -108,6 +123,8 @@ def _build_unet(job: TrainJob, snapshot: Snapshot | None) -> ViewDiffUNet:
             unet = ViewDiffUNet(base, job.config.model)
     if snapshot is not None:
         unet.load_state_dict(snapshot.tensors(MODEL_PART))
+    if job.config.trained == "adapter":
+        freeze_base(unet)
     return unet.train()
 
 
