@@ -21,7 +21,8 @@ from model.kernels.triton_marching_forward import march_rays
 # Positions × channels that programs compute at once, if a ray is not longer: 16 values of each layer for a thread.
 VALUES_PER_TILE = 4096
 VALUES_PER_WARP = 512
-# With these registers for a thread, a multiprocessor runs two programs of that size at once.
+# With these registers for a thread, a multiprocessor runs two programs of that size at once. One of them computes while
+# the other waits for voxels.
 REGISTERS = 128
 PROGRAMS_PER_PROCESSOR = 2
 # Programs of a backward pass where there is no GPU, few enough that each has several tiles.
@@ -88,13 +89,16 @@ def backward(
         **tiles.shape,
         **tiles.launch,
     )
-    return [of_voxels.mT.reshape(volume.shape), of_codes, *_unpack(of_weights.sum(0), weights)]
+    of_volume = of_voxels.mT.view(volume.shape)  # no copy: what comes before takes the channels of a voxel side by side
+    return [of_volume, of_codes, *_unpack(of_weights.sum(0), weights)]
 
 
 def _tiles(volume: Tensor, points: Tensor, noise: Tensor | None) -> _Tiles:
     channels, (num_samples, num_views, num_rays, num_positions, _) = volume.shape[1], points.shape
     if points.dtype != torch.float32 or channels not in TRITON_CHANNELS:
-        raise ValueError(f"Triton's ray march takes float32 and {TRITON_CHANNELS} channels, not {points.dtype}, {channels}")
+        raise ValueError(
+            f"Triton's ray march takes float32 and {TRITON_CHANNELS} channels, not {points.dtype}, {channels}"
+        )
     positions = triton.next_power_of_2(num_positions)
     rays = max(1, VALUES_PER_TILE // channels // positions)
     return _Tiles(
@@ -103,7 +107,11 @@ def _tiles(volume: Tensor, points: Tensor, noise: Tensor | None) -> _Tiles:
         grid_size=volume.shape[-1],
         number=num_samples * triton.cdiv(num_views * num_rays, rays),
         shape={"HAS_NOISE": noise is not None, "CHANNELS": channels, "RAYS": rays, "POSITIONS": positions},
-        launch={"num_warps": min(16, rays * positions * channels // VALUES_PER_WARP), "maxnreg": REGISTERS},
+        launch={
+            "num_warps": min(16, rays * positions * channels // VALUES_PER_WARP),
+            "num_stages": 1,  # loading the next tile's voxels ahead would need more shared memory than there is
+            "maxnreg": REGISTERS,
+        },
     )
 
 

@@ -1,5 +1,8 @@
 """The ray march's backward kernel: see model/kernels/marching.py, and triton_marching_parts.py for shape letters."""
 
+# A kernel's arguments have the types that it is compiled for.
+# mypy: allow-untyped-defs
+
 import triton
 import triton.language as tl
 
@@ -13,8 +16,8 @@ from model.kernels.triton_marching_parts import (
     corner,
     density_of,
     density_row,
-    linear,
     matrix,
+    network,
     of_rays,
     place,
     positions_of,
@@ -62,18 +65,18 @@ def differentiate_rays(
         x, y, z, inside = place(points + start * 3, offsets, exists, grid_size)
         volume = batch * grid_size * grid_size * grid_size * CHANNELS
         shown = sample(voxels + volume, x, y, z, inside, grid_size, CHANNELS)
-        trunk = tl.maximum(linear(shown, weights, TRUNK_IN, CHANNELS), 0.0)
-        hidden = tl.maximum(linear(trunk, weights, TRUNK_OUT, CHANNELS), 0.0)
         codes = of_rays(ray_codes + first * CHANNELS, count, CHANNELS, RAYS, POSITIONS, CHANNELS)
-        tint = tl.maximum(linear(hidden, weights, COLOR_IN, CHANNELS) + codes, 0.0)
-        color = tl.sigmoid(linear(tint, weights, COLOR_OUT, CHANNELS))
+        trunk, hidden, tint, color = network(shown, codes, weights, CHANNELS)
         density = density_of(hidden, noise + start, offsets, exists, weights, HAS_NOISE, CHANNELS)
 
-        of_output, of_density = differentiate_composite(
-            gradient + first * (CHANNELS + 2), color, density, depths + start, intervals + start,
-            offsets, exists, count, RAYS, POSITIONS, CHANNELS,
-        )  # fmt: skip
-        of_tint = tl.where(tint > 0, differentiate_linear(of_output, tint, weights, of_weights, COLOR_OUT, CHANNELS), 0.0)
+        depth = tl.load(depths + start + offsets, mask=exists, other=0.0)
+        interval = tl.load(intervals + start + offsets, mask=exists, other=0.0)
+        of_seen = gradient + first * (CHANNELS + 2)
+        of_color, of_density = differentiate_composite(
+            of_seen, color, density, depth, interval, count, RAYS, POSITIONS, CHANNELS
+        )
+        of_tint = differentiate_linear(of_color, tint, weights, of_weights, COLOR_OUT, CHANNELS)
+        of_tint = tl.where(tint > 0, of_tint, 0.0)
         store_sums(of_codes + first * CHANNELS, of_tint, count, RAYS, POSITIONS, CHANNELS)
         of_hidden = differentiate_linear(of_tint, hidden, weights, of_weights, COLOR_IN, CHANNELS)
         of_hidden += differentiate_density(of_density, hidden, weights, of_weights, CHANNELS)
@@ -81,32 +84,40 @@ def differentiate_rays(
         of_trunk = differentiate_linear(of_hidden, trunk, weights, of_weights, TRUNK_OUT, CHANNELS)
         of_trunk = tl.where(trunk > 0, of_trunk, 0.0)
         of_shown = differentiate_linear(of_trunk, shown, weights, of_weights, TRUNK_IN, CHANNELS)
+        # Loaded again, so that they take no registers in between.
         x, y, z, inside = place(points + start * 3, offsets, exists, grid_size)
         scatter(of_voxels + volume, of_shown, x, y, z, inside, grid_size, CHANNELS)
 
 
 @triton.jit
 def differentiate_composite(
-    gradient, color, density, depths, intervals, offsets, exists, count,
-    RAYS: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    """Gradients of the inputs [P, C] of colours' sigmoid and of densities' softplus [P].
+    gradient,  # [Q, C + 2], of what the rays see
+    color,  # [P, C]
+    density,  # [P], as depth and interval
+    depth,
+    interval,
+    count,
+    RAYS: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Gradients of the inputs [P, C] of colours' sigmoid and [P] of densities' softplus.
 
-    With thicknesses t, transmittances T[i] = exp(-t[0] - ... - t[i]) and weights w[i] = T[i - 1] - T[i], a gradient g
-    of the weights makes one of t[i]: g[i] T[i] - (sum of g[j] w[j] over j > i) = g[i] T[i - 1] - (the same over j >= i).
+    With thicknesses t, transmittances T[i] = exp(-t[0] - ... - t[i]) and weights w[i] = T[i - 1] - T[i], gradients g of
+    the weights make that of t[i]: g[i] T[i] minus the sum of g[j] w[j] over j > i, which is g[i] T[i - 1] minus the sum
+    over j >= i.
     """
-    interval = tl.load(intervals + offsets, mask=exists, other=0.0)
     before, after = transmittance(density, interval, RAYS, POSITIONS)
     weight = before - after
-    of_color = of_rays(gradient, count, CHANNELS + 2, RAYS, POSITIONS, CHANNELS)
+    of_features = of_rays(gradient, count, CHANNELS + 2, RAYS, POSITIONS, CHANNELS)
     ray = tl.arange(0, RAYS * POSITIONS) // POSITIONS
-    of_scalars = gradient + ray * (CHANNELS + 2) + CHANNELS
-    of_weight = tl.sum(of_color * (color - 1), axis=1)
-    of_weight += tl.load(of_scalars, mask=exists, other=0.0)
-    of_weight += tl.load(of_scalars + 1, mask=exists, other=0.0) * tl.load(depths + offsets, mask=exists, other=0.0)
+    of_opacity = gradient + ray * (CHANNELS + 2) + CHANNELS
+    of_weight = tl.sum(of_features * (color - 1), axis=1)
+    of_weight += tl.load(of_opacity, mask=ray < count, other=0.0)
+    of_weight += tl.load(of_opacity + 1, mask=ray < count, other=0.0) * depth
     behind = tl.cumsum(tl.reshape(of_weight * weight, [RAYS, POSITIONS]), axis=1, reverse=True)
     of_thickness = of_weight * before - tl.reshape(behind, [RAYS * POSITIONS])
-    return weight[:, None] * of_color * color * (1 - color), of_thickness * interval * tl.sigmoid(density)
+    return weight[:, None] * of_features * color * (1 - color), of_thickness * interval * tl.sigmoid(density)
 
 
 @triton.jit

@@ -6,6 +6,9 @@ Shape letters: C channels, G voxels per side, S positions on a ray up to the nex
 P = Q*S positions.
 """
 
+# A kernel's arguments have the types that it is compiled for.
+# mypy: allow-untyped-defs
+
 import triton
 import triton.language as tl
 
@@ -105,6 +108,15 @@ def linear(values, weights, LAYER: tl.constexpr, CHANNELS: tl.constexpr):
     transposed = tl.trans(tl.load(matrix(weights, LAYER, CHANNELS)))
     product = tl.dot(values, transposed, input_precision=PRECISION)
     return product + tl.load(bias(weights, LAYER, CHANNELS))[None, :]
+
+
+@triton.jit
+def network(shown, codes, weights, CHANNELS: tl.constexpr):
+    """Activations of all layers, from what the volume shows [P, C]: of the trunk's two and the colour's two, [P, C]."""
+    trunk = tl.maximum(linear(shown, weights, TRUNK_IN, CHANNELS), 0.0)
+    hidden = tl.maximum(linear(trunk, weights, TRUNK_OUT, CHANNELS), 0.0)
+    tint = tl.maximum(linear(hidden, weights, COLOR_IN, CHANNELS) + codes, 0.0)
+    return trunk, hidden, tint, tl.sigmoid(linear(tint, weights, COLOR_OUT, CHANNELS))
 
 
 @triton.jit
