@@ -142,7 +142,7 @@ class Cameras:
         if not (torch.isfinite(self.world_to_camera).all() and torch.isfinite(self.intrinsics).all()):
             raise ValueError("cameras: world_to_camera and intrinsics must be finite; some value is NaN or infinite")
         identity = torch.eye(3, dtype=self.rotation.dtype, device=self.rotation.device)
-        error = (self.rotation @ self.rotation.mT - identity).abs().amax() if self.rotation.numel() else 0.0
+        error = (_apply(self.rotation, self.rotation) - identity).abs().amax() if self.rotation.numel() else 0.0
         if error > ROTATION_TOLERANCE or bool((torch.linalg.det(self.rotation) < 0).any()):
             raise ValueError("cameras: world_to_camera must hold rotations: orthonormal, determinant +1")
         focal_lengths = self.intrinsics[..., (0, 1), (0, 1)]

@@ -155,12 +155,11 @@ class ProjectionLayer(nn.Module):
         """Compressed features [B, V', K, h, w] of the visible views -> what all V views see of their volume."""
         num_visible, image_size = features.shape[1], (features.shape[-2], features.shape[-1])
         geometry = views.geometry[LayerShape(self.grid_size, image_size)]
-        timesteps = views.timestep_embedding.unflatten(0, (-1, views.num_views))
+        dtype = self.refiner.dtype  # of the weights; under autocast the embedding may come in another
+        timesteps = views.timestep_embedding.to(dtype).unflatten(0, (-1, views.num_views))
         volume = self.aggregator(features, geometry.voxels.of_first_views(num_visible), timesteps[:, :num_visible])
         # The last view is never a known one, so its timestep is that of the noise.
-        volume = self.refiner(
-            volume.unflatten(-1, (self.grid_size,) * 3).to(self.refiner.dtype), timesteps[:, -1]
-        )
+        volume = self.refiner(volume.unflatten(-1, (self.grid_size,) * 3).to(dtype), timesteps[:, -1])
         noise = None if views.opacity_noise is None else views.opacity_noise[self.layer_index]
         return self.renderer(volume, geometry.rays, image_size, noise)
 

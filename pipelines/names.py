@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-PRESET_NAMES = ("tiny", "single_gpu", "released", "paper")
+PRESET_NAMES = ("tiny", "single_gpu", "released", "paper", "pyramid")
 MOST_LISTED = 20
 
 

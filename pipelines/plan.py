@@ -91,6 +91,7 @@ STEPS: tuple[Step, ...] = (
         inputs=(("shards", "preprocess"), ("latents", "latents"), ("base", "base")),
         load=_train,
         tracks=True,
+        version=2,
     ),
     Step(
         name="evaluate",

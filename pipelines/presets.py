@@ -78,6 +78,19 @@ def paper() -> RunConfig:
     return replace(base, name="paper", train=replace(base.train, model=model))
 
 
+def pyramid() -> RunConfig:
+    """Finer volumes than the paper's: projection layers in all blocks but the outermost, 128³, 64³ and 32³ voxels.
+
+    A block's volume has twice the voxels per side of the next deeper one's, as its features have twice the pixels.
+    """
+    blocks = (
+        ("down_blocks.1", 128), ("down_blocks.2", 64), ("mid_block", 32), ("up_blocks.1", 64), ("up_blocks.2", 128)
+    )  # fmt: skip
+    base = paper()
+    projection = replace(base.train.model.projection, blocks=blocks, recompute_volumes=True)
+    return replace(base, name="pyramid", train=replace(base.train, model=replace(base.train.model, projection=projection)))
+
+
 def single_gpu() -> RunConfig:
     """`released` with a small batch, fewer steps and a learning rate to match; run with --num-workers 1.
 
@@ -94,4 +107,5 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "single_gpu": single_gpu,
     "released": released,
     "paper": paper,
+    "pyramid": pyramid,
 }

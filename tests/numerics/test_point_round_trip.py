@@ -7,6 +7,7 @@ pixel or makes it vanish.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -16,17 +17,79 @@ from torch import Tensor, nn
 
 from model.cameras import Cameras
 from model.config import ProjectionConfig
+from model.geometry import LayerShape, compute_geometry
 from model.projection import ProjectionLayer
 from model.rendering import Rendered
 from model.views import ViewContext
-from model.volume import ViewSamples
+from model.volume import SceneFrame, VoxelProjections, unproject
+from pipelines.presets import PRESETS
 
 SIZE = (24, 28)  # latent pixels, not square
 IMAGE_SIZE = (192, 224)
 INTRINSICS = torch.tensor([[230.0, 0.0, 118.0], [0.0, 215.0, 92.0], [0.0, 0.0, 1.0]])
 NUM_SEEN, NUM_HIDDEN = 8, 1
 SCENE_BOUNDS = torch.tensor([[-0.9, -1.0, -0.6], [1.3, 0.8, 1.4]])  # centred at (0.2, -0.1, 0.4), largest side 2.2
-BLOB_RADIUS = 3.5  # latent pixels; wider than a voxel's image, so that the volume can hold it
+DISTANCE = 3.6  # of the cameras from the scene's centre, world units
+BLOB_RADIUS = 2.5  # latent pixels; wider than a voxel's image, so that the volume can hold it
+# A voxel of the scene may not be wider than this in the image. The grids of presets that are coarser than that are seen
+# by cameras of a shorter focal length, like the small features that those presets have there: 8³ voxels with a
+# background leave 4 a side for the scene, 4.4 pixels wide with the focal length below, and such a volume cannot say
+# where a point is to a ninth of a voxel.
+WIDEST_VOXEL = 1.0
+
+
+class Volume(NamedTuple):
+    """What a preset says of a projection layer's geometry."""
+
+    config: ProjectionConfig
+    grid_size: int
+
+    def voxel_size(self) -> float:
+        """Side of a voxel of the scene, world units."""
+        fraction = self.config.foreground_fraction if self.config.background else 1.0
+        half_size = SceneFrame.from_bounds(SCENE_BOUNDS[None]).half_size.item()
+        return 2 * half_size / (fraction * self.grid_size)
+
+    def intrinsics(self) -> Tensor:
+        """With the focal length that shows no voxel wider than `WIDEST_VOXEL`."""
+        latent_pixels = INTRINSICS[0, 0].item() * SIZE[1] / IMAGE_SIZE[1]
+        zoom = min(1.0, WIDEST_VOXEL * DISTANCE / (latent_pixels * self.voxel_size()))
+        return INTRINSICS * torch.tensor([[zoom, 1, 1], [1, zoom, 1], [1, 1, 1]])
+
+
+def _volume(config: ProjectionConfig, grid_size: int) -> Volume:
+    """The same geometry with two channels and no compression."""
+    small = {"blocks": (), "compress": "pointwise", "refine_channels": (2,), "feature_channels": 2}
+    return Volume(dataclasses.replace(config, **small), grid_size)
+
+
+# A voxel of the scene is as large in both.
+SCENE_VOLUME = _volume(ProjectionConfig(blocks=(), background=False, num_samples=64), 24)
+BACKGROUND_VOLUME = _volume(ProjectionConfig(blocks=(), num_samples=64), 48)
+
+
+def _volumes_of_presets() -> dict[str, Volume]:
+    """Every different geometry of the presets' layers, by the presets that have it and its voxels per side."""
+    names: dict[tuple[object, ...], list[str]] = {}
+    volumes: dict[tuple[object, ...], Volume] = {}
+    for name, make in PRESETS.items():
+        config = make().train.model.projection
+        for grid_size in sorted({size for _, size in config.blocks}):
+            volume = _volume(config, grid_size)
+            geometry = (
+                config.background,
+                config.foreground_fraction,
+                config.disparity_at_infinity,
+                config.num_samples,
+                grid_size,
+            )
+            names.setdefault(geometry, []).append(name)
+            volumes[geometry] = volume
+    return {f"{'+'.join(names[key])}-{volume.grid_size}": volume for key, volume in volumes.items()}
+
+
+PRESET_VOLUMES = _volumes_of_presets()
+WITH_BACKGROUND = {name: volume for name, volume in PRESET_VOLUMES.items() if volume.config.background}
 
 
 class RoundTrip(NamedTuple):
@@ -49,12 +112,20 @@ class RoundTrip(NamedTuple):
 class _Intersection(nn.Module):
     """Stands in for the learned aggregation: a voxel is as bright as the geometric mean over the views."""
 
-    def forward(self, samples: ViewSamples, timestep_embedding: Tensor) -> Tensor:
-        return samples.features.prod(dim=1).pow(1 / samples.features.shape[1])
+    def forward(self, features: Tensor, voxels: VoxelProjections, timestep_embedding: Tensor) -> Tensor:
+        num_views, product = features.shape[1], torch.ones(())
+        for view in range(num_views):  # one after another: 128³ voxels of all views at once take gigabytes
+            one = slice(view, view + 1)
+            pixels, depth, reachable, rays = voxels
+            seen = unproject(features[:, one], VoxelProjections(pixels[:, one], depth[:, one], reachable, rays[:, one]))
+            product = product * seen.features[:, 0]
+        return product.pow(1 / num_views).mT
 
 
 class _Unchanged(nn.Module):
     """Stands in for the 3D CNN."""
+
+    dtype = torch.float32
 
     def forward(self, volume: Tensor, timestep_embedding: Tensor) -> Tensor:
         return volume
@@ -65,12 +136,12 @@ def _pixel_centers() -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
-def _looking_at_the_scene(directions: list[Tensor]) -> Cameras:
+def _looking_at_the_scene(directions: list[Tensor], intrinsics: Tensor) -> Cameras:
     """Cameras [1, V] in these unit directions from about the scene's centre, at different distances and rolled."""
     poses = []
     for view, direction in enumerate(directions):
         target = SCENE_BOUNDS.mean(0) + 0.1 * torch.tensor([math.sin(view), math.cos(view), math.sin(2.0 * view)])
-        position = target + (3.6 + 0.3 * math.cos(5.0 * view)) * direction
+        position = target + (DISTANCE + 0.3 * math.cos(5.0 * view)) * direction
         right = torch.linalg.cross(-direction, torch.tensor([0.0, 0.0, 1.0]))
         right = right / right.norm()
         down = torch.linalg.cross(-direction, right)
@@ -79,7 +150,7 @@ def _looking_at_the_scene(directions: list[Tensor]) -> Cameras:
         pose = torch.eye(4)
         pose[:3, :3], pose[:3, 3] = rotation, -rotation @ position
         poses.append(pose)
-    return Cameras(torch.stack(poses)[None], INTRINSICS.expand(1, len(poses), 3, 3), IMAGE_SIZE).check()
+    return Cameras(torch.stack(poses)[None], intrinsics.expand(1, len(poses), 3, 3), IMAGE_SIZE).check()
 
 
 def _around() -> list[Tensor]:
@@ -109,13 +180,9 @@ def _facing(axis: int, sign: float) -> list[Tensor]:
     return directions
 
 
-def _layer(background: bool) -> ProjectionLayer:
+def _layer(volume: Volume) -> ProjectionLayer:
     """A layer whose volume has two equal channels, and whose density grows exponentially with them."""
-    config = ProjectionConfig(
-        blocks=(), background=background, num_samples=64, compress="pointwise", refine_channels=(2,), feature_channels=2
-    )
-    grid_size = 48 if background else 24  # a voxel of the scene is as large in both
-    layer = ProjectionLayer(2, grid_size, 4, config, layer_index=0)
+    layer = ProjectionLayer(2, volume.grid_size, 4, volume.config, layer_index=0)
     layer.compress, layer.aggregator, layer.refiner = nn.Identity(), _Intersection(), _Unchanged()
     for index in (0, 2):
         linear = layer.renderer.trunk[index]
@@ -128,24 +195,23 @@ def _layer(background: bool) -> ProjectionLayer:
 
 
 @torch.no_grad()
-def _round_trip(point: tuple[float, float, float], directions: list[Tensor], *, background: bool) -> RoundTrip:
-    cameras, num_views = _looking_at_the_scene(directions), len(directions)
+def _round_trip(point: tuple[float, float, float], directions: list[Tensor], volume: Volume) -> RoundTrip:
+    cameras, num_views = _looking_at_the_scene(directions, volume.intrinsics()), len(directions)
     pixels, depth = cameras.resize(SIZE).project(torch.tensor(point)[None])
     views = ViewContext(
         num_views=num_views,
         latent_size=SIZE,
         conditioning=torch.zeros(num_views, 10),
         timestep_embedding=torch.zeros(num_views, 4),
-        cameras=cameras,
-        scene_bounds=SCENE_BOUNDS[None],
+        geometry=compute_geometry(cameras, SCENE_BOUNDS[None], [LayerShape(volume.grid_size, SIZE)], volume.config),
         hidden_views=NUM_HIDDEN,
-        opacity_noise_seeds=None,
+        opacity_noise=None,
     )
     v, u = _pixel_centers()
     squared = (u - pixels[0, :, 0, 0, None, None]).square() + (v - pixels[0, :, 0, 1, None, None]).square()
     blobs = torch.exp(-squared / (2 * BLOB_RADIUS**2))  # [V, h, w]
     blobs[NUM_SEEN:] = 0  # what a hidden view shows must not matter
-    layer = _layer(background)
+    layer = _layer(volume)
     rendered: list[Rendered] = []
     layer.renderer.register_forward_hook(lambda _module, _inputs, output: rendered.append(output))
     layer(blobs.flatten(1)[..., None].repeat(1, 1, 2), *SIZE, views)
@@ -159,24 +225,45 @@ def _assert_lands_on_its_pixel(result: RoundTrip) -> None:
     assert result.error().max() < 0.5, result.error()
 
 
-@pytest.mark.parametrize("background", [False, True], ids=["scene", "background"])
-@pytest.mark.parametrize("point", [(0.75, -0.55, 0.05), (-0.2, 0.25, 0.7), (0.2, -0.1, 0.4), (-0.15, -0.4, 0.8)])
-def test_a_point_of_the_scene(point: tuple[float, float, float], background: bool) -> None:
-    result = _round_trip(point, _around(), background=background)
-    _assert_lands_on_its_pixel(result)
-    # Depth of what is clearly hit; a voxel is 0.09 world units, and the blob is about 0.2 thick.
+def _assert_has_its_depth(result: RoundTrip, tolerance: float) -> None:
+    """Depth of what is clearly hit."""
     hit = result.opacity > result.opacity.amax((-2, -1), keepdim=True) / 2
     depth = (result.depth_sum * hit).sum((-2, -1)) / (result.opacity * hit).sum((-2, -1))
-    torch.testing.assert_close(depth, result.depth, rtol=0, atol=0.15)
+    torch.testing.assert_close(depth, result.depth, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("sign", [-1.0, 1.0], ids=["negative", "positive"])
-@pytest.mark.parametrize("axis", [0, 1, 2], ids=["x", "y", "z"])
-def test_a_point_behind_the_scene(axis: int, sign: float) -> None:
+def _behind(axis: int, sign: float) -> tuple[float, float, float]:
     """Two half scene sizes behind the centre, which the contraction maps halfway to the volume's end."""
     point = SCENE_BOUNDS.mean(0).clone()
     point[axis] += sign * 2.2
     point[(axis + 1) % 3] += 0.3
     point[(axis + 2) % 3] -= 0.25
     x, y, z = point.tolist()
-    _assert_lands_on_its_pixel(_round_trip((x, y, z), _facing(axis, sign), background=True))
+    return x, y, z
+
+
+@pytest.mark.parametrize("volume", [SCENE_VOLUME, BACKGROUND_VOLUME], ids=["scene", "background"])
+@pytest.mark.parametrize("point", [(0.75, -0.55, 0.05), (-0.2, 0.25, 0.7), (0.2, -0.1, 0.4), (-0.15, -0.4, 0.8)])
+def test_a_point_of_the_scene(point: tuple[float, float, float], volume: Volume) -> None:
+    result = _round_trip(point, _around(), volume)
+    _assert_lands_on_its_pixel(result)
+    _assert_has_its_depth(result, 0.15)  # a voxel is 0.09 world units, and the blob is about 0.2 thick
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0], ids=["negative", "positive"])
+@pytest.mark.parametrize("axis", [0, 1, 2], ids=["x", "y", "z"])
+def test_a_point_behind_the_scene(axis: int, sign: float) -> None:
+    _assert_lands_on_its_pixel(_round_trip(_behind(axis, sign), _facing(axis, sign), BACKGROUND_VOLUME))
+
+
+@pytest.mark.parametrize("volume", PRESET_VOLUMES.values(), ids=PRESET_VOLUMES)
+def test_a_point_of_the_scene_in_a_presets_volume(volume: Volume) -> None:
+    result = _round_trip((0.75, -0.55, 0.05), _around(), volume)
+    _assert_lands_on_its_pixel(result)
+    _assert_has_its_depth(result, max(0.15, volume.voxel_size() / 2))
+
+
+@pytest.mark.parametrize("volume", WITH_BACKGROUND.values(), ids=WITH_BACKGROUND)
+@pytest.mark.parametrize(("axis", "sign"), [(0, -1.0), (1, 1.0), (2, -1.0)], ids=["x", "y", "z"])
+def test_a_point_behind_the_scene_in_a_presets_volume(axis: int, sign: float, volume: Volume) -> None:
+    _assert_lands_on_its_pixel(_round_trip(_behind(axis, sign), _facing(axis, sign), volume))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from infra.errors import UserError
 from model.cameras import Cameras
+from model.views import Scene
 from preprocessing.batches import ViewBatches
 from preprocessing.dataset import FrameIndex, choose_views
 from preprocessing.latents import LatentCache
@@ -32,9 +33,10 @@ def batches(opened: tuple[FrameIndex, LatentCache], **settings: Any) -> ViewBatc
 def assert_equal(batch: object, other: object) -> None:
     for field in fields(batch):  # type: ignore[arg-type]
         a, b = getattr(batch, field.name), getattr(other, field.name)
-        if isinstance(a, Cameras):
-            a, b = a.world_to_camera, b.world_to_camera
-        assert torch.equal(a, b) if isinstance(a, Tensor) else a == b, field.name
+        if isinstance(a, Scene | Cameras):
+            assert_equal(a, b)
+        else:
+            assert torch.equal(a, b) if isinstance(a, Tensor) else a == b, field.name
 
 
 def test_a_sample_is_what_its_position_says(opened: tuple[FrameIndex, LatentCache]) -> None:
@@ -43,10 +45,10 @@ def test_a_sample_is_what_its_position_says(opened: tuple[FrameIndex, LatentCach
     choice = choose_views(index.sequences("train"), seed=SEED, position=5, num_views=NUM_VIEWS)
     assert batch.positions == (5,)
     assert batch.latents.shape == (1, NUM_VIEWS, *latents.latent_shape)
-    assert torch.equal(batch.cameras.world_to_camera[0], index.cameras(choice.rows).world_to_camera)
-    assert torch.equal(batch.intensity[0], index.intensity(choice.rows))
+    assert_equal(batch.scene.cameras[0], index.cameras(choice.rows))
+    assert torch.equal(batch.scene.intensity[0], index.intensity(choice.rows))
     assert torch.equal(batch.text[0], latents.text(choice.caption))
-    assert batch.scene_bounds.tolist() == [choice.sequence.scene_bounds.tolist()]
+    assert batch.scene.scene_bounds.tolist() == [choice.sequence.scene_bounds.tolist()]
 
 
 def test_latents_are_drawn_around_the_mean(opened: tuple[FrameIndex, LatentCache]) -> None:

@@ -68,6 +68,13 @@ def test_options_override_single_fields_of_the_preset() -> None:
     assert parsed.dry_run
 
 
+def test_ablations_are_listed_by_name() -> None:
+    line = "--train.model.without cross_frame intensity --train.model.projection.aggregation mean"
+    model = parse_run("train", line.split(), description="").config.train.model
+    assert model.without == ("cross_frame", "intensity")
+    assert model.projection.aggregation == "mean"
+
+
 def test_paper_preset_takes_overrides_too() -> None:
     parsed = parse_run("train", ["--preset=paper", "--train.model.rank", "8"], description="")
     assert (parsed.config.name, parsed.config.train.model.rank) == ("paper", 8)
@@ -78,7 +85,7 @@ def test_paper_preset_takes_overrides_too() -> None:
     [
         ("trian", "unknown command 'trian'; did you mean 'train'?"),
         ("train --preset tini", "unknown preset 'tini'; did you mean 'tiny'?"),
-        ("train --preset zzz", "unknown preset 'zzz'; choose from tiny, single_gpu, released, paper"),
+        ("train --preset zzz", "unknown preset 'zzz'; choose from tiny, single_gpu, released, paper, pyramid"),
         ("train --train.nun-steps 3", "unknown option '--train.nun-steps'; did you mean '--train.num-steps'?"),
         ("train --train.num-steps many", "--train.num-steps: "),
         ("train --train.num-steps", "--train.num-steps: needs a value"),
@@ -88,6 +95,7 @@ def test_paper_preset_takes_overrides_too() -> None:
         ("train --num-workers 3", "batch_size 8 cannot be divided among 3 workers"),
         ("train --train.seed -1", "seed is -1, must be at least 0"),
         ("train --train.model.projection.blocks attic 8 --dry-run", "no attention in attic"),
+        ("train --train.model.without everything", "--train.model.without 'everything': choose from projection, "),
         ("train --preprocess.image-size 60", "image_size 60 must be a multiple of 16"),
         ("train --base.tiny.head-channels 0", "head_channels 0 must be at least 1"),
         ("generate --num-views 0", "num_views is 0, must be at least 1"),

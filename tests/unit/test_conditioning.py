@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.cameras import Cameras
-from model.conditioning import ConditionedLowRank, camera_conditioning, conditioning_vector
+from model.conditioning import LowRank, camera_conditioning, conditioning_vector, low_rank_down
 from model.views import ViewContext
 from tests.factories import look_at_cameras
 
@@ -47,24 +47,40 @@ def test_intensity_of_another_batch_is_refused() -> None:
         conditioning_vector(look_at_cameras(2, 3), torch.rand(2, 4, 2))
 
 
-def test_low_rank_parts_equal_one_projection_of_the_concatenation() -> None:
-    layer = ConditionedLowRank(12, out_channels=7, rank=3, view_channels=10, timestep_channels=8)
-    torch.nn.init.normal_(layer.up.weight)
-    assert layer.down_z is not None
-    assert layer.down_e is not None
+def test_low_rank_terms_equal_one_projection_each_of_the_concatenation() -> None:
+    """Each projection has its own rows of `down`, as if it were alone."""
+    torch.manual_seed(0)
+    layer, down_view = LowRank(12, out_channels=(7, 5), rank=3), low_rank_down(10 + 8, rank=3, num_projections=2)
     x, z, e = torch.randn(4, 5, 12), torch.randn(4, 10), torch.randn(4, 8)
     joined = torch.cat([x, z[:, None].expand(-1, 5, -1), e[:, None].expand(-1, 5, -1)], dim=-1)
-    down = torch.cat([layer.down_x.weight, layer.down_z.weight, layer.down_e.weight], dim=1)
-    torch.testing.assert_close(layer(x, z, e), joined @ down.T @ layer.up.weight.T)
+    down = torch.cat([layer.down.weight, down_view.weight], dim=1)
+    projected = [torch.randn(4, 5, 7), torch.randn(4, 5, 5)]
+    for up in layer.up:
+        torch.nn.init.normal_(up.weight)
+    outputs = layer(projected, x, down_view(torch.cat([z, e], dim=-1)))
+    assert len(outputs) == 2
+    for number, (output, base, up) in enumerate(zip(outputs, projected, layer.up, strict=True)):
+        term = joined @ down[3 * number : 3 * (number + 1)].T @ up.weight.T
+        # float32 sums of 30 products of order one, in another order
+        torch.testing.assert_close(output, base + term, rtol=1e-5, atol=1e-4)
 
 
-def test_low_rank_starts_at_zero_and_learns() -> None:
-    layer = ConditionedLowRank(12, out_channels=7, rank=3, view_channels=10)
-    output = layer(torch.randn(2, 5, 12), torch.randn(2, 10))
-    assert output.abs().max() == 0
-    output.sum().backward()
-    assert layer.up.weight.grad is not None
-    assert layer.up.weight.grad.abs().max() > 0
+def test_low_rank_terms_without_views_see_the_tokens_alone() -> None:
+    layer = LowRank(12, out_channels=(7,), rank=3)
+    torch.nn.init.normal_(layer.up[0].weight)
+    x, base = torch.randn(4, 5, 12), torch.randn(4, 5, 7)
+    torch.testing.assert_close(layer([base], x)[0], base + x @ layer.down.weight.T @ layer.up[0].weight.T)
+
+
+def test_low_rank_terms_start_at_zero_and_learn() -> None:
+    layer = LowRank(12, out_channels=(7, 5), rank=3)
+    projected = [torch.randn(2, 5, 7), torch.randn(2, 5, 5)]
+    outputs = layer(projected, torch.randn(2, 5, 12), torch.randn(2, 2 * 3))
+    assert all(torch.equal(output, base) for output, base in zip(outputs, projected, strict=True))
+    sum(output.sum() for output in outputs).backward()
+    for up in layer.up:
+        assert up.weight.grad is not None
+        assert up.weight.grad.abs().max() > 0
 
 
 def _context(latent_size: tuple[int, int]) -> ViewContext:
@@ -73,10 +89,9 @@ def _context(latent_size: tuple[int, int]) -> ViewContext:
         latent_size=latent_size,
         conditioning=torch.zeros(1, 10),
         timestep_embedding=torch.zeros(1, 4),
-        cameras=look_at_cameras(1, 1),
-        scene_bounds=torch.zeros(1, 2, 3),
+        geometry={},
         hidden_views=0,
-        opacity_noise_seeds=None,
+        opacity_noise=None,
     )
 
 

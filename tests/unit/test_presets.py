@@ -12,13 +12,15 @@ from pipelines import dry_run
 from pipelines.config import RunConfig
 from pipelines.names import PRESET_NAMES
 from pipelines.plan import NAMES
-from pipelines.presets import PRESETS, paper, released, tiny
+from pipelines.presets import PRESETS, paper, pyramid, released, tiny
 from pipelines.runtime import RuntimeConfig
 
 SD_2_UNET_PARAMETERS = 865_910_724  # published for Stable Diffusion 2.x
 # Channels of the blocks of Stable Diffusion's U-Net, and the paper's voxels per side for them.
 SD_CHANNELS = {"down_blocks.1": 640, "down_blocks.2": 1280, "mid_block": 1280, "up_blocks.1": 1280, "up_blocks.2": 640}
 PAPER_GRID = {320: 128, 640: 64, 1280: 32}
+# Pixels per side of those blocks' features, for latents of 64 × 64.
+SD_SIDES = {"down_blocks.1": 32, "down_blocks.2": 16, "mid_block": 8, "up_blocks.1": 16, "up_blocks.2": 32}
 
 
 @pytest.fixture(params=PRESET_NAMES)
@@ -40,7 +42,6 @@ def test_a_batch_splits_over_the_default_workers(preset: RunConfig) -> None:
 
 def test_paper_is_the_papers_text() -> None:
     train = paper().train
-    assert train.model.projection is not None
     assert dict(train.model.projection.blocks) == {name: PAPER_GRID[width] for name, width in SD_CHANNELS.items()}
     assert (train.num_steps, train.batch_size, train.num_views, train.model.rank) == (60_000, 64, 5, 64)
     engine = train.engine
@@ -53,9 +54,16 @@ def test_paper_is_the_papers_text() -> None:
 
 def test_released_is_the_authors_run() -> None:
     model = released().train.model
-    assert model.projection is not None
     assert dict(model.projection.blocks) == {"down_blocks.2": 32, "mid_block": 32, "up_blocks.1": 32}
     assert (model.include_self, model.projection.merge, model.rank) == (True, "replace", 64)
+
+
+def test_pyramid_is_the_papers_with_finer_volumes() -> None:
+    model, of_paper = pyramid().train.model, paper().train.model
+    assert dict(model.projection.blocks) == {name: 4 * side for name, side in SD_SIDES.items()}
+    unchanged = replace(model.projection, blocks=of_paper.projection.blocks, recompute_volumes=False)
+    assert replace(model, projection=unchanged) == of_paper
+    assert model.projection.recompute_volumes
 
 
 def test_dry_run_prints_everything_and_does_nothing(

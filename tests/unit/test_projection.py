@@ -11,10 +11,13 @@ from torch import Tensor
 
 from model.cameras import Cameras
 from model.config import ProjectionConfig
+from model.geometry import Geometry, LayerShape, compute_geometry
+from model.kernels.selection import use
 from model.projection import ProjectionLayer, VolumeRefiner, renderer_parameters
+from model.rendering import opacity_noise
 from model.views import ViewContext
 
-CHANNELS, TIMESTEP_CHANNELS, SIZE = 6, 8, (3, 4)
+CHANNELS, TIMESTEP_CHANNELS, SIZE, GRID_SIZE = 6, 8, (3, 4), 4
 
 
 def _config(**changes: Any) -> ProjectionConfig:
@@ -24,24 +27,39 @@ def _config(**changes: Any) -> ProjectionConfig:
 
 def _layer(config: ProjectionConfig | None = None) -> ProjectionLayer:
     torch.manual_seed(0)
-    return ProjectionLayer(CHANNELS, 4, TIMESTEP_CHANNELS, config or _config(), layer_index=0)
+    return ProjectionLayer(CHANNELS, GRID_SIZE, TIMESTEP_CHANNELS, config or _config(), layer_index=0)
 
 
-def _inputs(num_samples: int, num_views: int, hidden_views: int, seed: int = 0) -> tuple[Tensor, ViewContext]:
-    """Tokens and views whose cameras look along +z at the origin, from slightly different places."""
-    generator = torch.Generator().manual_seed(seed)
+def _cameras(num_samples: int, num_views: int) -> Cameras:
+    """Cameras that look along +z at the origin, from slightly different places."""
+    generator = torch.Generator().manual_seed(0)
     pose = torch.eye(4).repeat(num_samples, num_views, 1, 1)
     pose[..., :3, 3] = torch.tensor([0.0, 0.0, 3.0]) + 0.3 * torch.randn(num_samples, num_views, 3, generator=generator)
     intrinsics = torch.tensor([[40.0, 0.0, 20.0], [0.0, 40.0, 15.0], [0.0, 0.0, 1.0]])
+    return Cameras(pose, intrinsics.repeat(num_samples, num_views, 1, 1), (30, 40))
+
+
+def _geometry(cameras: Cameras, config: ProjectionConfig) -> Geometry:
+    bounds = torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]).repeat(len(cameras.world_to_camera), 1, 1)
+    return compute_geometry(cameras, bounds, [LayerShape(GRID_SIZE, SIZE)], config)
+
+
+def _inputs(
+    num_samples: int, num_views: int, hidden_views: int, config: ProjectionConfig | None = None
+) -> tuple[Tensor, ViewContext]:
+    """Tokens and views, with noise in the renderer."""
+    generator = torch.Generator().manual_seed(1)
+    geometry = _geometry(_cameras(num_samples, num_views), config or _config())
+    depths = geometry[LayerShape(GRID_SIZE, SIZE)].rays.depths
+    noise = opacity_noise(torch.arange(num_samples), [depths[0].numel()])
     views = ViewContext(
         num_views=num_views,
         latent_size=SIZE,
         conditioning=torch.zeros(num_samples * num_views, 10),
         timestep_embedding=torch.randn(num_samples * num_views, TIMESTEP_CHANNELS, generator=generator),
-        cameras=Cameras(pose, intrinsics.repeat(num_samples, num_views, 1, 1), (30, 40)),
-        scene_bounds=torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]).repeat(num_samples, 1, 1),
+        geometry=geometry,
         hidden_views=hidden_views,
-        opacity_noise_seeds=tuple(range(num_samples)),
+        opacity_noise=(noise[0].view(depths.shape),),
     )
     tokens = torch.randn(num_samples * num_views, SIZE[0] * SIZE[1], CHANNELS, generator=generator)
     return tokens, views
@@ -49,9 +67,11 @@ def _inputs(num_samples: int, num_views: int, hidden_views: int, seed: int = 0) 
 
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("compress", ["conv3x3", "pointwise"])
-def test_every_parameter_learns(background: bool, compress: str) -> None:
-    layer = _layer(_config(background=background, compress=compress))
-    tokens, views = _inputs(2, 3, hidden_views=1)
+@pytest.mark.parametrize("aggregation", ["learned", "mean"])
+def test_every_parameter_learns(background: bool, compress: str, aggregation: str) -> None:
+    config = _config(background=background, compress=compress, aggregation=aggregation)
+    layer = _layer(config)
+    tokens, views = _inputs(2, 3, hidden_views=1, config=config)
     tokens.requires_grad_()
     out = layer(tokens, *SIZE, views)
     assert out.shape == tokens.shape
@@ -88,13 +108,14 @@ def test_one_view_works_and_none_is_refused() -> None:
 def test_samples_do_not_mix() -> None:
     layer = _layer()
     tokens, views = _inputs(2, 3, hidden_views=1)
+    assert views.opacity_noise is not None
+    (noise,) = views.opacity_noise
     second = dataclasses.replace(
         views,
         conditioning=views.conditioning[3:],
         timestep_embedding=views.timestep_embedding[3:],
-        cameras=views.cameras[1:],
-        scene_bounds=views.scene_bounds[1:],
-        opacity_noise_seeds=(1,),
+        geometry=_geometry(_cameras(2, 3)[1:], _config()),
+        opacity_noise=(noise[1:],),
     )
     # Matrix products and convolutions of another batch size may round differently.
     torch.testing.assert_close(layer(tokens, *SIZE, views)[3:], layer(tokens[3:], *SIZE, second), rtol=0, atol=1e-5)
@@ -102,18 +123,20 @@ def test_samples_do_not_mix() -> None:
 
 @torch.no_grad()
 def test_geometry_stays_exact_under_autocast() -> None:
-    layer = _layer()
+    layer, config = _layer(), _config()
     tokens, views = _inputs(1, 3, hidden_views=0)
     seen: list[Any] = []
-    layer.aggregator.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
-    layer.renderer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    layer(tokens, *SIZE, views)
+    layer.aggregator.register_forward_hook(lambda _module, inputs, output: seen.append((*inputs[1], output)))
+    layer.renderer.register_forward_hook(lambda _module, inputs, output: seen.append((*inputs[1], *output)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        layer(tokens, *SIZE, views)
-    exact, _, cast, rendered = seen
-    assert torch.equal(exact.depth, cast.depth)
-    assert torch.equal(exact.rays, cast.rays)
-    assert rendered.depth.dtype == rendered.opacity.dtype == torch.float32
+        cast = _geometry(_cameras(1, 3), config)
+        layer(tokens, *SIZE, dataclasses.replace(views, geometry=cast))
+    exact = _geometry(_cameras(1, 3), config)
+    assert exact.keys() == cast.keys()
+    for shape, layer_geometry in exact.items():
+        for ours, theirs in zip(cast[shape], layer_geometry, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert {part.dtype for parts in seen for part in parts} == {torch.float32, torch.bool}
 
 
 @torch.no_grad()
@@ -123,6 +146,17 @@ def test_a_network_in_half_precision_runs() -> None:
     out = _layer().bfloat16()(tokens.bfloat16(), *SIZE, views)
     assert out.dtype == torch.bfloat16
     assert torch.isfinite(out).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("aggregation", ["learned", "mean"])
+def test_the_plain_versions_give_the_same(aggregation: str) -> None:
+    config = _config(aggregation=aggregation)
+    layer, (tokens, views) = _layer(config), _inputs(2, 3, hidden_views=1, config=config)
+    with use("plain"):
+        plain = layer(tokens, *SIZE, views)
+    # float32 sums of some ten terms of order one, in another order, through a dozen layers
+    torch.testing.assert_close(layer(tokens, *SIZE, views), plain, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -149,6 +183,7 @@ def test_renderer_parameters_are_those_of_the_renderers() -> None:
         ({"disparity_at_infinity": 0.0}, "disparity_at_infinity is 0.0"),
         ({"merge": "add"}, "merge is 'add'"),
         ({"compress": "linear"}, "compress is 'linear'"),
+        ({"aggregation": "sum"}, "aggregation is 'sum'"),
         ({"num_samples": 1}, "num_samples is 1"),
         ({"feature_channels": 5}, "feature_channels is 5"),
         ({"refine_channels": (8,)}, "must start with"),

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from model.cameras import Cameras
+from model.config import ProjectionConfig
 from model.rendering import (
     MISSED_NEAR_FAR,
     Rays,
+    RaySamples,
     Rendered,
     VolumeRenderer,
     background_near_far,
@@ -19,11 +21,11 @@ from model.rendering import (
     composite,
     opacity_noise,
     sample_depths,
+    sample_rays,
     sample_volume,
 )
-from model.volume import SceneFrame, unproject, voxel_grid
+from model.volume import SceneFrame, project_voxels, unproject
 
-CPU = torch.device("cpu")
 UNIT_BOX = torch.tensor([[[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]])
 
 
@@ -36,15 +38,15 @@ def _camera(image_size: tuple[int, int] = (3, 5), offset: tuple[float, float, fl
     return Cameras(pose[None, None], intrinsics[None, None], image_size)
 
 
-def _renderer(*, background: bool, num_samples: int = 16) -> VolumeRenderer:
+def _renderer() -> VolumeRenderer:
     torch.manual_seed(0)
-    return VolumeRenderer(
-        4,
-        num_samples=num_samples,
-        foreground_fraction=0.5 if background else None,
-        disparity_at_infinity=0.5,
-        layer_index=3,
-    )
+    return VolumeRenderer(4)
+
+
+def _rays_of(cameras: Cameras, bounds: Tensor, *, background: bool, num_samples: int = 16) -> RaySamples:
+    config = ProjectionConfig(blocks=(), background=background, num_samples=num_samples)
+    (rays,) = sample_rays(cameras, bounds, config, cameras.image_size)
+    return rays
 
 
 def _set_density(renderer: VolumeRenderer, *, weight: float, bias: float) -> None:
@@ -81,7 +83,7 @@ def test_rays_enter_and_leave_the_box() -> None:
 def test_rays_respect_the_offset_and_size_of_the_scene() -> None:
     bounds = torch.tensor([[[1.0, 2.0, 3.0], [3.0, 6.0, 5.0]]])  # centred at (2, 4, 4), half size 2
     frame, camera = SceneFrame.from_bounds(bounds), _camera(offset=(2.0, 4.0, 4.0))
-    rays = Rays.from_cameras(camera, frame)
+    rays = Rays.from_cameras(camera, frame, camera.image_size)
     torch.testing.assert_close(rays.origins[0, 0, 0], torch.tensor([0.0, 0.0, -2.0]))
     middle = rays.directions.unflatten(2, (3, 5))[0, 0, 1, 2]
     torch.testing.assert_close(middle, torch.tensor([0.0, 0.0, 0.5]))
@@ -129,9 +131,9 @@ def test_weights_of_a_homogeneous_medium_are_exponential() -> None:
 
 @pytest.mark.parametrize("background", [False, True])
 def test_an_empty_volume_shows_ones(background: bool) -> None:
-    renderer = _renderer(background=background)
+    renderer, rays = _renderer(), _rays_of(_camera(), UNIT_BOX, background=background)
     _set_density(renderer, weight=0.0, bias=-80.0)
-    rendered: Rendered = renderer(torch.randn(1, 4, 6, 6, 6), _camera(), UNIT_BOX)
+    rendered: Rendered = renderer(torch.randn(1, 4, 6, 6, 6), rays, (3, 5))
     assert rendered.features.shape == (1, 1, 4, 3, 5)
     assert rendered.opacity.shape == rendered.depth.shape == (1, 1, 1, 3, 5)
     torch.testing.assert_close(rendered.features, torch.ones_like(rendered.features))
@@ -141,11 +143,11 @@ def test_an_empty_volume_shows_ones(background: bool) -> None:
 
 def test_an_opaque_wall_hides_what_is_behind_it() -> None:
     """A wall that fills the far half of the scene, seen along +z: depth is that of its front, at z = 0."""
-    renderer = _renderer(background=False, num_samples=200)
+    renderer, rays = _renderer(), _rays_of(_camera(), UNIT_BOX, background=False, num_samples=200)
     _set_density(renderer, weight=200.0, bias=-80.0)
     volume = torch.zeros(1, 4, 16, 16, 16)
     volume[:, 0, 8:] = 1.0  # z is the first of the volume's axes
-    rendered: Rendered = renderer(volume, _camera(), UNIT_BOX)
+    rendered: Rendered = renderer(volume, rays, (3, 5))
     assert rendered.opacity.min() > 0.99
     # Between two voxel centres, 1/8 apart, density rises from 0 to 120.
     torch.testing.assert_close(rendered.depth, torch.full_like(rendered.depth, 4.0), rtol=0, atol=0.07)
@@ -153,40 +155,80 @@ def test_an_opaque_wall_hides_what_is_behind_it() -> None:
 
 @torch.no_grad()
 def test_noise_depends_on_seed_and_layer_but_not_on_the_batch() -> None:
-    both = opacity_noise((5, 6), 3, shape=(2, 3), device=CPU)
-    assert torch.equal(both[1:], opacity_noise((6,), 3, shape=(2, 3), device=CPU))
-    assert not torch.equal(both[0], both[1])
-    assert not torch.equal(both[:1], opacity_noise((5,), 4, shape=(2, 3), device=CPU))
+    sizes = [7, 3 * 5 * 32]
+    both = opacity_noise(torch.tensor([5, 6]), sizes)
+    for ours, theirs, size in zip(both, opacity_noise(torch.tensor([6]), sizes), sizes, strict=True):
+        assert ours.shape == (2, size)
+        assert torch.equal(ours[1:], theirs)
+        assert not torch.equal(ours[0], ours[1])
+    assert not torch.equal(both[0], both[1][:, :7])
 
-    renderer, volume = _renderer(background=True), torch.randn(2, 4, 6, 6, 6)
+    renderer, volume = _renderer(), torch.randn(2, 4, 6, 6, 6)
     cameras = Cameras.cat([_camera(), _camera()])
-    torch.manual_seed(1)
-    together = renderer(volume, cameras, UNIT_BOX.expand(2, -1, -1), (5, 6))
-    alone = renderer(volume[1:], cameras[1:], UNIT_BOX, (6,))
-    quiet = renderer(volume[1:], cameras[1:], UNIT_BOX)
+    noise = both[1].view(2, 1, 15, 32)
+    rays = _rays_of(cameras, UNIT_BOX.expand(2, -1, -1), background=True)
+    of_second = _rays_of(cameras[1:], UNIT_BOX, background=True)
+    together = renderer(volume, rays, (3, 5), noise)
+    alone = renderer(volume[1:], of_second, (3, 5), noise[1:])
+    quiet = renderer(volume[1:], of_second, (3, 5))
     # Matrix products of another size may round differently.
     torch.testing.assert_close(together.features[1:], alone.features, rtol=0, atol=1e-6)
     assert (alone.opacity - quiet.opacity).abs().max() > 1e-4
 
 
+def test_noise_is_normal_and_has_no_pattern() -> None:
+    """Over a million numbers, for seeds that are neighbours and seeds that are far apart."""
+    near = torch.arange(500)
+    (noise,) = opacity_noise(torch.cat([near, 2**61 + near]), [1001])
+    noise = noise.double()
+    # A mean of a million numbers of deviation 1 has a standard error of 0.001, a mean of squares one of 0.0014; five.
+    for name, product, variance in (
+        ("mean", noise, 1),
+        ("variance", noise.square() - 1, 2),
+        ("neighbours", noise[:, 1:] * noise[:, :-1], 1),
+        ("next but one", noise[:, 2:] * noise[:, :-2], 1),
+        ("neighbouring seeds", noise[1:] * noise[:-1], 1),
+        ("neighbours of neighbouring seeds", noise[1:, 1:] * noise[:-1, :-1], 1),
+        ("far seeds", noise[500:] * noise[:500], 1),
+        ("sizes of neighbours", (noise[:, 1:].square() - 1) * (noise[:, :-1].square() - 1), 4),
+    ):
+        assert abs(product.mean()) < 5 * math.sqrt(variance / product.numel()), name
+    # Each seed's own mean, of 1001 numbers; 1000 of them stay within five standard errors.
+    assert noise.mean(dim=1).abs().max() < 5 / math.sqrt(1001)
+    for bound in (0.5, 1.0, 2.0, 3.0):
+        expected = math.erf(bound / math.sqrt(2))
+        error = math.sqrt(expected * (1 - expected) / noise.numel())
+        assert abs((noise.abs() < bound).double().mean() - expected) < 5 * error, bound
+    assert 4.5 < noise.abs().max() < 5.5  # finite even where the uniform number is the largest there is
+
+
+def test_noise_is_that_of_splitmix64() -> None:
+    published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]  # its first three outputs from seed 0
+    (noise,) = opacity_noise(torch.tensor([0]), [4])  # counts from 0, SplitMix64 from 1
+    uniform = (noise[0, 1:] / math.sqrt(2)).double().erf()
+    expected = torch.tensor([(bits - 2**64 * (bits >> 63)) / 2**63 for bits in published], dtype=torch.float64)
+    # 24 bits of each number are used; float32's normal numbers keep them to about 1e-6.
+    torch.testing.assert_close(uniform, expected, rtol=0, atol=1e-6)
+
+
 def test_a_fresh_renderer_is_almost_transparent() -> None:
-    density = nn.functional.softplus(_renderer(background=True).density.bias)
+    density = nn.functional.softplus(_renderer().density.bias)
     assert density.item() == pytest.approx(0.0067, rel=0.01)
 
 
 @pytest.mark.parametrize("background", [False, True])
 def test_gradients_of_unproject_and_render(background: bool) -> None:
     """Finite differences agree, in double precision, for features that pass through the volume to the picture."""
-    renderer = _renderer(background=background, num_samples=4).double()
+    renderer = _renderer().double()
     # ReLU kinks within the finite difference's step would spoil it; biases move most of them away.
     nn.init.constant_(renderer.density.bias, 0.0)
-    grid = voxel_grid(3, 0.5 if background else None, CPU)
-    cameras = _camera((2, 3)).to(torch.float64)
+    cameras, bounds = _camera((2, 3)).to(torch.float64), UNIT_BOX.double()
+    voxels = project_voxels(cameras, bounds, grid_size=3, foreground_fraction=0.5 if background else None)
+    rays = _rays_of(cameras, bounds, background=background, num_samples=4)
     features = torch.randn(1, 1, 4, 2, 3, dtype=torch.float64, requires_grad=True)
 
     def picture(values: Tensor) -> tuple[Tensor, ...]:
-        samples = unproject(values, cameras, grid.points.double()[None], reachable=grid.reachable)
-        volume = samples.features.mean(1).mT.unflatten(-1, (3, 3, 3))
-        return tuple(renderer(volume, cameras, UNIT_BOX.double()))
+        volume = unproject(values, voxels).features.mean(1).mT.unflatten(-1, (3, 3, 3))
+        return tuple(renderer(volume, rays, (2, 3)))
 
     assert torch.autograd.gradcheck(picture, (features,))

@@ -13,35 +13,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.cameras import Cameras
-from model.config import ProjectionConfig, SamplingConfig, ViewDiffConfig
+from model.config import SamplingConfig
 from model.sampling import ViewRequest, generate_views, render_depth
 from model.unet import ViewDiffUNet
+from model.views import Scene
 from model.windows import WindowConfig, generate_trajectory, plan_windows, render_trajectory_depth
-from tests.factories import TEXT_CHANNELS, look_at_cameras, randomize, tiny_unet
+from tests.factories import TEXT_CHANNELS
+from tests.tiny_network import base_scheduler, random_request, tiny_config, tiny_network
 
 SHAPE = (4, 8, 8)  # of one view's latents
 NO_GUIDANCE = SamplingConfig(num_steps=10, guidance_scale=1.0)
-
-
-def scheduler(prediction_type: str = "epsilon") -> DDPMScheduler:
-    return DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type
-    )
-
-
-def request(num_samples: int = 2, num_views: int = 4, *, num_known: int = 1, seed: int = 0) -> ViewRequest:
-    generator = torch.Generator().manual_seed(seed)
-    known = torch.zeros(num_samples, num_views, dtype=torch.bool)
-    known[:, :num_known] = True
-    return ViewRequest(
-        cameras=look_at_cameras(num_samples, num_views, seed=seed),
-        scene_bounds=torch.tensor([[-1.0] * 3, [1.0] * 3]).expand(num_samples, 2, 3),
-        text=torch.randn(num_samples, 5, TEXT_CHANNELS, generator=generator),
-        empty_text=torch.zeros(5, TEXT_CHANNELS),
-        known_latents=torch.randn(num_samples, num_views, *SHAPE, generator=generator),
-        known=known,
-        seeds=tuple(range(10, 10 + num_samples)),
-    )
 
 
 class Oracle:
@@ -50,10 +31,17 @@ class Oracle:
     def __init__(self, clean: Tensor, cameras: Cameras, schedule: DDPMScheduler) -> None:
         self.clean, self.poses, self.schedule = clean, cameras.world_to_camera, schedule
         self.calls: list[dict[str, Any]] = []
+        self.num_prepared = 0
 
-    def __call__(self, latents: Tensor, timesteps: Tensor, *, text: Tensor, cameras: Cameras, **facts: Any) -> Tensor:
-        self.calls.append({"latents": latents, "timesteps": timesteps, "text": text, "cameras": cameras, **facts})
-        same = (cameras.world_to_camera[:, :, None] == self.poses).all(dim=(-2, -1))  # [B, V, number of poses]
+    def prepare(self, scene: Scene, latent_size: tuple[int, int]) -> Scene:
+        assert latent_size == self.clean.shape[-2:]
+        self.num_prepared += 1
+        return scene
+
+    def __call__(self, latents: Tensor, timesteps: Tensor, *, text: Tensor, scene: Scene) -> Tensor:
+        self.calls.append({"latents": latents, "timesteps": timesteps, "text": text, "scene": scene})
+        poses = scene.cameras.world_to_camera
+        same = (poses[:, :, None] == self.poses).all(dim=(-2, -1))  # [B, V, number of poses]
         clean = self.clean[same.int().argmax(dim=-1)]
         alpha = self.schedule.alphas_cumprod[timesteps][:, :, None, None, None]
         noise = (latents - alpha.sqrt() * clean) / (1 - alpha).sqrt()
@@ -64,7 +52,7 @@ class Oracle:
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_a_perfect_network_leads_to_the_clean_latents(prediction_type: str) -> None:
-    asked, schedule = request(num_samples=1), scheduler(prediction_type)
+    asked, schedule = random_request(num_samples=1), base_scheduler(prediction_type)
     oracle = Oracle(asked.known_latents[0], asked.cameras[0], schedule)
     steps = []
     latents = generate_views(oracle, schedule, asked, NO_GUIDANCE, progress=lambda *step: steps.append(step))
@@ -72,22 +60,23 @@ def test_a_perfect_network_leads_to_the_clean_latents(prediction_type: str) -> N
     assert torch.allclose(latents, asked.known_latents, atol=1e-4)
     assert steps == [(step, 10) for step in range(1, 11)]
     assert len(oracle.calls) == 10
+    assert oracle.num_prepared == 1
 
 
 def test_known_views_stay_clean_at_time_zero_and_come_back_as_given() -> None:
-    asked, schedule = request(num_known=2), scheduler()
+    asked, schedule = random_request(num_known=2), base_scheduler()
     oracle = Oracle(torch.zeros(8, *SHAPE), asked.cameras.to("cpu")[0], schedule)
     latents = generate_views(oracle, schedule, asked, NO_GUIDANCE)
     for call in oracle.calls:
         assert torch.equal(call["latents"][:, :2], asked.known_latents[:, :2])
         assert (call["timesteps"][:, :2] == 0).all()
         assert (call["timesteps"][:, 2:] > 0).all()
-        assert torch.equal(call["intensity"], torch.tensor([0.5, 0.0]).expand(2, 4, 2))
+        assert torch.equal(call["scene"].intensity, torch.tensor([0.5, 0.0]).expand(2, 4, 2))
     assert torch.equal(latents[:, :2], asked.known_latents[:, :2])
 
 
 def test_latents_of_unknown_views_are_never_read() -> None:
-    asked, schedule = request(), scheduler()
+    asked, schedule = random_request(), base_scheduler()
     spoiled = asked.known_latents.clone()
     spoiled[:, 1:] = torch.nan
     unet = Oracle(torch.zeros(8, *SHAPE), asked.cameras[0], schedule)
@@ -97,37 +86,35 @@ def test_latents_of_unknown_views_are_never_read() -> None:
     )
 
 
-def _mean_of_text(latents: Tensor, timesteps: Tensor, *, text: Tensor, **facts: Any) -> Tensor:
-    return 0.1 * latents + text.mean(dim=(1, 2))[:, None, None, None, None]
+class MeanOfText:
+    """A network that is linear in its text."""
+
+    def prepare(self, scene: Scene, latent_size: tuple[int, int]) -> Scene:
+        return scene
+
+    def __call__(self, latents: Tensor, timesteps: Tensor, *, text: Tensor, scene: Scene) -> Tensor:
+        return 0.1 * latents + text.mean(dim=(1, 2))[:, None, None, None, None]
 
 
 def test_guidance_leads_away_from_the_empty_text() -> None:
-    asked, schedule = request(num_known=0), scheduler()
+    asked, schedule = random_request(num_known=0), base_scheduler()
     asked = dataclasses.replace(asked, empty_text=torch.full((5, TEXT_CHANNELS), 0.3))
-    # The network is linear in its text, so guidance is the same as asking for a text that lies as much further away.
+    # Guidance is then the same as asking for a text that lies as much further away.
     further = asked.empty_text + 3 * (asked.text - asked.empty_text)
-    expected = generate_views(_mean_of_text, schedule, dataclasses.replace(asked, text=further), NO_GUIDANCE)
-    guided = generate_views(_mean_of_text, schedule, asked, SamplingConfig(num_steps=10, guidance_scale=3.0))
+    expected = generate_views(MeanOfText(), schedule, dataclasses.replace(asked, text=further), NO_GUIDANCE)
+    guided = generate_views(MeanOfText(), schedule, asked, SamplingConfig(num_steps=10, guidance_scale=3.0))
     assert torch.allclose(guided, expected, atol=1e-4)
-    assert not torch.allclose(guided, generate_views(_mean_of_text, schedule, asked, NO_GUIDANCE), atol=1e-2)
+    assert not torch.allclose(guided, generate_views(MeanOfText(), schedule, asked, NO_GUIDANCE), atol=1e-2)
 
 
-def real_unet(**settings: Any) -> ViewDiffUNet:
-    projection = ProjectionConfig(blocks=(("mid_block", 4), ("up_blocks.1", 6)), num_samples=4, **settings)
-    config = ViewDiffConfig(
-        rank=4, include_self=True, projection=projection, gradient_checkpointing=False, cross_frame=True
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        unet = ViewDiffUNet(tiny_unet(), config).eval()
-    randomize(unet, seed=1, std=0.05)
-    return unet
+def real_unet() -> ViewDiffUNet:
+    return tiny_network(tiny_config(projection={"blocks": (("mid_block", 4), ("up_blocks.1", 6))})).eval()
 
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:
-    unet, asked = real_unet(), request(num_samples=2, num_views=3)
+    unet, asked = real_unet(), random_request(num_samples=2, num_views=3)
     config = SamplingConfig(num_steps=2, guidance_scale=4.0)
-    together = generate_views(unet, scheduler(), asked, config)
+    together = generate_views(unet, base_scheduler(), asked, config)
     alone = dataclasses.replace(
         asked,
         cameras=asked.cameras[1:2],
@@ -138,13 +125,13 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
         seeds=asked.seeds[1:2],
     )
     # Other batch sizes sum in another order; guidance by 4 and two steps multiply float32's 1e-6.
-    assert torch.allclose(generate_views(unet, scheduler(), alone, config)[0], together[1], atol=2e-3)
-    other = generate_views(unet, scheduler(), dataclasses.replace(alone, seeds=(99,)), config)
+    assert torch.allclose(generate_views(unet, base_scheduler(), alone, config)[0], together[1], atol=2e-3)
+    other = generate_views(unet, base_scheduler(), dataclasses.replace(alone, seeds=(99,)), config)
     assert not torch.allclose(other[0, 1:], together[1, 1:], atol=0.1)
 
 
 def test_depth_is_that_of_the_finest_layer_in_world_units() -> None:
-    unet, asked = real_unet(), request()
+    unet, asked = real_unet(), random_request()
     rendered = render_depth(unet, asked, asked.known_latents)
     assert rendered is not None
     assert rendered.depth.shape == rendered.opacity.shape == (2, 4, 8, 8)  # up_blocks.1 has the latents' size
@@ -156,9 +143,8 @@ def test_depth_is_that_of_the_finest_layer_in_world_units() -> None:
 
 
 def test_a_network_without_projection_has_no_depth() -> None:
-    config = ViewDiffConfig(rank=4, include_self=True, projection=None, gradient_checkpointing=False, cross_frame=True)
-    asked = request()
-    assert render_depth(ViewDiffUNet(tiny_unet(), config), asked, asked.known_latents) is None
+    asked = random_request()
+    assert render_depth(tiny_network(tiny_config(without=("projection",))), asked, asked.known_latents) is None
 
 
 @given(num_views=st.integers(1, 40), num_known=st.integers(0, 6), size=st.integers(2, 9), num_context=st.integers(1, 8))
@@ -180,15 +166,15 @@ def test_windows_make_every_view_once(num_views: int, num_known: int, size: int,
 
 
 def test_a_trajectory_of_one_window_is_one_generation() -> None:
-    schedule, config = scheduler(), SamplingConfig(num_steps=2, guidance_scale=2.0)
-    asked, unet = request(num_samples=1, num_views=3), real_unet()
+    schedule, config = base_scheduler(), SamplingConfig(num_steps=2, guidance_scale=2.0)
+    asked, unet = random_request(num_samples=1, num_views=3), real_unet()
     windows = WindowConfig(num_views=3, num_context=1)
     expected = generate_views(unet, schedule, asked, config)
     assert torch.equal(generate_trajectory(unet, schedule, asked, config, windows=windows), expected)
 
 
 def test_later_windows_see_earlier_ones_and_use_no_guidance() -> None:
-    asked, schedule = request(num_samples=1, num_views=7, num_known=0), scheduler()
+    asked, schedule = random_request(num_samples=1, num_views=7, num_known=0), base_scheduler()
     oracle = Oracle(asked.known_latents[0], asked.cameras[0], schedule)
     steps = []
     latents = generate_trajectory(
@@ -210,7 +196,7 @@ def test_later_windows_see_earlier_ones_and_use_no_guidance() -> None:
 
 
 def test_depth_of_a_trajectory_takes_no_more_views_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, unet = request(num_samples=2, num_views=7), real_unet()
+    asked, unet = random_request(num_samples=2, num_views=7), real_unet()
     whole = render_depth(unet, asked, asked.known_latents)
     num_views: list[int] = []
     forward = unet.forward
@@ -233,7 +219,7 @@ def first_views(asked: ViewRequest, count: int) -> dict[str, Any]:
 
 
 def test_bad_requests_are_refused() -> None:
-    asked = request()
+    asked = random_request()
     with pytest.raises(ValueError, match="last view is known"):
         dataclasses.replace(asked, known=torch.ones(2, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="cameras"):
@@ -249,5 +235,5 @@ def test_bad_requests_are_refused() -> None:
     mixed = dataclasses.replace(asked, known=torch.tensor([[True, False, False, False], [False] * 4]))
     with pytest.raises(ValueError, match="same views"):
         generate_trajectory(
-            _mean_of_text, scheduler(), mixed, NO_GUIDANCE, windows=WindowConfig(num_views=4, num_context=1)
+            MeanOfText(), base_scheduler(), mixed, NO_GUIDANCE, windows=WindowConfig(num_views=4, num_context=1)
         )

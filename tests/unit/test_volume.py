@@ -11,7 +11,9 @@ from model.volume import (
     SceneFrame,
     ViewAggregator,
     ViewSamples,
+    VoxelProjections,
     contract,
+    project_voxels,
     reachable,
     uncontract,
     unproject,
@@ -85,10 +87,10 @@ def test_voxels_are_stored_z_y_x() -> None:
     torch.testing.assert_close(contracted[1, 2, 0], torch.tensor([-2.0, 1.0, -1.0]))  # u = (-1.5, 0.5, -0.5), n0 = 2
 
 
-def test_a_grid_made_in_inference_mode_serves_training() -> None:
+def test_a_grid_made_in_inference_mode_does_not_come_back_in_training() -> None:
     with torch.inference_mode():
-        points = voxel_grid(3, 0.4, CPU).points
-    weight = torch.ones(3, requires_grad=True)
+        voxel_grid(3, 0.4, CPU)
+    points, weight = voxel_grid(3, 0.4, CPU).points, torch.ones(3, requires_grad=True)
     (points * weight).sum().backward()
     assert weight.grad is not None
 
@@ -103,6 +105,12 @@ def test_scene_frame_moves_points_both_ways() -> None:
     )
 
 
+def _voxels_at(points: Tensor, cameras: Cameras) -> VoxelProjections:
+    """Every point [N, 3] as the only voxel of a sample of its own, seen by the same cameras [1, V]."""
+    bounds = torch.stack([points - 1, points + 1], dim=1)
+    return project_voxels(Cameras.cat([cameras] * len(points)), bounds, grid_size=1, foreground_fraction=None)
+
+
 def test_unproject_reads_the_pixel_that_a_point_projects_to() -> None:
     cameras = _camera()
     features = torch.arange(48.0).reshape(1, 1, 1, 6, 8)
@@ -111,28 +119,37 @@ def test_unproject_reads_the_pixel_that_a_point_projects_to() -> None:
     between = cameras.centers()[0, 0] + 4.0 * (rays[2, 5] + rays[2, 6]) / 2
     behind = cameras.centers()[0, 0] - 4.0 * rays[2, 5]
     beside = cameras.centers()[0, 0] + 4.0 * (rays[2, 0] * 2 - rays[2, 2])
-    points = torch.stack([on_pixel, between, behind, beside])[None]
-    samples = unproject(features, cameras, points, reachable=torch.ones(4, dtype=torch.bool))
-    torch.testing.assert_close(samples.features[0, 0, :, 0], torch.tensor([21.0, 21.5, 0.0, 0.0]))
-    assert samples.valid[0, 0].tolist() == [True, True, False, False]
-    torch.testing.assert_close(samples.depth[0, 0], torch.tensor([4.0, 4.0, 0.0, 0.0]))
+    voxels = _voxels_at(torch.stack([on_pixel, between, behind, beside]), cameras)
+    samples = unproject(features.expand(4, -1, -1, -1, -1), voxels)
+    # Voxel centres are rounded, float32; neighbouring pixels differ by 8 at most.
+    torch.testing.assert_close(samples.features[:, 0, 0, 0], torch.tensor([21.0, 21.5, 0.0, 0.0]), rtol=0, atol=1e-4)
+    assert samples.valid[:, 0, 0].tolist() == [True, True, False, False]
+    torch.testing.assert_close(samples.depth[:, 0, 0], torch.tensor([4.0, 4.0, 0.0, 0.0]))
     torch.testing.assert_close(samples.rays[0, 0, 0], rays[2, 5])
-    assert (samples.rays[0, 0, 2:] == 0).all()
+    assert (samples.rays[2:] == 0).all()
 
 
 def test_unreachable_points_have_no_features_but_a_depth() -> None:
     cameras = _camera()
-    points = cameras.centers() + 4.0 * cameras.ray_directions()[:, 0, 2, 5]
-    samples = unproject(torch.ones(1, 1, 2, 6, 8), cameras, points, reachable=torch.tensor([False]))
+    points = cameras.centers()[0] + 4.0 * cameras.ray_directions()[0, :, 2, 5]
+    voxels = _voxels_at(points, cameras)._replace(reachable=torch.tensor([False]))
+    samples = unproject(torch.ones(1, 1, 2, 6, 8), voxels)
     assert (samples.features == 0).all()
     assert (samples.rays == 0).all()
     torch.testing.assert_close(samples.depth, torch.full((1, 1, 1), 4.0))
     assert samples.valid.all()
 
 
-def test_unproject_refuses_cameras_of_another_size() -> None:
-    with pytest.raises(ValueError, match="do not fit"):
-        unproject(torch.ones(1, 1, 2, 3, 4), _camera(), torch.zeros(1, 1, 3), reachable=torch.tensor([True]))
+def test_projections_of_a_resized_image_are_resized_projections() -> None:
+    bounds = torch.tensor([[[-1.0, 0.0, -2.0], [1.0, 3.0, 1.0]]])
+    of_unit_image = project_voxels(_camera().resize((1, 1)), bounds, grid_size=4, foreground_fraction=0.5)
+    expected = project_voxels(_camera().resize((12, 4)), bounds, grid_size=4, foreground_fraction=0.5)
+    for ours, theirs in zip(of_unit_image.resize((12, 4)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def _merge(aggregator: ViewAggregator, samples: ViewSamples, timestep_embedding: Tensor) -> Tensor:
+    return aggregator.merge(samples, aggregator.timestep_encoder(timestep_embedding))
 
 
 def _samples(num_views: int, num_voxels: int) -> ViewSamples:
@@ -152,14 +169,15 @@ def _samples(num_views: int, num_voxels: int) -> ViewSamples:
 def test_aggregation_ignores_the_order_of_views_and_those_that_see_nothing() -> None:
     torch.manual_seed(0)
     aggregator, samples, timesteps = ViewAggregator(4, 6), _samples(5, 7), torch.randn(2, 5, 6)
-    merged = aggregator(samples, timesteps)
+    merged = _merge(aggregator, samples, timesteps)
     order = torch.tensor([3, 0, 4, 1, 2])
-    permuted = aggregator(ViewSamples(*(part[:, order] for part in samples)), timesteps[:, order])
+    permuted = _merge(aggregator, ViewSamples(*(part[:, order] for part in samples)), timesteps[:, order])
     # Sums over five views in another order, float32.
     torch.testing.assert_close(permuted, merged, rtol=0, atol=1e-5)
     # A view's values where it sees nothing must not matter.
     junk = samples.features + 10.0 * ~samples.valid[..., None]
-    torch.testing.assert_close(aggregator(samples._replace(features=junk), timesteps), merged, rtol=0, atol=1e-5)
+    spoiled = _merge(aggregator, samples._replace(features=junk), timesteps)
+    torch.testing.assert_close(spoiled, merged, rtol=0, atol=1e-5)
     # A voxel that nobody sees is what the last layer makes of zeros.
     unseen = aggregator.output(torch.zeros(9))
     torch.testing.assert_close(merged[:, 0], unseen.expand(2, -1), rtol=0, atol=1e-5)
@@ -169,11 +187,11 @@ def test_aggregation_ignores_the_order_of_views_and_those_that_see_nothing() -> 
 def test_aggregation_sees_depth_ray_and_timestep() -> None:
     torch.manual_seed(0)
     aggregator, samples, timesteps = ViewAggregator(4, 6), _samples(3, 7), torch.randn(2, 3, 6)
-    merged = aggregator(samples, timesteps)
+    merged = _merge(aggregator, samples, timesteps)
     changed = {
-        "depth": aggregator(samples._replace(depth=samples.depth + 0.5), timesteps),
-        "rays": aggregator(samples._replace(rays=samples.rays + 0.5), timesteps),
-        "timestep": aggregator(samples, timesteps + 0.5),
+        "depth": _merge(aggregator, samples._replace(depth=samples.depth + 0.5), timesteps),
+        "rays": _merge(aggregator, samples._replace(rays=samples.rays + 0.5), timesteps),
+        "timestep": _merge(aggregator, samples, timesteps + 0.5),
     }
     for name, other in changed.items():
         assert (other - merged).abs().max() > 1e-5, name

@@ -1,0 +1,186 @@
+"""Unproject + aggregate: time and memory against the plain version, views and voxels: `python -m benchmarks.bench_volume`.
+
+Times are of forward passes, both sides in turns. Peak memory is that of a process of its own for each figure, over what
+it held before the call.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor
+
+from benchmarks.record import (
+    FOLDER,
+    facts,
+    median_seconds,
+    median_seconds_side_by_side,
+    peak_resident_bytes,
+    resident_bytes,
+    restart_peak,
+    table,
+    write,
+)
+from model.kernels.selection import Version, use
+from model.volume import ViewAggregator, VoxelProjections, project_voxels
+from tests.factories import look_at_cameras
+
+CHANNELS, TIMESTEP_CHANNELS, FEATURE_SIZE = 16, 1280, (16, 16)
+NUM_VIEWS = 4
+GRID_SIZES, TARGETS = (32, 64, 128), {32: 2.0, 64: 5.0, 128: 6.0}
+MEMORY_GRID_SIZE = 64
+VIEW_COUNTS = (2, 4, 6, 8)
+# Multiply-adds of the networks: per valid (voxel, view) pair with its bilinear sample, and per voxel.
+PAIR_FLOPS = 2 * (4 * 8 + 8 * 16 + 16 * 32 + 32 * 16 + 16 * 16 + 16 * 17 + 16 * 16 + 16 + 5 * 16)
+VOXEL_FLOPS = 2 * (32 * 32 + 33 * 16)
+
+
+class Case(NamedTuple):
+    """Arguments of `ViewAggregator.forward`."""
+
+    features: Tensor
+    voxels: VoxelProjections
+    timestep_embedding: Tensor
+
+    @property
+    def num_pairs(self) -> int:
+        return int((self.voxels.depth > 0).sum())
+
+    @property
+    def flops(self) -> int:
+        return PAIR_FLOPS * self.num_pairs + VOXEL_FLOPS * self.voxels.depth.shape[-1]
+
+
+def make_case(grid_size: int, num_views: int) -> Case:
+    """Cameras around the scene, with a background."""
+    cameras = look_at_cameras(1, num_views, image_size=FEATURE_SIZE)
+    bounds = torch.tensor([[[-1.0] * 3, [1.0] * 3]])
+    voxels = project_voxels(cameras, bounds, grid_size=grid_size, foreground_fraction=0.5)
+    return Case(
+        torch.randn(1, num_views, CHANNELS, *FEATURE_SIZE), voxels, torch.randn(1, num_views, TIMESTEP_CHANNELS)
+    )
+
+
+def forward(version: Version, aggregator: ViewAggregator, case: Case) -> Tensor:
+    with use(version):
+        return aggregator(*case)
+
+
+@torch.no_grad()
+def compare_times() -> list[dict[str, Any]]:
+    """Plain against tiled at every grid size."""
+    rows, aggregator = [], ViewAggregator(CHANNELS, TIMESTEP_CHANNELS)
+    for grid_size in GRID_SIZES:
+        case = make_case(grid_size, NUM_VIEWS)
+        plain, tiled = median_seconds_side_by_side(
+            [lambda: forward("plain", aggregator, case), lambda: forward("tiled", aggregator, case)]  # noqa: B023
+        )
+        rows.append({"grid_size": grid_size, "plain": plain, "tiled": tiled, "ratio": plain / tiled})
+        print(rows[-1], flush=True)
+    return rows
+
+
+@torch.no_grad()
+def times_against_flops() -> list[dict[str, Any]]:
+    """Seconds of the tiled version against views and voxels, and what the FLOPs say at the rate of all cases together."""
+    aggregator, rows = ViewAggregator(CHANNELS, TIMESTEP_CHANNELS), []
+    for grid_size, num_views in [(48, 4), (64, 2), (64, 4), (64, 6), (64, 8), (96, 4)]:
+        case = make_case(grid_size, num_views)
+        seconds = median_seconds(lambda: forward("tiled", aggregator, case))  # noqa: B023
+        rows.append({"grid_size": grid_size, "views": num_views, "pairs": case.num_pairs, "seconds": seconds, "flops": case.flops})
+    rate = sum(row["flops"] for row in rows) / sum(row["seconds"] for row in rows)
+    return [row | {"of_model": row["seconds"] * rate / row["flops"]} for row in rows]
+
+
+def peak_bytes(version: Version, num_views: int) -> int:
+    """Peak memory of one forward and backward pass, measured in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.bench_volume", "--peak", version, str(num_views)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def _print_peak(version: Version, num_views: int) -> None:
+    aggregator, case = ViewAggregator(CHANNELS, TIMESTEP_CHANNELS), make_case(MEMORY_GRID_SIZE, num_views)
+    case.features.requires_grad_()
+    small = make_case(8, num_views)
+    forward(version, aggregator, small).sum().backward()  # what PyTorch loads once
+    restart_peak()
+    before = resident_bytes()
+    forward(version, aggregator, case).sum().backward()
+    print(peak_resident_bytes() - before)
+
+
+def plot(times: list[dict[str, Any]], model: list[dict[str, Any]], memory: dict[str, list[int]]) -> str:
+    """Write the picture; returns its file name."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
+    for name in ("plain", "tiled"):
+        left.loglog([row["grid_size"] ** 3 for row in times], [row[name] for row in times], "o-", label=name)
+        right.plot(VIEW_COUNTS, [num_bytes / 1e9 for num_bytes in memory[name]], "o-", label=name)
+    left.set(title=f"Forward, {NUM_VIEWS} views", xlabel="voxels", ylabel="seconds")
+    middle.plot([row["flops"] / 1e9 for row in model], [row["seconds"] for row in model], "o", label="measured")
+    rate = sum(row["flops"] for row in model) / sum(row["seconds"] for row in model)
+    most = max(row["flops"] for row in model)
+    middle.plot([0, most / 1e9], [0, most / rate], "-", label="FLOPs")
+    middle.set(title="Tiled, against its FLOPs", xlabel="GFLOP", ylabel="seconds")
+    right.set(title=f"Forward + backward, {MEMORY_GRID_SIZE}³", xlabel="views", ylabel="peak memory, GB")
+    for axes in (left, middle, right):
+        axes.legend()
+        axes.grid(alpha=0.3)
+    name = f"{facts()['date']}-volume.png"
+    figure.savefig(FOLDER / name, dpi=110)
+    return name
+
+
+def main() -> None:
+    """Measure, print, write docs/benchmarks/<date>-volume.{json,md,png}."""
+    if sys.argv[1:2] == ["--peak"]:
+        version: Any = sys.argv[2]
+        _print_peak(version, int(sys.argv[3]))
+        return
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    times, model = compare_times(), times_against_flops()
+    memory: dict[str, list[int]] = {}
+    for version in ("plain", "tiled"):
+        memory[version] = [peak_bytes(version, num_views) for num_views in VIEW_COUNTS]
+    picture = plot(times, model, memory)
+    per_view = {name: (peaks[-1] - peaks[0]) / (VIEW_COUNTS[-1] - VIEW_COUNTS[0]) for name, peaks in memory.items()}
+    ratio = memory["plain"][1] / memory["tiled"][1]
+    text = "\n".join(
+        [
+            f"{CHANNELS} channels, {FEATURE_SIZE[0]} × {FEATURE_SIZE[1]} features, with a background, "
+            f"{torch.get_num_threads()} threads.\n",
+            table(
+                ["voxels", "plain, s", "tiled, s", "faster", "target"],
+                [
+                    [f"{row['grid_size']}³", f"{row['plain']:.3f}", f"{row['tiled']:.3f}", f"{row['ratio']:.1f}×",
+                     f"{TARGETS[row['grid_size']]:g}×"]
+                    for row in times
+                ],
+            ),  # fmt: skip
+            f"Peak memory of forward + backward at {MEMORY_GRID_SIZE}³, {NUM_VIEWS} views: {ratio:.1f}× less "
+            f"(target 9×). Per added view {per_view['plain'] / 1e6:.0f} MB plain, {per_view['tiled'] / 1e6:.1f} MB tiled "
+            "(target 5 MB).\n",
+            table(
+                ["views", *map(str, VIEW_COUNTS)],
+                [[name, *(f"{num_bytes / 1e6:.0f} MB" for num_bytes in peaks)] for name, peaks in memory.items()],
+            ),
+            "Time against the FLOPs of valid pairs and voxels, at one rate for all rows (target: within 15 %):\n",
+            table(
+                ["voxels", "views", "valid pairs", "seconds", "of the FLOP model"],
+                [
+                    [f"{row['grid_size']}³", row["views"], row["pairs"], f"{row['seconds']:.3f}", f"{row['of_model']:.2f}"]
+                    for row in model
+                ],
+            ),
+            f"![Time and memory against voxels and views]({picture})",
+        ]
+    )
+    results = {"times": times, "flop_model": model, "peak_bytes": memory, "views": VIEW_COUNTS}
+    write("volume", title="Unproject and aggregate", text=text, results=results)
+
+
+if __name__ == "__main__":
+    main()

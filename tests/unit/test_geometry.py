@@ -1,0 +1,93 @@
+"""model/geometry.py: what follows from cameras and scene is computed once, and gives what computing it anew gives."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import model.unet
+from model.config import ProjectionConfig, SamplingConfig
+from model.geometry import LayerShape, compute_geometry
+from model.sampling import generate_views
+from model.volume import project_voxels
+from tests.tiny_network import (
+    BLOCKS,
+    base_scheduler,
+    random_inputs,
+    random_request,
+    random_scene,
+    tiny_config,
+    tiny_network,
+)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(8, 8), (8, 12)])
+@pytest.mark.parametrize("background", [True, False])
+def test_a_prepared_scene_gives_exactly_the_same(size: tuple[int, int], background: bool) -> None:
+    network = tiny_network(tiny_config(projection={"background": background}))
+    inputs = random_inputs(2, 3, size=size)
+    options: dict[str, Any] = {"hidden_views": 1, "opacity_noise_seeds": torch.tensor([3, 4])}
+    prepared = inputs | {"scene": network.prepare(inputs["scene"], size)}
+    assert inputs["scene"].geometry is None
+    assert prepared["scene"].geometry is not None
+    assert torch.equal(network(**prepared, **options), network(**inputs, **options))
+    assert torch.equal(network(**prepared, **options), network(**prepared, **options))  # and nothing is used up
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_generation_computes_the_geometry_once(guidance_scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_samples: list[int] = []
+
+    def counting(cameras: Any, *args: Any) -> Any:
+        num_samples.append(cameras.shape[0])
+        return compute_geometry(cameras, *args)
+
+    monkeypatch.setattr(model.unet, "compute_geometry", counting)
+    network, config = tiny_network(), SamplingConfig(num_steps=3, guidance_scale=guidance_scale)
+    generate_views(network, base_scheduler(), random_request(num_samples=2), config)
+    assert num_samples == [2 if guidance_scale == 1 else 4]  # with guidance every sample is asked for twice
+
+
+def test_layers_of_the_same_shape_share_their_geometry() -> None:
+    network, size = tiny_network(), (8, 12)
+    geometry = network.prepare(random_scene(2, 3), size).geometry
+    assert geometry is not None
+    # Both blocks of 6 voxels a side see the deeper level; so does the middle block, with 4.
+    assert sorted(geometry) == [LayerShape(4, (4, 6)), LayerShape(6, (4, 6))]
+    assert {grid_size for _, grid_size in BLOCKS} == {shape.grid_size for shape in geometry}
+    assert len({id(layer.rays) for layer in geometry.values()}) == 1
+
+
+def test_geometry_is_that_of_each_size_alone() -> None:
+    scene, config = random_scene(2, 3), ProjectionConfig(blocks=(), num_samples=4)
+    shapes = [LayerShape(4, (2, 3)), LayerShape(6, (4, 6)), LayerShape(6, (2, 3))]
+    together = compute_geometry(scene.cameras, scene.scene_bounds, [*shapes, shapes[0]], config)
+    assert together.keys() == set(shapes)
+    for shape in shapes:
+        alone = compute_geometry(scene.cameras, scene.scene_bounds, [shape], config)[shape]
+        for ours, theirs in zip(together[shape], alone, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        cameras = scene.cameras.resize(shape.feature_size)
+        expected = project_voxels(
+            cameras, scene.scene_bounds, grid_size=shape.grid_size, foreground_fraction=config.foreground_fraction
+        )
+        voxels = together[shape].voxels
+        torch.testing.assert_close(voxels.depth, expected.depth)
+        torch.testing.assert_close(voxels.ray_matrices, expected.ray_matrices)
+        # Pixels far beyond the image are large numbers that mean nothing.
+        seen = voxels.depth > 0
+        torch.testing.assert_close(voxels.pixels[seen], expected.pixels[seen])
+        rays = together[shape].rays
+        count = math.prod(shape.feature_size)
+        assert rays.points.shape == (2, 3, count, 2 * config.num_samples, 3)
+        directions = cameras.ray_directions().flatten(2, 3)
+        torch.testing.assert_close(rays.directions, directions)
+
+
+def test_no_layers_have_no_geometry() -> None:
+    scene = random_scene(2, 3)
+    assert compute_geometry(scene.cameras, scene.scene_bounds, [], ProjectionConfig(blocks=())) == {}
