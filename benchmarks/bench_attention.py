@@ -1,4 +1,4 @@
-"""Cross-frame attention by a reshape against gathering keys and values per view: `python -m benchmarks.bench_attention`."""
+"""Cross-frame attention by a reshape against gathering keys and values: `python -m benchmarks.bench_attention`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def main() -> None:
             raise ArithmeticError(f"{tokens} tokens: the two differ by {difference}, more than {EQUAL_WITHIN}")
         calls = [lambda f=f: f(*inputs, num_heads) for f in (gathered, reshaped)]  # noqa: B023
         slow, fast = median_seconds_side_by_side(calls, repetitions=15)
-        rows.append({"tokens": tokens, "gathered": slow, "reshaped": fast, "ratio": slow / fast, "difference": difference})
+        rows.append(
+            {"tokens": tokens, "gathered": slow, "reshaped": fast, "ratio": slow / fast, "difference": difference}
+        )
     text = f"{NUM_VIEWS} views, float32, {torch.get_num_threads()} threads.\n\n" + table(
         ["tokens a view", "gathered, ms", "reshaped, ms", "faster", "target", "largest difference"],
         [

@@ -38,9 +38,9 @@ def main() -> None:
     generation = count_generation()
     text = "\n".join(
         [
-            "Stable Diffusion 2.1's size, one sample of 5 views, 32 × 32 latents. Operators that start work, in float32, "
-            "geometry included; the volume operators count as one each, as on a GPU, where each is one kernel and a few "
-            "small copies. Bytes alive between forward and backward pass without gradient checkpointing of the U-Net, "
+            "Stable Diffusion 2.1's size, one sample of 5 views, 32 × 32 latents. Operators that start work, float32, "
+            "geometry included; the volume operators count as one each, as on a GPU, where each is one kernel and a "
+            "few small copies. Bytes alive between forward and backward pass, no gradient checkpointing of the U-Net, "
             "weights left out.\n",
             table(
                 ["network", "operators, training", "operators, generation", "GB kept, float32", "GB kept, bfloat16"],
@@ -49,7 +49,7 @@ def main() -> None:
                     for name in operators
                 ],
             ),
-            f"One generation of {NUM_VIEWS} views of 2 objects with equal captions, 10 steps with guidance, then depth:\n",
+            f"One generation of {NUM_VIEWS} views of 2 objects with equal captions, 10 steps, guidance, then depth:\n",
             table(["what", "times"], list(generation.items())),
             "The second evaluation of geometry belongs to the rendered depth, whose batch has no guidance half.",
         ]

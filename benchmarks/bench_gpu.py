@@ -1,4 +1,4 @@
-"""Volume operators and a training pass on a GPU: `python -m benchmarks.bench_gpu`. Says so and ends where there is none.
+"""Volume operators and a training pass on a GPU: `python -m benchmarks.bench_gpu`. Ends at once where there is none.
 
 Forward + backward, both versions in turns, timed with CUDA events; peak memory over what was held before.
 """

@@ -1,4 +1,4 @@
-"""One training pass of `released` at Stable Diffusion 2.1's true size on this machine: `python -m benchmarks.bench_true_size`.
+"""One training pass of `released` at Stable Diffusion 2.1's size on a CPU: `python -m benchmarks.bench_true_size`.
 
 Random weights: time and memory do not depend on them. Each precision runs in a process of its own.
 """
@@ -73,9 +73,9 @@ def main() -> None:
         output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         rows.append(json.loads(output.splitlines()[-1]))
     text = (
-        f"`released`, {rows[0]['parameters'] / 1e6:.0f} M parameters, one sample of {NUM_VIEWS} views at 256 × 256, with "
-        "gradient checkpointing as in the preset; float32 weights in both, bfloat16 by autocast as in training. Limit "
-        f"{LIMIT_GIB:g} GiB.\n\n"
+        f"`released`, {rows[0]['parameters'] / 1e6:.0f} M parameters, one sample of {NUM_VIEWS} views at 256 × 256, "
+        "with gradient checkpointing as in the preset; float32 weights in both, bfloat16 by autocast as in training. "
+        f"Limit {LIMIT_GIB:g} GiB.\n\n"
     ) + table(
         ["precision", "forward, s", "forward + backward, s", "peak memory of the process, GiB"],
         [

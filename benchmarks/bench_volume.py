@@ -1,4 +1,4 @@
-"""Unproject + aggregate: time and memory against the plain version, views and voxels: `python -m benchmarks.bench_volume`.
+"""Unproject + aggregate: time and memory against the plain version: `python -m benchmarks.bench_volume`.
 
 Times are of forward passes, both sides in turns. Peak memory is that of a process of its own for each figure, over what
 it held before the call.
@@ -86,12 +86,20 @@ def compare_times() -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def times_against_flops() -> list[dict[str, Any]]:
-    """Seconds of the tiled version against views and voxels, and what the FLOPs say at the rate of all cases together."""
+    """Seconds of the tiled version against views and voxels, and what FLOPs say at the rate of all cases together."""
     aggregator, rows = ViewAggregator(CHANNELS, TIMESTEP_CHANNELS), []
     for grid_size, num_views in [(48, 4), (64, 2), (64, 4), (64, 6), (64, 8), (96, 4)]:
         case = make_case(grid_size, num_views)
         seconds = median_seconds(lambda: forward("tiled", aggregator, case))  # noqa: B023
-        rows.append({"grid_size": grid_size, "views": num_views, "pairs": case.num_pairs, "seconds": seconds, "flops": case.flops})
+        rows.append(
+            {
+                "grid_size": grid_size,
+                "views": num_views,
+                "pairs": case.num_pairs,
+                "seconds": seconds,
+                "flops": case.flops,
+            }
+        )
     rate = sum(row["flops"] for row in rows) / sum(row["seconds"] for row in rows)
     return [row | {"of_model": row["seconds"] * rate / row["flops"]} for row in rows]
 
@@ -134,6 +142,37 @@ def plot(times: list[dict[str, Any]], model: list[dict[str, Any]], memory: dict[
     return name
 
 
+def _times(times: list[dict[str, Any]]) -> str:
+    rows = [
+        [f"{row['grid_size']}³", f"{row['plain']:.3f}", f"{row['tiled']:.3f}", f"{row['ratio']:.1f}×"]
+        + [f"{TARGETS[row['grid_size']]:g}×"]
+        for row in times
+    ]
+    size = f"{FEATURE_SIZE[0]} × {FEATURE_SIZE[1]}"
+    head = f"{CHANNELS} channels, {size} features, with a background, {torch.get_num_threads()} threads, 4 views.\n\n"
+    return head + table(["voxels", "plain, s", "tiled, s", "faster", "target"], rows)
+
+
+def _memory(memory: dict[str, list[int]]) -> str:
+    per_view = {name: (peaks[-1] - peaks[0]) / (VIEW_COUNTS[-1] - VIEW_COUNTS[0]) for name, peaks in memory.items()}
+    ratio = memory["plain"][1] / memory["tiled"][1]
+    head = (
+        f"Peak memory of forward + backward at {MEMORY_GRID_SIZE}³, {NUM_VIEWS} views: {ratio:.1f}× less (target 9×). "
+        f"Per added view {per_view['plain'] / 1e6:.0f} MB plain, {per_view['tiled'] / 1e6:.1f} MB tiled (target 5 MB).\n\n"
+    )
+    rows = [[name, *(f"{num_bytes / 1e6:.0f} MB" for num_bytes in peaks)] for name, peaks in memory.items()]
+    return head + table(["views", *map(str, VIEW_COUNTS)], rows)
+
+
+def _flops(model: list[dict[str, Any]]) -> str:
+    head = "Time against the FLOPs of valid pairs and voxels, at one rate for all rows (target: within 15 %):\n\n"
+    rows = [
+        [f"{row['grid_size']}³", row["views"], row["pairs"], f"{row['seconds']:.3f}", f"{row['of_model']:.2f}"]
+        for row in model
+    ]
+    return head + table(["voxels", "views", "valid pairs", "seconds", "of the FLOP model"], rows)
+
+
 def main() -> None:
     """Measure, print, write docs/benchmarks/<date>-volume.{json,md,png}."""
     if sys.argv[1:2] == ["--peak"]:
@@ -146,38 +185,7 @@ def main() -> None:
     for version in ("plain", "tiled"):
         memory[version] = [peak_bytes(version, num_views) for num_views in VIEW_COUNTS]
     picture = plot(times, model, memory)
-    per_view = {name: (peaks[-1] - peaks[0]) / (VIEW_COUNTS[-1] - VIEW_COUNTS[0]) for name, peaks in memory.items()}
-    ratio = memory["plain"][1] / memory["tiled"][1]
-    text = "\n".join(
-        [
-            f"{CHANNELS} channels, {FEATURE_SIZE[0]} × {FEATURE_SIZE[1]} features, with a background, "
-            f"{torch.get_num_threads()} threads.\n",
-            table(
-                ["voxels", "plain, s", "tiled, s", "faster", "target"],
-                [
-                    [f"{row['grid_size']}³", f"{row['plain']:.3f}", f"{row['tiled']:.3f}", f"{row['ratio']:.1f}×",
-                     f"{TARGETS[row['grid_size']]:g}×"]
-                    for row in times
-                ],
-            ),  # fmt: skip
-            f"Peak memory of forward + backward at {MEMORY_GRID_SIZE}³, {NUM_VIEWS} views: {ratio:.1f}× less "
-            f"(target 9×). Per added view {per_view['plain'] / 1e6:.0f} MB plain, {per_view['tiled'] / 1e6:.1f} MB tiled "
-            "(target 5 MB).\n",
-            table(
-                ["views", *map(str, VIEW_COUNTS)],
-                [[name, *(f"{num_bytes / 1e6:.0f} MB" for num_bytes in peaks)] for name, peaks in memory.items()],
-            ),
-            "Time against the FLOPs of valid pairs and voxels, at one rate for all rows (target: within 15 %):\n",
-            table(
-                ["voxels", "views", "valid pairs", "seconds", "of the FLOP model"],
-                [
-                    [f"{row['grid_size']}³", row["views"], row["pairs"], f"{row['seconds']:.3f}", f"{row['of_model']:.2f}"]
-                    for row in model
-                ],
-            ),
-            f"![Time and memory against voxels and views]({picture})",
-        ]
-    )
+    text = "\n".join([_times(times), _memory(memory), _flops(model), f"![Time and memory]({picture})"])
     results = {"times": times, "flop_model": model, "peak_bytes": memory, "views": VIEW_COUNTS}
     write("volume", title="Unproject and aggregate", text=text, results=results)
 

@@ -1,4 +1,4 @@
-"""What one call of the network costs, counted without computing anything: operators, and bytes kept for the backward pass.
+"""What one call of the network costs, counted without computing: operators, and bytes kept for the backward pass.
 
 PyTorch's FakeTensor mode runs the network at its true size on tensors without values, so the counts are exact and the
 same on every machine.
@@ -109,8 +109,10 @@ def saved_bytes_of_stock(*, dtype: torch.dtype, num_views: int = 5) -> int:
 
 def _is_view(func: Any) -> bool:
     returns = func._schema.returns
-    return func.namespace == "prim" or func is torch.ops.aten._unsafe_view.default or any(
-        result.alias_info is not None and not result.alias_info.is_write for result in returns
+    return (
+        func.namespace == "prim"
+        or func is torch.ops.aten._unsafe_view.default
+        or any(result.alias_info is not None and not result.alias_info.is_write for result in returns)
     )
 
 

@@ -42,7 +42,9 @@ def median_seconds(call: Callable[[], object], *, repetitions: int = REPETITIONS
     return statistics.median(seconds)
 
 
-def median_seconds_side_by_side(calls: Sequence[Callable[[], object]], *, repetitions: int = REPETITIONS) -> list[float]:
+def median_seconds_side_by_side(
+    calls: Sequence[Callable[[], object]], *, repetitions: int = REPETITIONS
+) -> list[float]:
     """The same for several calls in turns, so that what else the machine does disturbs all of them alike."""
     seconds: list[list[float]] = [[] for _ in calls]
     for repetition in range(repetitions + 1):

@@ -2,9 +2,9 @@
 
 A folder holds adapter_config.json, which PEFT's `LoraConfig` reads and writes, and adapter_model.safetensors. In it are
 the low-rank terms W' [x; z; e] of the attention layers (the paper, section 3.1) as `...to_q.lora_A.weight` and
-`...to_q.lora_B.weight`, where A's columns are those of x, then z, then e; and, as PEFT's `modules_to_save`, the projection
-layers and timestep codes whole. What PEFT's config has no place for is in the safetensors file's metadata: format
-version, the network's settings, and a digest of the base that the adapter was trained on.
+`...to_q.lora_B.weight`, where A's columns are those of x, then z, then e; and, as PEFT's `modules_to_save`, the
+projection layers and timestep codes whole. What PEFT's config has no place for is in the safetensors file's metadata:
+format version, the network's settings, and a digest of the base that the adapter was trained on.
 
 Several adapters can be read and used one after another on one base, which stays where it is.
 """
@@ -36,7 +36,7 @@ TARGET_MODULES = ["to_q", "to_k", "to_v", "to_out.0"]
 # Parts of a parameter's name that no stock U-Net has: attention processors, and what model/augment.py adds to a block.
 ADDED_PARTS = {"processor", "projection", "projection_out", "norm_projection"}
 SAVED_WHOLE = ["projection", "projection_out", "norm_projection", "timestep_code"]
-# Values of each tensor that the base's digest reads: every fine-tuning changes some, and reading all would take minutes.
+# Values of each tensor that the base's digest reads: every fine-tuning changes some, and reading all takes minutes.
 DIGEST_VALUES = 64
 
 
@@ -82,12 +82,12 @@ def write_adapter(folder: Path, network: ViewDiffUNet, *, base: str) -> None:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """The adapter that `write_adapter` wrote. Raises ValueError when the folder holds something else or a newer format."""
+    """What `write_adapter` wrote. Raises ValueError when the folder holds something else, or a newer format."""
     path = folder / WEIGHTS_FILE
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118: it is no dictionary
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); give a folder with an adapter of this project") from error
     if metadata.get("kind") != KIND:

@@ -150,7 +150,9 @@ class Cameras:
             raise ValueError(f"cameras: focal lengths must be positive, the smallest is {focal_lengths.min().item()}")
         last_row = self.intrinsics.new_tensor([0.0, 0.0, 1.0])
         if not torch.equal(self.intrinsics[..., 2, :], last_row.expand(*self.shape, 3)):
-            raise ValueError("cameras: the last row of intrinsics must be [0, 0, 1]; these would be singular or no pixels")
+            raise ValueError(
+                "cameras: the last row of intrinsics must be [0, 0, 1]; these would be singular or no pixels"
+            )
         return self
 
 

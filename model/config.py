@@ -149,8 +149,8 @@ class ViewDiffConfig:
     projection: ProjectionConfig
     """The projection layers."""
     without: tuple[Ablation, ...] = ()
-    """Parts to leave out, for ablations: the projection layers; attention across views; what a view's intensity or, with
-    it, its camera says to the attention layers."""
+    """Parts to leave out, for ablations: the projection layers; attention across views; what a view's intensity or,
+    with it, its camera says to the attention layers."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 

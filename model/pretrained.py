@@ -26,9 +26,7 @@ WEIGHTS_FILE = "model.safetensors"
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def write_network(
-    folder: Path, unet: UNet2DConditionModel, config: ViewDiffConfig, weights: dict[str, Tensor]
-) -> None:
+def write_network(folder: Path, unet: UNet2DConditionModel, config: ViewDiffConfig, weights: dict[str, Tensor]) -> None:
     """Write weights and config.json into `folder`; config.json last, so that it marks completion."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous() for key, value in weights.items()}, folder / WEIGHTS_FILE)

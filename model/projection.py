@@ -118,9 +118,7 @@ class ProjectionLayer(nn.Module):
         self.layer_index = layer_index
         self.recompute = config.recompute_volumes
         self.compress = compressor(channels, config)
-        self.aggregator = (
-            ViewAggregator(K, timestep_channels) if config.aggregation == "learned" else MeanAggregator()
-        )
+        self.aggregator = ViewAggregator(K, timestep_channels) if config.aggregation == "learned" else MeanAggregator()
         self.refiner = VolumeRefiner(config.refine_channels, timestep_channels)
         self.renderer = VolumeRenderer(K)
         self.expand_foreground = expander(K, channels)

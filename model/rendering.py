@@ -158,8 +158,9 @@ def sample_rays(
     directions = rays.directions * frame.half_size[:, None, None, None]
     counts = [math.prod(size) for size in image_sizes]
     parts = zip(*(x.split(counts, dim=2) for x in (points, depths, intervals, directions)), strict=True)
+    samples = [RaySamples(*part) for part in parts]
     # Directions contiguous once here: every layer's linear map of them would copy them otherwise.
-    return [RaySamples(*along, directions.contiguous()) for *along, directions in parts]
+    return [part._replace(directions=part.directions.contiguous()) for part in samples]
 
 
 class VolumeRenderer(nn.Module):

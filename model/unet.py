@@ -114,7 +114,10 @@ class ViewDiffUNet(nn.Module):
         renderer = list(renderer_parameters(self))
         chosen = {id(parameter) for parameter in renderer}
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return {"unet": [p for p in trained if id(p) not in chosen], "renderer": [p for p in renderer if p.requires_grad]}
+        return {
+            "unet": [p for p in trained if id(p) not in chosen],
+            "renderer": [p for p in renderer if p.requires_grad],
+        }
 
     def save_pretrained(self, folder: Path) -> None:
         """Write weights (safetensors) and config.json into `folder`; config.json last, so that it marks completion."""

@@ -228,10 +228,8 @@ class MeanAggregator(nn.Module):
         return aggregate(features, codes, voxels, None)
 
 
-def aggregate(
-    features: Tensor, codes: Tensor, voxels: VoxelProjections, weights: AggregationWeights | None
-) -> Tensor:
-    """The fast version: features [B, V, C, h, w], codes [B, V, C] -> volume [B, C, N]; no weights mean the plain mean."""
+def aggregate(features: Tensor, codes: Tensor, voxels: VoxelProjections, weights: AggregationWeights | None) -> Tensor:
+    """The fast version: features [B, V, C, h, w], codes [B, V, C] -> volume [B, C, N]; no weights: the plain mean."""
     channels_last = features.movedim(2, -1).to(codes.dtype).contiguous()
     return unproject_aggregate(channels_last, codes, *voxels, list(weights or ()))
 

@@ -88,7 +88,9 @@ def pyramid() -> RunConfig:
     )  # fmt: skip
     base = paper()
     projection = replace(base.train.model.projection, blocks=blocks, recompute_volumes=True)
-    return replace(base, name="pyramid", train=replace(base.train, model=replace(base.train.model, projection=projection)))
+    return replace(
+        base, name="pyramid", train=replace(base.train, model=replace(base.train.model, projection=projection))
+    )
 
 
 def single_gpu() -> RunConfig:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.kernels.pairs import Pairs, find_pairs
 from model.kernels.selection import version_for
 
 # Voxels × views of a tile. Its intermediate results, about 1 kB a pair, then stay in a core's cache.
@@ -49,16 +50,6 @@ class AggregationWeights(NamedTuple):
     output_bias: Tensor
 
 
-class _Pairs(NamedTuple):
-    """The valid (voxel, view) pairs of a tile. Nothing here is differentiated."""
-
-    voxel: Tensor  # [P] index in the tile
-    rows: Tensor  # [P, 5] of the sample's table: four pixels, the view's code
-    row_weights: Tensor  # [P, 5] bilinear weights, zero beyond the image; 1
-    ray_and_depth: Tensor  # [P, 4]
-    count: Tensor  # [T] number of pairs of each voxel
-
-
 @torch.library.custom_op("viewdiff::unproject_aggregate", mutates_args=())
 def unproject_aggregate(
     features: Tensor,
@@ -82,7 +73,9 @@ def unproject_aggregate(
     tables = _tables(features, view_codes)
     volume = features.new_empty(len(features), features.shape[-1], depth.shape[-1])
     for sample, tile in _tiles(depth):
-        pairs = _pairs(pixels[sample][:, tile], depth[sample][:, tile], reachable[tile], ray_matrices[sample], features)
+        pairs = find_pairs(
+            pixels[sample][:, tile], depth[sample][:, tile], reachable[tile], ray_matrices[sample], features
+        )
         shown = _sample(tables[sample], pairs)
         volume[sample, :, tile] = _merge_tile(pairs, shown, weights, num_views=depth.shape[1]).mT
     return volume
@@ -109,7 +102,9 @@ def _backward(
     tables = _tables(features, view_codes)
     of_tables, of_weights = torch.zeros_like(tables), [torch.zeros_like(weight) for weight in weights]
     for sample, tile in _tiles(depth):
-        pairs = _pairs(pixels[sample][:, tile], depth[sample][:, tile], reachable[tile], ray_matrices[sample], features)
+        pairs = find_pairs(
+            pixels[sample][:, tile], depth[sample][:, tile], reachable[tile], ray_matrices[sample], features
+        )
         # autograd itself is switched off inside of an operator, its functional form is not.
         _, differentiate = torch.func.vjp(
             lambda *inputs, pairs=pairs: _merge_tile(pairs, inputs[0], inputs[1:], num_views=depth.shape[1]),
@@ -159,63 +154,17 @@ def _tiles(depth: Tensor) -> Iterator[tuple[int, slice]]:
     )
 
 
-def _pairs(pixels: Tensor, depth: Tensor, reachable: Tensor, ray_matrices: Tensor, features: Tensor) -> _Pairs:
-    """The pairs of a tile: pixels [V, T, 2], depth [V, T], reachable [T], ray_matrices [V, 3, 3], features [B, V, ...].
-
-    A ray direction is an affine function of the pixel, so sampling a map of directions bilinearly is the function of
-    the corners' weighted mean; the weights sum to less than one at the image's border.
-    """
-    (num_views, num_voxels), (height, width) = depth.shape, features.shape[2:4]
-    left, right, of_left, of_right = _neighbours(pixels[..., 0], width)  # [V, T] each
-    top, bottom, of_top, of_bottom = _neighbours(pixels[..., 1], height)
-    of_top, of_bottom = of_top * reachable, of_bottom * reachable
-    across, down = of_left + of_right, of_top + of_bottom
-    mean_u = ((left + 0.5) * of_left + (right + 0.5) * of_right) * down
-    mean_v = ((top + 0.5) * of_top + (bottom + 0.5) * of_bottom) * across
-    m, weight = ray_matrices.flatten(1)[..., None].unbind(1), across * down  # nine of [V, 1]
-    rays = [m[row] * mean_u + m[row + 1] * mean_v + m[row + 2] * weight for row in (0, 3, 6)]
-
-    view = torch.arange(num_views, dtype=depth.dtype, device=depth.device)[:, None]
-    code = (view + num_views * height * width).expand_as(depth)
-    rows = [view * (height * width) + y * width + x for y in (top, bottom) for x in (left, right)]
-    rows = torch.stack([*rows, code], dim=-1).int()  # whole numbers below 2^24, which float32 holds exactly
-    row_weights = [y * x for y in (of_top, of_bottom) for x in (of_left, of_right)]
-    row_weights = torch.stack([*row_weights, torch.ones_like(depth)], dim=-1)
-
-    # Side by side for all pairs up to here, which costs less than picking the valid ones out of each table.
-    seen = depth > 0
-    place = seen.flatten().nonzero()[:, 0]
-    return _Pairs(
-        voxel=place % num_voxels,
-        rows=rows.view(-1, 5).index_select(0, place),
-        row_weights=row_weights.view(-1, 5).index_select(0, place),
-        ray_and_depth=torch.stack([*rays, depth], dim=-1).view(-1, 4).index_select(0, place),
-        count=seen.sum(0),
-    )
-
-
-def _neighbours(coordinate: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The two pixels around a coordinate in [0, size], and their bilinear weights, 0 beyond the image."""
-    position = coordinate - 0.5  # pixel centres lie at half-integers
-    low = position.floor()
-    fraction, high = position - low, low + 1
-    of_low, of_high = (1 - fraction) * high.clamp(max=1), fraction * (size - high).clamp(max=1)
-    return low.clamp(min=0), high.clamp(max=size - 1), of_low, of_high
-
-
 def _tables(features: Tensor, view_codes: Tensor) -> Tensor:
     """Each sample's pixels and below them its views' codes, so that one lookup adds them up: [B, V*h*w + V, C]."""
     return torch.cat([features.flatten(1, 3), view_codes], dim=1)
 
 
-def _sample(table: Tensor, pairs: _Pairs) -> Tensor:
+def _sample(table: Tensor, pairs: Pairs) -> Tensor:
     """What a sample's views show at the pairs, plus their codes, [P, C]."""
     return F.embedding_bag(pairs.rows, table, per_sample_weights=pairs.row_weights, mode="sum")
 
 
-def _merge_tile(
-    pairs: _Pairs, shown: Tensor, weights: list[Tensor] | tuple[Tensor, ...], *, num_views: int
-) -> Tensor:
+def _merge_tile(pairs: Pairs, shown: Tensor, weights: list[Tensor] | tuple[Tensor, ...], *, num_views: int) -> Tensor:
     """One feature for each voxel of a tile, [T, C], of what views show at its pairs [P, C].
 
     `ViewAggregator.merge` line by line, with sums over a voxel's pairs instead of over all views.
@@ -252,11 +201,11 @@ def _layer(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.elu(F.linear(values, weight, bias), inplace=True)
 
 
-def _sum(values: Tensor, pairs: _Pairs) -> Tensor:
+def _sum(values: Tensor, pairs: Pairs) -> Tensor:
     """Sums over each voxel's pairs: [P, K] -> [T, K]."""
     return values.new_zeros(len(pairs.count), values.shape[1]).index_add(0, pairs.voxel, values)
 
 
-def _spread(values: Tensor, pairs: _Pairs) -> Tensor:
+def _spread(values: Tensor, pairs: Pairs) -> Tensor:
     """Each voxel's value at its pairs: [T, K] -> [P, K]."""
     return values.index_select(0, pairs.voxel)

@@ -1,45 +1,142 @@
-"""Host."""
+"""The aggregation's Triton version, the side that launches kernels: see model/kernels/aggregation.py.
+
+Each program takes several blocks of voxels, so that there are few sums of the weights' gradients.
+
+Shape letters: those of model/kernels/aggregation.py.
+"""
+
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
+import triton
 from torch import Tensor
 
-from model.kernels.aggregation import AggregationWeights
-from model.kernels.triton_aggregation_backward import backward_kernel
-from model.kernels.triton_aggregation_forward import forward_kernel
-from model.kernels.triton_aggregation_network import Views
+from model.kernels.selection import TRITON_CHANNELS
+from model.kernels.triton_aggregation_backward import differentiate_views
+from model.kernels.triton_aggregation_forward import aggregate_views
+from model.kernels.triton_aggregation_network import Views, place, shapes
 
+# Voxels that a program computes at once.
 BLOCK = 64
-WARPS = 4
-GROUPS = 4
+# A warp's share of a block: with 16 channels 32 rows, more than which do not fit into its registers.
+CHANNELS_PER_WARP = 8
+# As many as fit when each thread has all registers that it can have.
+WARPS_PER_PROCESSOR = 8
+# Programs where there is no GPU, few enough that each has several blocks.
+INTERPRETED_PROGRAMS = 3
 
 
-def _views(features, codes, pixels, depth, reachable, ray_matrices):
-    B, V, h, w, C = features.shape
-    return Views(features, codes.contiguous(), pixels, depth, reachable, ray_matrices.contiguous(), pixels.stride(0), pixels.stride(1), depth.stride(0), depth.stride(1), B, V, depth.shape[2], h, w)
+class _Launch(NamedTuple):
+    """How many programs of how many warps."""
+
+    programs: int
+    warps: int
 
 
-def forward(features, view_codes, pixels, depth, reachable, ray_matrices, weights):
-    v = _views(features, view_codes, pixels, depth, reachable, ray_matrices)
-    programs = 3
-    C = features.shape[-1]
-    scratch = features.new_empty(programs, v.num_views, BLOCK, C)
-    volume = features.new_empty(v.num_samples, C, v.num_voxels)
-    forward_kernel[(programs,)](v, AggregationWeights(*weights), scratch, volume, CHANNELS=C, BLOCK=BLOCK, num_warps=WARPS)
+def forward(
+    features: Tensor,
+    view_codes: Tensor,
+    pixels: Tensor,
+    depth: Tensor,
+    reachable: Tensor,
+    ray_matrices: Tensor,
+    weights: list[Tensor],
+) -> Tensor:
+    """`model.kernels.aggregation.unproject_aggregate`."""
+    views = _views(features, view_codes, pixels, depth, reachable, ray_matrices)
+    channels = features.shape[-1]
+    launch = _launch(views, channels)
+    volume = features.new_empty(views.num_samples, channels, views.num_voxels)
+    scratch = features.new_empty(launch.programs, views.num_views, BLOCK, channels)
+    aggregate_views[(launch.programs,)](
+        views, _pack(weights, channels), scratch, volume, C=channels, R=BLOCK, num_warps=launch.warps
+    )
     return volume
 
 
-def backward(gradient, features, view_codes, pixels, depth, reachable, ray_matrices, weights):
-    v = _views(features, view_codes, pixels, depth, reachable, ray_matrices)
-    programs = 3
-    C = features.shape[-1]
-    scratch = features.new_empty(programs, 2, v.num_views, BLOCK, C)
-    of_features = torch.zeros_like(features)
-    of_codes = features.new_zeros(programs * GROUPS, v.num_samples, v.num_views, C)
-    sizes = [-(-w.numel() // 4) * 4 for w in weights]
-    total = sum(sizes)
-    partial = features.new_zeros(programs * GROUPS, total)
-    g = AggregationWeights(*partial[0].split(sizes))
-    backward_kernel[(programs,)](gradient, v, AggregationWeights(*weights), g, total, scratch, of_features, of_codes, CHANNELS=C, BLOCK=BLOCK, GROUPS=GROUPS, num_warps=WARPS)
-    sums = torch.split_with_sizes_copy(partial.sum(0), sizes)
-    return [of_features, of_codes.sum(0), *(s[:w.numel()].view_as(w) for s, w in zip(sums, weights))]
+def backward(
+    gradient: Tensor,
+    features: Tensor,
+    view_codes: Tensor,
+    pixels: Tensor,
+    depth: Tensor,
+    reachable: Tensor,
+    ray_matrices: Tensor,
+    weights: list[Tensor],
+) -> list[Tensor]:
+    """Gradients of features, codes and weights for that of the volume [B, C, N]."""
+    views = _views(features, view_codes, pixels, depth, reachable, ray_matrices)
+    channels = features.shape[-1]
+    programs, warps = _launch(views, channels)
+    scratch = features.new_empty(programs, 2, views.num_views, BLOCK, channels)
+    of_features = torch.zeros_like(views.features)
+    of_weights = features.new_zeros(programs * warps, place("end", channels))
+    of_codes = features.new_zeros(programs * warps, *view_codes.shape)
+    differentiate_views[(programs,)](
+        gradient.contiguous(), views, _pack(weights, channels), of_weights, scratch, of_features, of_codes,
+        C=channels, R=BLOCK, GROUPS=warps, num_warps=warps,
+    )  # fmt: skip
+    return [of_features, of_codes.sum(0), *_unpack(of_weights.sum(0), weights, channels)]
+
+
+def _views(
+    features: Tensor, view_codes: Tensor, pixels: Tensor, depth: Tensor, reachable: Tensor, ray_matrices: Tensor
+) -> Views:
+    num_samples, num_views, height, width, channels = features.shape
+    if features.dtype != torch.float32 or channels not in TRITON_CHANNELS:
+        raise ValueError(
+            f"Triton's aggregation takes float32 and {TRITON_CHANNELS} channels, not {features.dtype}, {channels}"
+        )
+    # The first views of more, the usual case, are read where they are.
+    pixels = pixels if pixels.stride()[2:] == (2, 1) else pixels.contiguous()
+    depth = depth if depth.stride(2) == 1 else depth.contiguous()
+    return Views(
+        features=features.contiguous(),
+        codes=view_codes.contiguous(),
+        pixels=pixels,
+        depth=depth,
+        reachable=reachable.contiguous(),
+        ray_matrices=ray_matrices.contiguous(),
+        pixels_sample=pixels.stride(0),
+        pixels_view=pixels.stride(1),
+        depth_sample=depth.stride(0),
+        depth_view=depth.stride(1),
+        num_samples=num_samples,
+        num_views=num_views,
+        num_voxels=depth.shape[2],
+        height=height,
+        width=width,
+    )
+
+
+def _launch(views: Views, channels: int) -> _Launch:
+    warps = channels // CHANNELS_PER_WARP
+    programs = INTERPRETED_PROGRAMS
+    if views.features.is_cuda:
+        processors = torch.cuda.get_device_properties(views.features.device).multi_processor_count
+        programs = processors * WARPS_PER_PROCESSOR // warps
+    return _Launch(min(programs, views.num_samples * triton.cdiv(views.num_voxels, BLOCK)), warps)
+
+
+def _pack(weights: list[Tensor], channels: int) -> Tensor:
+    """All weights one after another, each filled up with zeros to the shape that it has there."""
+    parts = []
+    for weight, shape in zip(weights, shapes(channels).values(), strict=True):
+        missing = [extent - present for extent, present in zip(shape, weight.shape, strict=True)]
+        padding = [number for extent in reversed(missing) for number in (0, extent)]
+        parts.append((F.pad(weight, padding) if any(missing) else weight).flatten())
+    return torch.cat(parts)
+
+
+def _unpack(packed: Tensor, weights: list[Tensor], channels: int) -> list[Tensor]:
+    """Tensors like the weights out of what lies like `_pack`'s result; copies, as an operator's results must be."""
+    stored = shapes(channels).values()
+    parts = torch.split_with_sizes_copy(packed, [math.prod(shape) for shape in stored])
+    return [
+        part.view(shape)[tuple(slice(extent) for extent in weight.shape)].contiguous()
+        for part, shape, weight in zip(parts, stored, weights, strict=True)
+    ]

@@ -1,3 +1,17 @@
+"""What the forward and the backward kernel of the aggregation share: see model/kernels/aggregation.py.
+
+A program computes a block of voxels at a time. Views are taken one after another and only if they see one of the block's
+voxels. What they show is computed once and kept in memory that belongs to the program, `shown`, since its mean must be
+known before it can be encoded; that memory is small enough to stay in the GPU's cache.
+
+All weights lie in one piece of memory, so that their places are constants and need no registers.
+
+Shape letters: B samples, V views, C channels, h × w pixels, N voxels, R voxels of a block, H hidden channels of rays.
+"""
+
+# A kernel's arguments have the types that it is compiled for.
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -6,59 +20,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.kernels.triton_layers import corners, elu, gather, linear, product, shuffle, shuffled, sigmoid, vector
+from model.kernels.aggregation import WEIGHT_EPSILON
+from model.kernels.triton_layers import corners, elu, gather, linear, sigmoid, vector
 
-WEIGHT_EPSILON = tl.constexpr(1e-8)
-SMALLEST = tl.constexpr(1e-30)
-RAY_HIDDEN = tl.constexpr(16)
-
-
-@triton.constexpr_function
-def shapes(channels):
-    C = channels
-    return {
-        "ray_in": (C // 2, 4),
-        "ray_in_bias": (C // 2,),
-        "ray_out": (C, C // 2),
-        "ray_out_bias": (C,),
-        "view_in": (2 * C, 3 * C),
-        "view_in_bias": (2 * C,),
-        "view_out": (C, 2 * C),
-        "view_out_bias": (C,),
-        "visibility_in": (C, C),
-        "visibility_in_bias": (C,),
-        "visibility_out": (C + 1, C),
-        "weight_in": (C, C),
-        "weight_in_bias": (C,),
-        "weight_out": (1, C),
-        "output": (C, 2 * C + 1),
-        "output_bias": (C,),
-        "visibility_out_bias": (C + 1,),
-        "weight_out_bias": (1,),
-    }
-
-
-@triton.constexpr_function
-def place(name, channels):
-    start = 0
-    for other, shape in shapes(channels).items():
-        if other == name:
-            return start
-        size = 1
-        for extent in shape:
-            size *= extent
-        start += size
-    return (start + 31) // 32 * 32
+EPSILON = tl.constexpr(WEIGHT_EPSILON)
+# Less than any weight whose mean matters, but no zero.
+TINY = tl.constexpr(1e-30)
 
 
 class Views(NamedTuple):
-    features: Tensor
-    codes: Tensor
-    pixels: Tensor
-    depth: Tensor
-    reachable: Tensor
-    ray_matrices: Tensor
-    pixels_sample: int
+    """The kernels' inputs but for the weights. All are contiguous, but for the samples and views of pixels and depth."""
+
+    features: Tensor  # [B, V, h, w, C]
+    codes: Tensor  # [B, V, C]
+    pixels: Tensor  # [B, V, N, 2]
+    depth: Tensor  # [B, V, N]
+    reachable: Tensor  # [N]
+    ray_matrices: Tensor  # [B, V, 3, 3]
+    pixels_sample: int  # distance of samples in memory
     pixels_view: int
     depth_sample: int
     depth_view: int
@@ -69,40 +48,87 @@ class Views(NamedTuple):
     width: int
 
 
-class Moments(NamedTuple):
-    weight: tl.tensor  # [R]
-    mean: tl.tensor  # [R, C]
-    variance: tl.tensor
-
-
 class Ray(NamedTuple):
-    x: tl.tensor
+    """What the ray encoder sees."""
+
+    x: tl.tensor  # [R]
     y: tl.tensor
     z: tl.tensor
     depth: tl.tensor
 
 
+class Moments(NamedTuple):
+    """Of each voxel's features in some views."""
+
+    weight: tl.tensor  # [R] sum of the views' weights
+    mean: tl.tensor  # [R, C]
+    variance: tl.tensor  # [R, C]; while views are added, times the sum of weights
+
+
 class Encoding(NamedTuple):
-    hidden: tl.tensor
-    encoded: tl.tensor
-    visibility_hidden: tl.tensor
-    residual: tl.tensor
-    visibility_logit: tl.tensor
-    visibility: tl.tensor
-    total: tl.tensor
-    weight_hidden: tl.tensor
-    weight: tl.tensor
+    """All results on the way from what a view shows to its encoded feature and weight, for the backward pass."""
+
+    hidden: tl.tensor  # [R, 2C]
+    encoded: tl.tensor  # [R, C] without the residual
+    visibility_hidden: tl.tensor  # [R, C]
+    residual: tl.tensor  # [R, C]
+    visibility_logit: tl.tensor  # [R]
+    visibility: tl.tensor  # [R]
+    feature: tl.tensor  # [R, C]
+    weight_hidden: tl.tensor  # [R, C]
+    weight: tl.tensor  # [R]
+
+
+@triton.constexpr_function
+def shapes(channels):
+    """Shapes in which `AggregationWeights` are stored, in their order: filled up with zeros to what products take, and
+    to a multiple of four numbers, which are loaded together.
+    """
+    hidden = max(16, channels // 2)
+    return {
+        "ray_in": (hidden, 16),
+        "ray_in_bias": (hidden,),
+        "ray_out": (channels, hidden),
+        "ray_out_bias": (channels,),
+        "view_in": (2 * channels, 3 * channels),
+        "view_in_bias": (2 * channels,),
+        "view_out": (channels, 2 * channels),
+        "view_out_bias": (channels,),
+        "visibility_in": (channels, channels),
+        "visibility_in_bias": (channels,),
+        "visibility_out": (channels + 1, channels),
+        "visibility_out_bias": (channels + 4,),
+        "weight_in": (channels, channels),
+        "weight_in_bias": (channels,),
+        "weight_out": (1, channels),
+        "weight_out_bias": (4,),
+        "output": (channels, 2 * channels + 1),
+        "output_bias": (channels,),
+    }
+
+
+@triton.constexpr_function
+def place(name, channels):
+    """Where the weight starts in the memory of all weights; "end" is its size."""
+    start = 0
+    for other, shape in shapes(channels).items():
+        if other == name:
+            break
+        start += shape[0] * (shape[1] if len(shape) == 2 else 1)
+    return start
 
 
 @triton.jit
-def view_depth(views, b, view, voxel):
-    at = views.depth + b * views.depth_sample + view * views.depth_view + voxel
+def view_depth(views, sample, view, voxel):
+    """[R] depth, 0 where the view does not see the voxel."""
+    at = views.depth + sample * views.depth_sample + view * views.depth_view + voxel
     return tl.load(at, mask=voxel < views.num_voxels, other=0.0)
 
 
 @triton.jit
-def view_corners(views, b, view, voxel, depth):
-    at = views.pixels + b * views.pixels_sample + view * views.pixels_view + voxel * 2
+def view_corners(views, sample, view, voxel, depth):
+    """The pixels around the voxels, without weight where a voxel is not seen or not reachable."""
+    at = views.pixels + sample * views.pixels_sample + view * views.pixels_view + voxel * 2
     x = tl.load(at, mask=depth > 0, other=0.0)
     y = tl.load(at + 1, mask=depth > 0, other=0.0)
     reachable = tl.load(views.reachable + voxel, mask=depth > 0, other=0) != 0
@@ -110,112 +136,84 @@ def view_corners(views, b, view, voxel, depth):
 
 
 @triton.jit
-def view_ray(views, b, view, at, depth):
-    of_columns, of_rows = at.left + at.right, at.upper + at.lower
-    u = (at.left * (at.column + 0.5) + at.right * (at.column + 1.5)) * of_rows
-    v = (at.upper * (at.row + 0.5) + at.lower * (at.row + 1.5)) * of_columns
-    one = of_columns * of_rows
-    r = views.ray_matrices + (b * views.num_views + view) * 9
-    x = tl.load(r) * u + tl.load(r + 1) * v + tl.load(r + 2) * one
-    y = tl.load(r + 3) * u + tl.load(r + 4) * v + tl.load(r + 5) * one
-    z = tl.load(r + 6) * u + tl.load(r + 7) * v + tl.load(r + 8) * one
+def view_ray(views, sample, view, at, depth):
+    """Ray directions that are sampled like the features, see `_pairs` in model/kernels/aggregation.py."""
+    columns, rows = at.left + at.right, at.upper + at.lower
+    u = (at.left * (at.column + 0.5) + at.right * (at.column + 1.5)) * rows
+    v = (at.upper * (at.row + 0.5) + at.lower * (at.row + 1.5)) * columns
+    one = columns * rows
+    m = views.ray_matrices + (sample * views.num_views + view) * 9
+    x = tl.load(m) * u + tl.load(m + 1) * v + tl.load(m + 2) * one
+    y = tl.load(m + 3) * u + tl.load(m + 4) * v + tl.load(m + 5) * one
+    z = tl.load(m + 6) * u + tl.load(m + 7) * v + tl.load(m + 8) * one
     return Ray(x, y, z, depth)
 
 
 @triton.jit
-def ray_hidden(ray, w, C: tl.constexpr):
-    k = tl.arange(0, RAY_HIDDEN)
-    m = k < C // 2
-    at = w + place("ray_in", C) + k * 4
-    pre = ray.x[:, None] * tl.load(at, mask=m, other=0.0)[None, :]
-    pre += ray.y[:, None] * tl.load(at + 1, mask=m, other=0.0)[None, :]
-    pre += ray.z[:, None] * tl.load(at + 2, mask=m, other=0.0)[None, :]
-    pre += ray.depth[:, None] * tl.load(at + 3, mask=m, other=0.0)[None, :]
-    return elu(pre + tl.load(w + place("ray_in_bias", C) + k, mask=m, other=0.0)[None, :])
+def layer(x, w, NAME: tl.constexpr, C: tl.constexpr):
+    """[R, K] through a layer to C channels and ELU."""
+    K: tl.constexpr = x.shape[1]
+    return elu(linear(x, w + place(NAME, C), K, C) + vector(w + place(NAME + "_bias", C), C))
 
 
 @triton.jit
-def ray_feature(hidden, w, C: tl.constexpr):
-    k = shuffled(RAY_HIDDEN)[:, None]
-    m = tl.load(w + place("ray_out", C) + tl.arange(0, C)[None, :] * (C // 2) + k, mask=k < C // 2, other=0.0)
-    return elu(product(shuffle(hidden), m) + vector(w + place("ray_out_bias", C), C))
+def encode_ray(ray, w, C: tl.constexpr):
+    """The ray encoder's hidden channels [R, H]. Four inputs are too few for tensor cores."""
+    H: tl.constexpr = shapes(C)["ray_in"][0]
+    at = w + place("ray_in", C) + tl.arange(0, H) * 16
+    total = vector(w + place("ray_in_bias", C), H) + ray.x[:, None] * tl.load(at)[None, :]
+    total += ray.y[:, None] * tl.load(at + 1)[None, :]
+    total += ray.z[:, None] * tl.load(at + 2)[None, :]
+    return elu(total + ray.depth[:, None] * tl.load(at + 3)[None, :])
 
 
 @triton.jit
-def show(views, w, b, view, voxel, depth, C: tl.constexpr):
-    at = view_corners(views, b, view, voxel, depth)
-    ray = ray_feature(ray_hidden(view_ray(views, b, view, at, depth), w, C), w, C)
-    number = b * views.num_views + view
-    x = gather(views.features + number * views.height * views.width * C, at, views.height, views.width, C)
-    return x + ray + vector(views.codes + number * C, C)
+def show(views, w, sample, view, voxel, depth, C: tl.constexpr):
+    """What a view shows at the voxels [R, C]: features + encoded rays + the view's code."""
+    number = sample * views.num_views + view
+    at = view_corners(views, sample, view, voxel, depth)
+    features = gather(views.features + number * views.height * views.width * C, at, views.width, C)
+    rays = layer(encode_ray(view_ray(views, sample, view, at, depth), w, C), w, "ray_out", C)
+    return features + rays + vector(views.codes + number * C, C)
 
 
 @triton.jit
-def add_to(moments, x, weight):
-    total = moments.weight + weight
-    off = x - moments.mean
-    mean = moments.mean + off * (weight / tl.maximum(total, SMALLEST))[:, None]
-    return Moments(total, mean, moments.variance + weight[:, None] * off * (x - mean))
-
-
-@triton.jit
-def nothing(BLOCK: tl.constexpr, C: tl.constexpr):
-    return Moments(tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK, C), tl.float32), tl.zeros((BLOCK, C), tl.float32))
-
-
-@triton.jit
-def merge_shown(views, w, shown, b, voxel, C: tl.constexpr):
-    BLOCK: tl.constexpr = voxel.shape[0]
-    moments = nothing(BLOCK, C)
-    for view in range(views.num_views):
-        depth = view_depth(views, b, view, voxel)
-        if tl.max(depth, 0) > 0:
-            x = show(views, w, b, view, voxel, depth, C)
-            tl.store(shown + view * BLOCK * C, x)
-            moments = add_to(moments, x, tl.where(depth > 0, 1.0, 0.0))
-    return Moments(moments.weight, moments.mean, moments.variance / tl.maximum(moments.weight, 1.0)[:, None])
-
-
-@triton.jit
-def statistics(m, w, C: tl.constexpr):
+def shared_hidden(shown, w, C: tl.constexpr):
+    """The part [R, 2C] of the encoder's first layer that sees the moments of what all views show."""
     at = w + place("view_in", C)
-    return linear(m.mean, at, 3 * C, 2 * C) + linear(m.variance, at + C, 3 * C, 2 * C) + vector(w + place("view_in_bias", C), 2 * C)
+    total = linear(shown.mean, at, 3 * C, 2 * C) + linear(shown.variance, at + C, 3 * C, 2 * C)
+    return total + vector(w + place("view_in_bias", C), 2 * C)
 
 
 @triton.jit
-def encode(shown, st, share, w, C: tl.constexpr):
-    hidden = elu(linear(shown, w + place("view_in", C) + 2 * C, 3 * C, 2 * C) + st)
-    encoded = elu(linear(hidden, w + place("view_out", C), 2 * C, C) + vector(w + place("view_out_bias", C), C))
-    vis_hidden = elu(linear(encoded * share, w + place("visibility_in", C), C, C) + vector(w + place("visibility_in_bias", C), C))
-    residual = elu(linear(vis_hidden, w + place("visibility_out", C), C, C) + vector(w + place("visibility_out_bias", C), C))
-    vis_logit = elu(tl.sum(vis_hidden * vector(w + place("visibility_out", C) + C * C, C), 1) + tl.load(w + place("visibility_out_bias", C) + C))
-    visibility = sigmoid(vis_logit)
-    total = encoded + residual
-    weight_hidden = elu(linear(total * visibility[:, None], w + place("weight_in", C), C, C) + vector(w + place("weight_in_bias", C), C))
-    weight = sigmoid(tl.sum(weight_hidden * vector(w + place("weight_out", C), C), 1) + tl.load(w + place("weight_out_bias", C)))
-    return Encoding(hidden, encoded, vis_hidden, residual, vis_logit, visibility, total, weight_hidden, weight)
+def encode(shown, shared, share, w, C: tl.constexpr):
+    """What a view shows [R, C] -> its encoded feature and weight, as in `ViewAggregator.merge`; share is [R, 1]."""
+    hidden = elu(linear(shown, w + place("view_in", C) + 2 * C, 3 * C, 2 * C) + shared)
+    encoded = layer(hidden, w, "view_out", C)
+    visibility_hidden = layer(encoded * share, w, "visibility_in", C)
+    residual = layer(visibility_hidden, w, "visibility_out", C)
+    last = tl.sum(visibility_hidden * vector(w + place("visibility_out", C) + C * C, C), 1)
+    logit = elu(last + tl.load(w + place("visibility_out_bias", C) + C))
+    visibility = sigmoid(logit)
+    feature = encoded + residual
+    weight_hidden = layer(feature * visibility[:, None], w, "weight_in", C)
+    weight = tl.sum(weight_hidden * vector(w + place("weight_out", C), C), 1) + tl.load(w + place("weight_out_bias", C))
+    return Encoding(
+        hidden, encoded, visibility_hidden, residual, logit, visibility, feature, weight_hidden, sigmoid(weight)
+    )
 
 
 @triton.jit
-def merge_encoded(views, w, shown, st, share, b, voxel, C: tl.constexpr):
-    BLOCK: tl.constexpr = voxel.shape[0]
-    moments = nothing(BLOCK, C)
-    for view in range(views.num_views):
-        depth = view_depth(views, b, view, voxel)
-        if tl.max(depth, 0) > 0:
-            e = encode(tl.load(shown + view * BLOCK * C), st, share, w, C)
-            moments = add_to(moments, e.total, tl.where(depth > 0, e.weight, 0.0))
-    rest = WEIGHT_EPSILON / (moments.weight + WEIGHT_EPSILON)
-    ratio = moments.weight / (moments.weight + WEIGHT_EPSILON)
-    variance = moments.variance / (moments.weight + WEIGHT_EPSILON)[:, None] + moments.mean * moments.mean * (ratio * rest * rest)[:, None]
-    return Moments(moments.weight, moments.mean * ratio[:, None], variance)
-
-
-@triton.jit
-def output(m, w, num_views, C: tl.constexpr):
+def merge(moments, w, num_views, C: tl.constexpr):
+    """The volume's features [R, C] for the moments of the encoded ones."""
+    STRIDE: tl.constexpr = 2 * C + 1
     at = w + place("output", C)
-    out = linear(m.mean, at, 2 * C + 1, C) + linear(m.variance, at + C, 2 * C + 1, C)
-    last = tl.load(at + (2 * C + 1) * tl.arange(0, C) + 2 * C)[None, :]
-    ratio = m.weight / (m.weight + WEIGHT_EPSILON)
-    out += (ratio / num_views)[:, None] * last
-    return elu(out + vector(w + place("output_bias", C), C))
+    total = linear(moments.mean, at, STRIDE, C) + linear(moments.variance, at + C, STRIDE, C)
+    total += mean_weight(moments, num_views)[:, None] * tl.load(at + 2 * C + tl.arange(0, C) * STRIDE)[None, :]
+    return elu(total + vector(w + place("output_bias", C), C))
+
+
+@triton.jit
+def mean_weight(moments, num_views):
+    """[R] over all views, of weights whose sum is one where a view sees the voxel."""
+    return moments.weight / (moments.weight + EPSILON) / num_views

@@ -1,14 +1,17 @@
 """Pieces of Triton kernels: layers of small networks over the rows of a block, and bilinear sampling of feature maps.
 
 All numbers are float32. A layer's weight lies in memory as in torch.nn.Linear, [out, in]; `stride` is the distance of
-its rows, so that some of its columns are a weight too.
+its rows, so that some of its columns are a weight too. All sizes are powers of two, and at least 16 in products.
 
-Gradients of weights are sums over all rows of all blocks. A program adds up those of its blocks in memory of its own,
-always in the same order; each of the `GROUPS` parts of a block has its own sum there, so that the program's warps need
-not wait for one another.
+Gradients of weights are sums over the rows of all blocks. A program adds up those of its blocks in memory of its own, so
+always in the same order. Each of the `GROUPS` groups of rows of a block has sums of its own there, SIZE numbers apart:
+one group for a warp, so that no warp waits for another.
 
 Shape letters: R rows of a block, K columns, C channels, h × w pixels.
 """
+
+# A kernel's arguments have the types that it is compiled for.
+# mypy: allow-untyped-defs
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-# "tf32x3": three products on tensor cores, about as precise as one of "ieee", which computes on the other cores.
+# "tf32x3" makes three products on tensor cores, together as precise as the one of "ieee" on the other cores.
 PRECISION = tl.constexpr("tf32x3")
-LOG2_E = tl.constexpr(1.4426950408889634)
-# TF32 has 13 bits less than float32.
+# The last 13 bits of a float32 are beyond TF32.
 TF32_STEP = tl.constexpr(1 << 13)
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 class Corners(NamedTuple):
@@ -37,12 +40,13 @@ class Corners(NamedTuple):
 
 @triton.jit
 def exp(x):
-    return tl.exp2(x * LOG2_E)  # tl.exp spends instructions on denormal results
+    """Unlike tl.exp it spends no instructions on denormal results."""
+    return tl.exp2(x * LOG2_E)
 
 
 @triton.jit
 def elu(x):
-    """Where x > 0 this is x, as exp(0) - 1 is less. A NaN stays one."""
+    """For x > 0 the larger one is x, otherwise exp(x) - 1. NaN stays NaN."""
     return tl.maximum(x, exp(tl.minimum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)) - 1)
 
 
@@ -59,7 +63,11 @@ def sigmoid(x):
 
 @triton.jit
 def product(x, y):
-    """Matrix product, also of matrices side by side."""
+    """Matrix product of [.., M, K] and [.., K, N].
+
+    Tensor cores take TF32 and add in float32. A float32 is the sum of two TF32, but for an error like a rounding error;
+    the product of the two smaller ones is less than that.
+    """
     if PRECISION == "ieee":
         return tl.dot(x, y, input_precision="ieee")
     else:
@@ -83,18 +91,17 @@ def linear(x, weight, stride, OUT: tl.constexpr):
 
 @triton.jit
 def linear_backward(of_y, weight, stride, K: tl.constexpr):
-    """Gradient [R, K] of `linear`'s x for that of its result, [R, OUT]."""
+    """The gradient [R, K] of `linear`'s x for that of its result [R, OUT]."""
     OUT: tl.constexpr = of_y.shape[1]
     return product(shuffle(of_y), tl.load(weight + tl.arange(0, K)[None, :] + shuffled(OUT)[:, None] * stride))
 
 
 @triton.jit
 def shuffle(x):
-    """[R, K] with columns in the order `shuffled`.
+    """[R, K] with its columns in the order `shuffled`.
 
-    A product does not depend on the order of the columns that it sums over. In this one each thread gets the columns it
-    already holds if x is a result of another product: tensor cores give a thread pairs of columns, and take columns
-    that are four apart.
+    The order of the columns that a product sums over does not matter. In this one, each thread takes just those that it
+    holds if x comes from a product: tensor cores give a thread columns in pairs and take columns that are four apart.
     """
     R: tl.constexpr = x.shape[0]
     K: tl.constexpr = x.shape[1]
@@ -103,15 +110,15 @@ def shuffle(x):
 
 @triton.jit
 def shuffled(K: tl.constexpr):
-    """Number of the column that `shuffle` puts in each place."""
+    """[K] the column that `shuffle` puts in each place."""
     place = tl.arange(0, K)
     return place // 8 * 8 + place % 4 * 2 + place % 8 // 4
 
 
 @triton.jit
-def vector(at, SIZE: tl.constexpr):
-    """[1, SIZE] numbers."""
-    return tl.load(at + tl.arange(0, SIZE))[None, :]
+def vector(at, K: tl.constexpr):
+    """[1, K] numbers that lie side by side."""
+    return tl.load(at + tl.arange(0, K))[None, :]
 
 
 @triton.jit
@@ -124,30 +131,27 @@ def grouped(x, GROUPS: tl.constexpr):
 
 
 @triton.jit
-def add_products(sums, group_stride, of_y, x, stride, GROUPS: tl.constexpr):
-    """Adds to the groups' sums the gradient of `linear`'s weight [OUT, K], for x [R, K] and that of its result."""
-    K: tl.constexpr = x.shape[1]
-    OUT: tl.constexpr = of_y.shape[1]
+def add_products(sums, SIZE: tl.constexpr, of_y, x, stride, GROUPS: tl.constexpr):
+    """Adds the gradient of `linear`'s weight, [OUT, K], for its x [R, K] and that of its result [R, OUT]."""
     part = product(tl.permute(grouped(of_y, GROUPS), (0, 2, 1)), grouped(x, GROUPS))
-    at = sums + (tl.arange(0, GROUPS) * group_stride)[:, None, None]
-    at += (tl.arange(0, OUT) * stride)[None, :, None] + tl.arange(0, K)[None, None, :]
+    at = sums + (tl.arange(0, GROUPS) * SIZE)[:, None, None]
+    at += (tl.arange(0, of_y.shape[1]) * stride)[None, :, None] + tl.arange(0, x.shape[1])[None, None, :]
     tl.store(at, tl.load(at) + part)
 
 
 @triton.jit
-def add_rows(sums, group_stride, of_y, stride, GROUPS: tl.constexpr):
-    """Adds to the groups' sums those of [R, K] over the rows."""
-    K: tl.constexpr = of_y.shape[1]
+def add_rows(sums, size, of_y, stride, GROUPS: tl.constexpr):
+    """Adds the sum over the rows of [R, K] to numbers `stride` apart."""
     part = tl.sum(grouped(of_y, GROUPS), 1)
-    at = sums + (tl.arange(0, GROUPS) * group_stride)[:, None] + (tl.arange(0, K) * stride)[None, :]
+    at = sums + (tl.arange(0, GROUPS) * size)[:, None] + (tl.arange(0, of_y.shape[1]) * stride)[None, :]
     tl.store(at, tl.load(at) + part)
 
 
 @triton.jit
-def add_numbers(sums, group_stride, of_y, GROUPS: tl.constexpr):
-    """Adds to the groups' sums those of [R]."""
+def add_numbers(sums, SIZE: tl.constexpr, of_y, GROUPS: tl.constexpr):
+    """Adds the sum of [R]."""
     part = tl.sum(tl.reshape(of_y, (GROUPS, of_y.shape[0] // GROUPS)), 1)
-    at = sums + tl.arange(0, GROUPS) * group_stride
+    at = sums + tl.arange(0, GROUPS) * SIZE
     tl.store(at, tl.load(at) + part)
 
 
@@ -164,27 +168,26 @@ def corners(x, y, present, height, width):
 
 
 @triton.jit
-def corner(at, height, width, C: tl.constexpr, RIGHT: tl.constexpr, LOWER: tl.constexpr):
-    """Weights [R, 1] of one of the four pixels and where their channels lie in a map [h, w, C]: [R, C]."""
-    column = tl.minimum(at.column + 1, width - 1) if RIGHT else tl.maximum(at.column, 0)
-    row = tl.minimum(at.row + 1, height - 1) if LOWER else tl.maximum(at.row, 0)
-    weight = (at.right if RIGHT else at.left) * (at.lower if LOWER else at.upper)
-    return weight[:, None], ((row * width + column) * C)[:, None] + tl.arange(0, C)[None, :]
+def corner(at, width, NUMBER: tl.constexpr, C: tl.constexpr):
+    """Weights [R, 1] of one of the four pixels, and places [R, C] of its channels in a map [h, w, C]."""
+    weight = (at.right if NUMBER % 2 == 1 else at.left) * (at.lower if NUMBER // 2 == 1 else at.upper)
+    pixel = (at.row + NUMBER // 2) * width + at.column + NUMBER % 2
+    return weight[:, None], (pixel * C)[:, None] + tl.arange(0, C)[None, :]
 
 
 @triton.jit
-def gather(features, at, height, width, C: tl.constexpr):
+def gather(features, at, width, C: tl.constexpr):
     """Bilinear samples [R, C] of a map [h, w, C]."""
     total = tl.zeros((at.row.shape[0], C), tl.float32)
     for number in tl.static_range(4):
-        weight, index = corner(at, height, width, C, number % 2 == 1, number >= 2)
-        total += weight * tl.load(features + index)
+        weight, place = corner(at, width, number, C)
+        total += weight * tl.load(features + place, mask=weight > 0, other=0.0)
     return total
 
 
 @triton.jit
-def scatter(of_features, of_samples, at, height, width, C: tl.constexpr):
+def scatter(of_features, of_samples, at, width, C: tl.constexpr):
     """Adds to the gradient of a map [h, w, C] that of `gather`'s samples [R, C]."""
     for number in tl.static_range(4):
-        weight, index = corner(at, height, width, C, number % 2 == 1, number >= 2)
-        tl.atomic_add(of_features + index, weight * of_samples, mask=weight > 0, sem="relaxed")
+        weight, place = corner(at, width, number, C)
+        tl.atomic_add(of_features + place, weight * of_samples, mask=weight > 0, sem="relaxed")

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from model.attention import ConditionedTextAttention, CrossFrameAttention
 from model.cameras import Cameras
 from model.config import ProjectionConfig
-from model.projection import ProjectionLayer
 from model.geometry import LayerShape, compute_geometry
 from model.kernels.selection import Version, use
+from model.projection import ProjectionLayer
 from model.rendering import Rays, Rendered, background_near_far, box_near_far
 from model.views import Scene, ViewContext
 from model.volume import SceneFrame, ViewSamples, unproject, voxel_grid
@@ -132,9 +132,7 @@ def _run_projection(golden: GoldenFile) -> dict[str, Tensor]:
     }
 
 
-def _geometry(
-    grid_size: int, scene: Scene, config: ProjectionConfig, size: tuple[int, int]
-) -> dict[str, Tensor]:
+def _geometry(grid_size: int, scene: Scene, config: ProjectionConfig, size: tuple[int, int]) -> dict[str, Tensor]:
     cameras, frame = scene.cameras.resize(size), SceneFrame.from_bounds(scene.scene_bounds)
     fraction = config.foreground_fraction if config.background else None
     grid = voxel_grid(grid_size, fraction, scene.scene_bounds.device)

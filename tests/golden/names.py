@@ -187,7 +187,9 @@ def _no_parameter_but_ones(color: Tensor) -> dict[str, Tensor]:
 def _attention_state(golden: GoldenFile) -> dict[str, Tensor]:
     """Ours keeps the low-rank terms of projections that read the same tokens together, theirs one by one."""
     weights, state = dict(golden.weights), {}
-    groups = {"qkv": ("to_q", "to_k", "to_v")} if golden.kind == "cross_frame" else {"q": ("to_q",), "kv": ("to_k", "to_v")}
+    groups = (
+        {"qkv": ("to_q", "to_k", "to_v")} if golden.kind == "cross_frame" else {"q": ("to_q",), "kv": ("to_k", "to_v")}
+    )
     of_views = []
     for group, projections in (groups | {"out": ("to_out",)}).items():
         ours = f"processor.low_rank_{group}"

@@ -25,7 +25,8 @@ def golden_dir(shared_dir: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "version"),
-    [(name, version) for name in PROJECTION for version in ("plain", "tiled")] + [(name, "tiled") for name in ATTENTION],
+    [(name, version) for name in PROJECTION for version in ("plain", "tiled")]
+    + [(name, "tiled") for name in ATTENTION],
 )
 def test_our_layer_reproduces_the_file(golden_dir: Path, name: str, version: Version) -> None:
     golden = GoldenFile.read(golden_dir / name)

@@ -79,4 +79,3 @@ def march_case(
     volume = torch.randn(num_samples, channels, *(grid_size,) * 3, dtype=dtype)
     drawn = torch.randn(rays.depths.shape, dtype=dtype) if noise else None
     return MarchCase(renderer.to(dtype), volume, rays, size, drawn)
-

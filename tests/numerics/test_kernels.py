@@ -54,9 +54,7 @@ def _with_gradients(module: nn.Module, **tensors: Tensor) -> tuple[list[Tensor],
 @pytest.mark.parametrize("num_views", [1, 3])
 def test_tiled_aggregation_equals_the_plain_one(background: bool, num_views: int, dtype: torch.dtype) -> None:
     case = aggregation_case(grid_size=10, num_views=num_views, background=background, dtype=dtype)
-    inputs, names = _with_gradients(
-        case.aggregator, features=case.features, timestep_embedding=case.timestep_embedding
-    )
+    inputs, names = _with_gradients(case.aggregator, features=case.features, timestep_embedding=case.timestep_embedding)
     if num_views == 1:  # its weight is one whatever the network says, so that network's gradients are rounding errors
         chosen = [number for number, name in enumerate(names) if not name.startswith("weight.")]
         inputs, names = [inputs[number] for number in chosen], [names[number] for number in chosen]
@@ -65,9 +63,7 @@ def test_tiled_aggregation_equals_the_plain_one(background: bool, num_views: int
 
 def test_tiles_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     case = aggregation_case(grid_size=6)
-    inputs, names = _with_gradients(
-        case.aggregator, features=case.features, timestep_embedding=case.timestep_embedding
-    )
+    inputs, names = _with_gradients(case.aggregator, features=case.features, timestep_embedding=case.timestep_embedding)
     monkeypatch.setattr("model.kernels.aggregation.PAIRS_PER_TILE", 50)  # 216 voxels make 14 tiles
     _assert_same(lambda: case.aggregator(*case[1:]), inputs, names, "tiled")
 
@@ -119,7 +115,14 @@ def test_gradients_of_aggregation_are_those_of_finite_differences() -> None:
 @pytest.mark.parametrize("noise", [True, False])
 def test_gradients_of_the_march_are_those_of_finite_differences(noise: bool) -> None:
     case = march_case(
-        grid_size=3, num_samples=1, num_views=2, channels=2, size=(2, 2), num_positions=4, dtype=torch.float64, noise=noise
+        grid_size=3,
+        num_samples=1,
+        num_views=2,
+        channels=2,
+        size=(2, 2),
+        num_positions=4,
+        dtype=torch.float64,
+        noise=noise,
     )
     codes = torch.randn(1, 2, 4, 2, dtype=torch.float64, requires_grad=True)
     weights = [weight.detach().requires_grad_() for weight in case.renderer.weights()]

@@ -121,7 +121,7 @@ def test_a_base_in_half_precision_is_the_same_base(tmp_path: Path) -> None:
 def test_an_adapter_for_something_else_is_refused(tmp_path: Path) -> None:
     write_adapter(tmp_path, network(), base="some/base")
     adapter = read_adapter(tmp_path)
-    with pytest.raises(ValueError, match="another base model .* load the base that"):
+    with pytest.raises(ValueError, match=r"another base model .* load the base that"):
         use_adapter(network(base_seed=1), adapter)
     with pytest.raises(ValueError, match="include_self is True, the network's False"):
         use_adapter(network(config=replace(CONFIG, include_self=False)), adapter)
@@ -139,9 +139,7 @@ def test_an_adapter_for_something_else_is_refused(tmp_path: Path) -> None:
         ({"viewdiff": json.dumps({"rank": 0})}, "does not describe an adapter"),
     ],
 )
-def test_files_that_are_no_adapter_of_ours_are_refused(
-    tmp_path: Path, change: dict[str, str], message: str
-) -> None:
+def test_files_that_are_no_adapter_of_ours_are_refused(tmp_path: Path, change: dict[str, str], message: str) -> None:
     write_adapter(tmp_path, network(), base="some/base")
     path = tmp_path / "adapter_model.safetensors"
     adapter = read_adapter(tmp_path)
