@@ -1,4 +1,5 @@
-"""Put the 3D layers onto a stock U-Net: attention processors everywhere, projection layers in chosen blocks.
+"""Put the 3D layers onto a stock U-Net: attention processors everywhere, projection layers in chosen blocks (the
+paper, figure 3).
 
 No diffusers file is copied and no pretrained key changes: the state dict of the stock U-Net loads into the augmented
 one, which only has more keys.

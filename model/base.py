@@ -1,4 +1,5 @@
-"""The frozen parts around the U-Net, and the pretrained U-Net itself: Stable Diffusion, or a small stand-in.
+"""The frozen parts around the U-Net, and the pretrained U-Net itself: Stable Diffusion, or a small stand-in (the paper,
+section 3, "latent diffusion").
 
 `load_base` reads a diffusers folder or hub id (Stable Diffusion 1.x and 2.x), `save_base` writes one. The stand-in is
 made by model/tiny_base.py.

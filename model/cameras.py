@@ -1,4 +1,4 @@
-"""Cameras, and the conventions of the whole project.
+"""Cameras (the paper, section 3.1), and the conventions of the whole project.
 
 Conventions
 -----------

@@ -1,4 +1,5 @@
-"""What follows from cameras and scene alone, computed once and shared by all projection layers of the same size.
+"""What follows from cameras and scene alone, computed once and shared by all projection layers of the same size (the
+paper, section 3.2).
 
 A layer is known by its grid size and the size of the features that it sees. During training this is computed once per
 call of the network, during generation once for all denoising steps.

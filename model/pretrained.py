@@ -1,4 +1,4 @@
-"""Folders that hold a network: config.json and model.safetensors. Nothing is ever unpickled.
+"""Folders that hold a trained network (the paper, figure 2): config.json and model.safetensors. Nothing is unpickled.
 
 The only places of `model/` that touch files are this, model/adapter.py and model/base.py.
 """

@@ -1,4 +1,6 @@
-"""A small stand-in for Stable Diffusion: the same five parts of the same classes, for pipelines without downloads."""
+"""A small stand-in for Stable Diffusion (Rombach et al. 2022): the same five parts of the same classes, for pipelines
+without downloads.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Camera paths around an object, in the normalised world of model/cameras.py: z up, object centred, largest side 2.
+"""Camera paths around an object, for trajectories as in the paper, section 3.3.
+
+They lie in the normalised world of model/cameras.py: z up, object centred, largest side 2.
 
 Angles are in radians. The azimuth goes counter-clockwise around z from the x axis, the elevation is the angle above
 the horizontal plane.

@@ -1,4 +1,6 @@
-"""What the network is told about views besides their pixels: `Scene` from outside, `ViewContext` inside of one call.
+"""What the network is told about views besides their pixels (the paper, section 3.1).
+
+`Scene` comes from outside, `ViewContext` is for one call.
 
 The context is built once in `ViewDiffUNet.forward` and reaches each layer as `cross_attention_kwargs={"views": views}`.
 Both are frozen and nothing is written into them, and no layer keeps them: state on modules goes wrong with gradient

@@ -1,4 +1,4 @@
-"""Fast versions of model/volume.py's unproject + aggregate and of model/rendering.py's ray march.
+"""Fast versions of the paper's section 3.2: unproject + aggregate of model/volume.py, ray march of model/rendering.py.
 
 `aggregation.py` and `marching.py` each hold one operator: its definition for autograd and the compiler, and its version
 for CPUs. The Triton versions for CUDA are in the files that start with `triton_`. `selection.py` says which one runs.

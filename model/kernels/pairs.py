@@ -1,4 +1,5 @@
-"""The valid (voxel, view) pairs of a tile: which views see a voxel, and which pixels they show there.
+"""The valid (voxel, view) pairs of a tile: which views see a voxel, and which pixels they show there (the
+paper, section 3.2, "unprojection").
 
 Shape letters: V views, C channels, h × w pixels, T voxels of a tile, P valid pairs of a tile.
 """

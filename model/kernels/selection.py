@@ -1,4 +1,4 @@
-"""Which version of a layer's volume computations runs."""
+"""Which version of a projection layer's volume computations (the paper, section 3.2) runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Version = Literal["plain", "tiled", "triton"]
@@ -16,13 +17,14 @@ _forced: Version | None = None
 
 
 def version_for(features: Tensor) -> Version:
-    """The version for features [..., C]: Triton's on CUDA if it takes C channels, else the tiled one.
+    """The version for features [..., C]: Triton's for float32 on CUDA if it takes C channels, else the tiled one.
 
     "plain", the readable one that needs memory for everything, runs only where `use` asks for it.
     """
     if _forced is not None:
         return _forced
-    return "triton" if features.is_cuda and features.shape[-1] in TRITON_CHANNELS else "tiled"
+    fits = features.is_cuda and features.dtype == torch.float32 and features.shape[-1] in TRITON_CHANNELS
+    return "triton" if fits else "tiled"
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The aggregation's backward kernel: see model/kernels/aggregation.py, and triton_aggregation_network.py for letters.
 
-It computes a block of voxels again and differentiates it, by hand. `of_x` is the gradient of the loss with respect to x.
-`g` are the program's sums of the weights' gradients, which lie in memory like the weights themselves.
+It computes a block of voxels again and differentiates that by hand. `of_x` is the gradient of the loss for x, and `g`
+are the program's sums of the weights' gradients, which lie in memory like the weights `w`.
 """
 
 # A kernel's arguments have the types that it is compiled for.
@@ -97,16 +97,17 @@ def encoded_backward(
 ):
     """Second and third pass: all that comes behind `shared_hidden`, whose gradient this returns. Fills `of_shown`.
 
-    For q_v a view's weight, Q their sum + epsilon, e_v a view's feature, M and S their mean and variance for the weights
-    q_v / Q: the gradient of e_v is q_v / Q (of_M + 2 of_S (e_v - M)), and that of q_v is the sum over the channels of
-    (of_M (e_v - M) + of_S ((e_v - M)² - S)) / Q. M is the mean of S's differences but for epsilon.
+    A view's feature is e and its weight q; Q is the sum of q + epsilon; M and S are mean and variance of e for the
+    weights q / Q. Then of_e = q / Q (of_M + 2 of_S (e - M)), and of_q is the sum over the channels of
+    (of_M (e - M) + of_S ((e - M)² - S)) / Q. As the weights' sum is a little less than one, S depends on M too.
     """
     R: tl.constexpr = voxel.shape[0]
     moments = moments_of_encoded(views, w, shown, shared, share, sample, voxel, C)
     total = moments.weight + EPSILON
     of_mean, of_variance, of_mean_weight = merge_backward(of_volume, moments, w, g, views.num_views, C, GROUPS)
-    of_mean -= 2 * of_variance * moments.mean * (EPSILON / total)[:, None]
-    constant = of_mean_weight / views.num_views * (EPSILON / total) - tl.sum(of_variance * moments.variance, 1)
+    rest = 1 / total * EPSILON  # of the weights' sum to one
+    of_mean -= 2 * of_variance * moments.mean * rest[:, None]
+    constant = of_mean_weight / views.num_views * rest - tl.sum(of_variance * moments.variance, 1)
     of_shared = tl.zeros((R, 2 * C), tl.float32)
     for view in range(views.num_views):
         depth = view_depth(views, sample, view, voxel)
@@ -147,7 +148,7 @@ def shown_backward(
     of_shared, views, w, g, of_features, of_codes, shown, of_shown, moments, share, sample, voxel,
     C: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """Last pass: all that comes before the encoder. of_shown lacks what comes through the moments of what views show."""
+    """Last pass: all that comes before the encoder. of_shown lacks the part through the moments of what views show."""
     SIZE: tl.constexpr = place("end", C)
     R: tl.constexpr = voxel.shape[0]
     at = place("view_in", C)

@@ -67,7 +67,8 @@ def moments_of_encoded(views, w, shown, shared, share, sample, voxel, C: tl.cons
             encoding = encode(tl.load(shown + view * R * C), shared, share, w, C)
             moments = add_view(moments, encoding.feature, tl.where(depth > 0, encoding.weight, 0.0))
     total = moments.weight + EPSILON
-    ratio, rest = moments.weight / total, EPSILON / total  # of the sum of the divided weights to one
+    ratio = moments.weight / total  # sum of the divided weights
+    rest = 1 / total * EPSILON
     of_rest = moments.mean * moments.mean * (ratio * rest * rest)[:, None]
     return Moments(moments.weight, moments.mean * ratio[:, None], moments.variance / total[:, None] + of_rest)
 

@@ -1,8 +1,8 @@
 """What the forward and the backward kernel of the aggregation share: see model/kernels/aggregation.py.
 
-A program computes a block of voxels at a time. Views are taken one after another and only if they see one of the block's
-voxels. What they show is computed once and kept in memory that belongs to the program, `shown`, since its mean must be
-known before it can be encoded; that memory is small enough to stay in the GPU's cache.
+A program computes a block of voxels at a time. It takes one view after another, but only those that see a voxel of the
+block. It computes what they show once and keeps that in memory of its own, `shown`, since the mean must be known before
+anything is encoded; that memory is small enough to stay in the GPU's cache.
 
 All weights lie in one piece of memory, so that their places are constants and need no registers.
 
@@ -24,12 +24,12 @@ from model.kernels.aggregation import WEIGHT_EPSILON
 from model.kernels.triton_layers import corners, elu, gather, linear, sigmoid, vector
 
 EPSILON = tl.constexpr(WEIGHT_EPSILON)
-# Less than any weight whose mean matters, but no zero.
+# Less than any sum of weights that counts beside epsilon, but not zero.
 TINY = tl.constexpr(1e-30)
 
 
 class Views(NamedTuple):
-    """The kernels' inputs but for the weights. All are contiguous, but for the samples and views of pixels and depth."""
+    """The kernels' inputs but for the weights. In all but pixels and depth, samples and views lie side by side."""
 
     features: Tensor  # [B, V, h, w, C]
     codes: Tensor  # [B, V, C]
@@ -80,11 +80,17 @@ class Encoding(NamedTuple):
 
 
 @triton.constexpr_function
+def ray_hidden(channels):
+    """Hidden channels of rays, filled up to what products take."""
+    return max(16, channels // 2)
+
+
+@triton.constexpr_function
 def shapes(channels):
     """Shapes in which `AggregationWeights` are stored, in their order: filled up with zeros to what products take, and
     to a multiple of four numbers, which are loaded together.
     """
-    hidden = max(16, channels // 2)
+    hidden = ray_hidden(channels)
     return {
         "ray_in": (hidden, 16),
         "ray_in_bias": (hidden,),
@@ -159,7 +165,7 @@ def layer(x, w, NAME: tl.constexpr, C: tl.constexpr):
 @triton.jit
 def encode_ray(ray, w, C: tl.constexpr):
     """The ray encoder's hidden channels [R, H]. Four inputs are too few for tensor cores."""
-    H: tl.constexpr = shapes(C)["ray_in"][0]
+    H: tl.constexpr = ray_hidden(C)
     at = w + place("ray_in", C) + tl.arange(0, H) * 16
     total = vector(w + place("ray_in_bias", C), H) + ray.x[:, None] * tl.load(at)[None, :]
     total += ray.y[:, None] * tl.load(at + 1)[None, :]

@@ -3,9 +3,9 @@
 All numbers are float32. A layer's weight lies in memory as in torch.nn.Linear, [out, in]; `stride` is the distance of
 its rows, so that some of its columns are a weight too. All sizes are powers of two, and at least 16 in products.
 
-Gradients of weights are sums over the rows of all blocks. A program adds up those of its blocks in memory of its own, so
-always in the same order. Each of the `GROUPS` groups of rows of a block has sums of its own there, SIZE numbers apart:
-one group for a warp, so that no warp waits for another.
+Gradients of weights are sums over the rows of all blocks. A program adds up those of its blocks in memory of its own,
+always in the same order. Each of `GROUPS` groups of a block's rows has its own sums there, SIZE numbers apart: a group
+for a warp, so that no warp waits for another.
 
 Shape letters: R rows of a block, K columns, C channels, h × w pixels.
 """
@@ -111,8 +111,8 @@ def shuffle(x):
 @triton.jit
 def shuffled(K: tl.constexpr):
     """[K] the column that `shuffle` puts in each place."""
-    place = tl.arange(0, K)
-    return place // 8 * 8 + place % 4 * 2 + place % 8 // 4
+    number = tl.arange(0, K)
+    return number // 8 * 8 + number % 4 * 2 + number % 8 // 4
 
 
 @triton.jit
