@@ -134,8 +134,12 @@ class ProjectionConfig:
             )
         divisor = 2 ** (len(self.refine_channels) - 1)
         for name, grid_size in self.blocks:
-            if grid_size < 1 or grid_size % divisor:
-                raise ValueError(f"projection: {name} has {grid_size} voxels per side, must be a multiple of {divisor}")
+            # The 3D CNN normalises over space, so its coarsest level needs more than one voxel.
+            if grid_size < 2 * divisor or grid_size % divisor:
+                raise ValueError(
+                    f"projection: {name} has {grid_size} voxels per side, must be a multiple of {divisor} and at least "
+                    f"{2 * divisor}, because of refine_channels {self.refine_channels}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

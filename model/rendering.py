@@ -76,10 +76,14 @@ def box_near_far(rays: Rays, box: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(hit, near, MISSED_NEAR_FAR[0]), torch.where(hit, far, MISSED_NEAR_FAR[1])
 
 
-def background_near_far(rays: Rays) -> tuple[Tensor, Tensor]:
-    """Depths [B, V, R] of the near and far end of the part that is sampled evenly when there is a background."""
+def background_near_far(rays: Rays, half_size: Tensor) -> tuple[Tensor, Tensor]:
+    """Depths [B, V, R] of the near and far end of the part that is sampled evenly when there is a background.
+
+    half_size [B] of the scene, which is 1 in the normalised world, makes them world units in any other.
+    """
     distance = rays.origins.norm(dim=-1).expand(rays.directions.shape[:-1])
-    return (distance - BACKGROUND_REACH).clamp(min=0), distance + BACKGROUND_REACH
+    near, far = (distance - BACKGROUND_REACH).clamp(min=0), distance + BACKGROUND_REACH
+    return near * half_size[:, None, None], far * half_size[:, None, None]
 
 
 def sample_depths(
@@ -146,7 +150,7 @@ def sample_rays(
     frame = SceneFrame.from_bounds(scene_bounds)
     rays = Rays.from_cameras(cameras, frame, *image_sizes)
     if config.background:
-        near, far = background_near_far(rays)
+        near, far = background_near_far(rays, frame.half_size)
         disparity = config.disparity_at_infinity
     else:
         near, far = box_near_far(rays, frame.to_normalized(scene_bounds))

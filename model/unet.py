@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from model.augment import augment
 from model.conditioning import NEUTRAL_INTENSITY, conditioning_vector
 from model.config import ViewDiffConfig
-from model.geometry import LayerShape, compute_geometry
+from model.geometry import Geometry, LayerShape, compute_geometry
 from model.pretrained import read_network, write_network
 from model.projection import renderer_parameters
 from model.rendering import opacity_noise
-from model.views import Scene, ViewContext
+from model.views import Prepared, Scene, ViewContext
 
 __all__ = ["ViewDiffConfig", "ViewDiffUNet"]
 
@@ -71,15 +71,13 @@ class ViewDiffUNet(nn.Module):
         if not 0 <= hidden_views < num_views:
             raise ValueError(f"hidden_views {hidden_views} must lie in [0, {num_views - 1}] for {num_views} views")
         latent_size = (latents.shape[-2], latents.shape[-1])
-        if scene.geometry is None:
-            scene = self.prepare(scene, latent_size)
         sample, timesteps = latents.flatten(0, 1).to(self.unet.dtype), timesteps.flatten()
         views = ViewContext(
             num_views=num_views,
             latent_size=latent_size,
             conditioning=self._conditioning(scene).flatten(0, 1).to(sample.dtype),
             timestep_embedding=self.unet.time_embedding(self.unet.get_time_embed(sample, timesteps)),
-            geometry=scene.geometry or {},
+            geometry=self._geometry(scene, latent_size),
             hidden_views=hidden_views,
             opacity_noise=self._opacity_noise(opacity_noise_seeds, num_views, latent_size),
         )
@@ -103,9 +101,8 @@ class ViewDiffUNet(nn.Module):
         if type(values) is Tensor and values.device.type == "cpu" and not torch.compiler.is_compiling():
             scene.check()
         shapes = self._layer_shapes(latent_size)
-        return replace(
-            scene, geometry=compute_geometry(scene.cameras, scene.scene_bounds, shapes, self.config.projection)
-        )
+        layers = compute_geometry(scene.cameras, scene.scene_bounds, shapes, self.config.projection)
+        return replace(scene, prepared=Prepared(scene.cameras, scene.scene_bounds, layers))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """All parameters that are trained: the volume renderer's own layers as "renderer" (they have their own learning
@@ -130,6 +127,18 @@ class ViewDiffUNet(nn.Module):
         Raises ValueError when the folder holds something else, a newer format, or weights that do not fit its config.
         """
         return read_network(folder, cls)
+
+    def _geometry(self, scene: Scene, latent_size: tuple[int, int]) -> Geometry:
+        """Of all projection layers. Raises ValueError when the scene was prepared for something else."""
+        prepared = scene.prepared or self.prepare(scene, latent_size).prepared
+        assert prepared is not None
+        is_its_own = prepared.cameras is scene.cameras and prepared.scene_bounds is scene.scene_bounds
+        if not is_its_own or not all(shape in prepared.layers for shape in self._layer_shapes(latent_size)):
+            raise ValueError(
+                f"scene: was prepared for other cameras, bounds, latents than {latent_size}, or another network; "
+                "prepare it again"
+            )
+        return prepared.layers
 
     def _layer_shapes(self, latent_size: tuple[int, int]) -> list[LayerShape]:
         """Of the projection layers by their index."""

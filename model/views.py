@@ -12,12 +12,21 @@ Shape letters: B samples, V views, D channels of the timestep embedding, R rays,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from model.cameras import Cameras
 from model.geometry import Geometry
+
+
+class Prepared(NamedTuple):
+    """The geometry of a network's layers, and what it was computed from."""
+
+    cameras: Cameras
+    scene_bounds: Tensor
+    layers: Geometry
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +36,7 @@ class Scene:
     cameras: Cameras  # batch shape [B, V]; any image size: a layer resizes them to its own features
     scene_bounds: Tensor  # [B, 2, 3] minimum and maximum corner, world units
     intensity: Tensor  # [B, V, 2] mean and variance of a view's RGB in [0, 1], see model/conditioning.py
-    geometry: Geometry | None = None  # of the network's layers, where `ViewDiffUNet.prepare` has computed it
+    prepared: Prepared | None = None  # what `ViewDiffUNet.prepare` has computed
 
     def to(self, device: torch.device | str) -> Scene:
         """The same on `device`, to be prepared anew."""

@@ -189,12 +189,11 @@ def _merge_tile(pairs: Pairs, shown: Tensor, weights: list[Tensor] | tuple[Tenso
     encoded = encoded + residual
     visible = encoded * visible.sigmoid()
     weight = F.linear(_layer(visible, w.weight_in, w.weight_in_bias), w.weight_out, w.weight_out_bias).sigmoid()
-    total = _sum(weight, pairs)
-    weight = weight / (_spread(total, pairs) + WEIGHT_EPSILON)
-    mean = _sum(weight * encoded, pairs)
-    variance = _sum(weight * (encoded - _spread(mean, pairs)).square(), pairs)
-    mean_weight = total / (total + WEIGHT_EPSILON) / num_views
-    return _layer(torch.cat([mean, variance, mean_weight], dim=-1), w.output, w.output_bias)
+    weighted, total = _sum(torch.cat([weight * encoded, weight], dim=-1), pairs).tensor_split([channels], dim=-1)
+    share = 1 / (total + WEIGHT_EPSILON)  # [T, 1], of a pair's weight
+    mean = weighted * share
+    variance = _sum(weight * (encoded - _spread(mean, pairs)).square(), pairs) * share
+    return _layer(torch.cat([mean, variance, total * share / num_views], dim=-1), w.output, w.output_bias)
 
 
 def _layer(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

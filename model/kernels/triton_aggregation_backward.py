@@ -64,7 +64,7 @@ def merge_backward(of_volume, moments, w, g, num_views, C: tl.constexpr, GROUPS:
 
 
 @triton.jit
-def encode_backward(of_feature, of_weight, e, shown, share, w, g, C: tl.constexpr, GROUPS: tl.constexpr):
+def encode_backward(of_feature, of_weight, e, at_shown, share, w, g, C: tl.constexpr, GROUPS: tl.constexpr):
     """Gradients of what a view shows [R, C] and of `shared_hidden` [R, 2C] for those of `encode`'s results."""
     SIZE: tl.constexpr = place("end", C)
     of_logit = of_weight * e.weight * (1 - e.weight)
@@ -87,7 +87,7 @@ def encode_backward(of_feature, of_weight, e, shown, share, w, g, C: tl.constexp
 
     of_shared = layer_backward(of_encoded, e.encoded, e.hidden, w, g, "view_out", C, GROUPS) * elu_slope(e.hidden)
     at = place("view_in", C) + 2 * C
-    add_products(g + at, SIZE, of_shared, shown, 3 * C, GROUPS)
+    add_products(g + at, SIZE, of_shared, tl.load(at_shown), 3 * C, GROUPS)
     return linear_backward(of_shared, w + at, 3 * C, C), of_shared
 
 
@@ -112,13 +112,14 @@ def encoded_backward(
     for view in range(views.num_views):
         depth = view_depth(views, sample, view, voxel)
         if tl.max(depth, 0) > 0:
-            x = tl.load(shown + view * R * C)
-            e = encode(x, shared, share, w, C)
+            e = encode(tl.load(shown + view * R * C), shared, share, w, C)
             off = e.feature - moments.mean
             of_feature = tl.where(depth > 0, e.weight / total, 0.0)[:, None] * (of_mean + 2 * of_variance * off)
             of_weight = (tl.sum((of_mean + of_variance * off) * off, 1) + constant) / total
             of_weight = tl.where(depth > 0, of_weight, 0.0)
-            of_x, of_shared_here = encode_backward(of_feature, of_weight, e, x, share, w, g, C, GROUPS)
+            of_x, of_shared_here = encode_backward(
+                of_feature, of_weight, e, shown + view * R * C, share, w, g, C, GROUPS
+            )
             tl.store(of_shown + view * R * C, of_x)
             of_shared += of_shared_here
     tl.debug_barrier()  # every thread may read what others stored
@@ -131,7 +132,7 @@ def show_backward(of_x, views, w, g, of_features, sample, view, voxel, depth, C:
     SIZE: tl.constexpr = place("end", C)
     at = view_corners(views, sample, view, voxel, depth)
     number = sample * views.num_views + view
-    scatter(of_features + number * views.height * views.width * C, of_x, at, views.width, C)
+    scatter(of_features + number * views.height * views.width * C, of_x, at, views.height, views.width, C)
     ray = view_ray(views, sample, view, at, depth)
     hidden = encode_ray(ray, w, C)
     of_hidden = layer_backward(of_x, layer(hidden, w, "ray_out", C), hidden, w, g, "ray_out", C, GROUPS)

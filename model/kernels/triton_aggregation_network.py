@@ -178,7 +178,7 @@ def show(views, w, sample, view, voxel, depth, C: tl.constexpr):
     """What a view shows at the voxels [R, C]: features + encoded rays + the view's code."""
     number = sample * views.num_views + view
     at = view_corners(views, sample, view, voxel, depth)
-    features = gather(views.features + number * views.height * views.width * C, at, views.width, C)
+    features = gather(views.features + number * views.height * views.width * C, at, views.height, views.width, C)
     rays = layer(encode_ray(view_ray(views, sample, view, at, depth), w, C), w, "ray_out", C)
     return features + rays + vector(views.codes + number * C, C)
 

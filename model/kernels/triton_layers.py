@@ -62,7 +62,7 @@ def sigmoid(x):
 
 
 @triton.jit
-def product(x, y):
+def product(x, y, CUT_Y: tl.constexpr = False):
     """Matrix product of [.., M, K] and [.., K, N].
 
     Tensor cores take TF32 and add in float32. A float32 is the sum of two TF32, but for an error like a rounding error;
@@ -71,10 +71,16 @@ def product(x, y):
     if PRECISION == "ieee":
         return tl.dot(x, y, input_precision="ieee")
     else:
-        large_x, large_y = round_to_tf32(x), round_to_tf32(y)
+        large_x = round_to_tf32(x)
+        large_y = cut_to_tf32(y) if CUT_Y else round_to_tf32(y)
         total = tl.dot(x - large_x, large_y, input_precision="tf32")
         total = tl.dot(large_x, y - large_y, total, input_precision="tf32")
         return tl.dot(large_x, large_y, total, input_precision="tf32")
+
+
+@triton.jit
+def cut_to_tf32(x):
+    return (x.to(tl.int32, bitcast=True) & -TF32_STEP).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -85,23 +91,21 @@ def round_to_tf32(x):
 @triton.jit
 def linear(x, weight, stride, OUT: tl.constexpr):
     """[R, K] through a weight [OUT, K] -> [R, OUT]."""
-    K: tl.constexpr = x.shape[1]
-    return product(shuffle(x), tl.load(weight + shuffled(K)[:, None] + tl.arange(0, OUT)[None, :] * stride))
+    return product(shuffle(x), tl.trans(shuffle(matrix(weight, stride, OUT, x.shape[1]))))
 
 
 @triton.jit
 def linear_backward(of_y, weight, stride, K: tl.constexpr):
     """The gradient [R, K] of `linear`'s x for that of its result [R, OUT]."""
-    OUT: tl.constexpr = of_y.shape[1]
-    return product(shuffle(of_y), tl.load(weight + tl.arange(0, K)[None, :] + shuffled(OUT)[:, None] * stride))
+    return product(shuffle(of_y), tl.trans(shuffle(tl.trans(matrix(weight, stride, of_y.shape[1], K)))))
 
 
 @triton.jit
 def shuffle(x):
-    """[R, K] with its columns in the order `shuffled`.
+    """[R, K] with its columns in another order, for both factors of a product that sums over them.
 
-    The order of the columns that a product sums over does not matter. In this one, each thread takes just those that it
-    holds if x comes from a product: tensor cores give a thread columns in pairs and take columns that are four apart.
+    In this order each thread takes just those columns that it holds if x comes from a product: tensor cores give a
+    thread columns in pairs and take columns that are four apart.
     """
     R: tl.constexpr = x.shape[0]
     K: tl.constexpr = x.shape[1]
@@ -109,10 +113,9 @@ def shuffle(x):
 
 
 @triton.jit
-def shuffled(K: tl.constexpr):
-    """[K] the column that `shuffle` puts in each place."""
-    number = tl.arange(0, K)
-    return number // 8 * 8 + number % 4 * 2 + number % 8 // 4
+def matrix(weight, stride, OUT: tl.constexpr, K: tl.constexpr):
+    """A weight [OUT, K]."""
+    return tl.load(weight + tl.arange(0, OUT)[:, None] * stride + tl.arange(0, K)[None, :])
 
 
 @triton.jit
@@ -133,7 +136,7 @@ def grouped(x, GROUPS: tl.constexpr):
 @triton.jit
 def add_products(sums, SIZE: tl.constexpr, of_y, x, stride, GROUPS: tl.constexpr):
     """Adds the gradient of `linear`'s weight, [OUT, K], for its x [R, K] and that of its result [R, OUT]."""
-    part = product(tl.permute(grouped(of_y, GROUPS), (0, 2, 1)), grouped(x, GROUPS))
+    part = product(tl.permute(grouped(of_y, GROUPS), (0, 2, 1)), grouped(x, GROUPS), CUT_Y=True)
     at = sums + (tl.arange(0, GROUPS) * SIZE)[:, None, None]
     at += (tl.arange(0, of_y.shape[1]) * stride)[None, :, None] + tl.arange(0, x.shape[1])[None, None, :]
     tl.store(at, tl.load(at) + part)
@@ -168,26 +171,31 @@ def corners(x, y, present, height, width):
 
 
 @triton.jit
-def corner(at, width, NUMBER: tl.constexpr, C: tl.constexpr):
-    """Weights [R, 1] of one of the four pixels, and places [R, C] of its channels in a map [h, w, C]."""
+def corner(at, height, width, NUMBER: tl.constexpr, C: tl.constexpr):
+    """Weights [R, 1] of one of the four pixels, and places [R, C] of its channels in a map [h, w, C].
+
+    Beyond the image the place is that of some pixel in it, since a mask for loading would cost more.
+    """
     weight = (at.right if NUMBER % 2 == 1 else at.left) * (at.lower if NUMBER // 2 == 1 else at.upper)
-    pixel = (at.row + NUMBER // 2) * width + at.column + NUMBER % 2
+    column = tl.minimum(at.column + 1, width - 1) if NUMBER % 2 == 1 else tl.maximum(at.column, 0)
+    row = tl.minimum(at.row + 1, height - 1) if NUMBER // 2 == 1 else tl.maximum(at.row, 0)
+    pixel = row * width + column
     return weight[:, None], (pixel * C)[:, None] + tl.arange(0, C)[None, :]
 
 
 @triton.jit
-def gather(features, at, width, C: tl.constexpr):
+def gather(features, at, height, width, C: tl.constexpr):
     """Bilinear samples [R, C] of a map [h, w, C]."""
     total = tl.zeros((at.row.shape[0], C), tl.float32)
     for number in tl.static_range(4):
-        weight, place = corner(at, width, number, C)
-        total += weight * tl.load(features + place, mask=weight > 0, other=0.0)
+        weight, place = corner(at, height, width, number, C)
+        total += weight * tl.load(features + place)
     return total
 
 
 @triton.jit
-def scatter(of_features, of_samples, at, width, C: tl.constexpr):
+def scatter(of_features, of_samples, at, height, width, C: tl.constexpr):
     """Adds to the gradient of a map [h, w, C] that of `gather`'s samples [R, C]."""
     for number in tl.static_range(4):
-        weight, place = corner(at, width, number, C)
+        weight, place = corner(at, height, width, number, C)
         tl.atomic_add(of_features + place, weight * of_samples, mask=weight > 0, sem="relaxed")

@@ -32,14 +32,16 @@ def test_autocast_gives_nearly_the_same_outputs_and_gradients() -> None:
 @torch.no_grad()
 def test_autocast_does_not_touch_the_geometry() -> None:
     network, inputs = tiny_network(), random_inputs(1, 3)
-    exact = network.prepare(inputs["scene"], (8, 8)).geometry
+    exact = network.prepare(inputs["scene"], (8, 8)).prepared
     with torch.autocast("cpu", torch.bfloat16):
         inputs["scene"].check()
-        cast = network.prepare(inputs["scene"], (8, 8)).geometry
+        cast = network.prepare(inputs["scene"], (8, 8)).prepared
     assert exact is not None
     assert cast is not None
-    for shape, layer in exact.items():
-        for ours, theirs in zip((*cast[shape].voxels, *cast[shape].rays), (*layer.voxels, *layer.rays), strict=True):
+    for shape, layer in exact.layers.items():
+        for ours, theirs in zip(
+            (*cast.layers[shape].voxels, *cast.layers[shape].rays), (*layer.voxels, *layer.rays), strict=True
+        ):
             assert torch.equal(ours, theirs)
 
 

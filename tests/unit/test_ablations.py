@@ -95,4 +95,6 @@ def test_without_projection_there_is_nothing_to_render() -> None:
     network = ViewDiffUNet(tiny_unet(), tiny_config(without=("projection",)))
     assert network.parameter_groups()["renderer"] == []
     assert not any("projection" in name for name, _ in network.named_parameters())
-    assert network.prepare(random_scene(1, 2), (8, 8)).geometry == {}
+    prepared = network.prepare(random_scene(1, 2), (8, 8)).prepared
+    assert prepared is not None
+    assert prepared.layers == {}

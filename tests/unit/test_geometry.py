@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -32,8 +33,8 @@ def test_a_prepared_scene_gives_exactly_the_same(size: tuple[int, int], backgrou
     inputs = random_inputs(2, 3, size=size)
     options: dict[str, Any] = {"hidden_views": 1, "opacity_noise_seeds": torch.tensor([3, 4])}
     prepared = inputs | {"scene": network.prepare(inputs["scene"], size)}
-    assert inputs["scene"].geometry is None
-    assert prepared["scene"].geometry is not None
+    assert inputs["scene"].prepared is None
+    assert prepared["scene"].prepared is not None
     assert torch.equal(network(**prepared, **options), network(**inputs, **options))
     assert torch.equal(network(**prepared, **options), network(**prepared, **options))  # and nothing is used up
 
@@ -52,9 +53,23 @@ def test_generation_computes_the_geometry_once(guidance_scale: float, monkeypatc
     assert num_samples == [2 if guidance_scale == 1 else 4]  # with guidance every sample is asked for twice
 
 
+@torch.no_grad()
+def test_a_scene_prepared_for_something_else_is_refused() -> None:
+    network, inputs = tiny_network(), random_inputs(1, 2)
+    scene = inputs["scene"]
+    prepared = network.prepare(scene, (8, 8))
+    moved = dataclasses.replace(prepared, cameras=random_scene(1, 2, seed=5).cameras)
+    wider = dataclasses.replace(prepared, scene_bounds=2 * scene.scene_bounds)
+    for other in (moved, wider, network.prepare(scene, (16, 8))):
+        with pytest.raises(ValueError, match=r"scene: was prepared for other cameras, bounds, latents .* prepare it"):
+            network(**inputs | {"scene": other})
+
+
 def test_layers_of_the_same_shape_share_their_geometry() -> None:
     network, size = tiny_network(), (8, 12)
-    geometry = network.prepare(random_scene(2, 3), size).geometry
+    prepared = network.prepare(random_scene(2, 3), size).prepared
+    assert prepared is not None
+    geometry = prepared.layers
     assert geometry is not None
     # Both blocks of 6 voxels a side see the deeper level; so does the middle block, with 4.
     assert sorted(geometry) == [LayerShape(4, (4, 6)), LayerShape(6, (4, 6))]

@@ -188,6 +188,8 @@ def test_renderer_parameters_are_those_of_the_renderers() -> None:
         ({"feature_channels": 5}, "feature_channels is 5"),
         ({"refine_channels": (8,)}, "must start with"),
         ({"refine_channels": (4, 8, 8), "blocks": (("mid_block", 6),)}, "multiple of 4"),
+        ({"refine_channels": (4, 8), "blocks": (("mid_block", 2),)}, "at least 4"),
+        ({"blocks": (("mid_block", 1),)}, "at least 2"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -93,9 +93,24 @@ def test_rays_respect_the_offset_and_size_of_the_scene() -> None:
 
 
 def test_background_rays_reach_four_around_the_centre() -> None:
-    near, far = background_near_far(_rays(((0.0, 3.0, -4.0), (0.0, 0.0, 1.0)), ((0.0, 0.0, 1.0), (0.0, 0.0, 1.0))))
+    rays = _rays(((0.0, 3.0, -4.0), (0.0, 0.0, 1.0)), ((0.0, 0.0, 1.0), (0.0, 0.0, 1.0)))
+    near, far = background_near_far(rays, torch.tensor([1.0]))
     torch.testing.assert_close(near[0, :, 0], torch.tensor([1.0, 0.0]))
     torch.testing.assert_close(far[0, :, 0], torch.tensor([9.0, 5.0]))
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_scene_in_other_units_is_sampled_at_the_same_places(background: bool) -> None:
+    """Ten times as large, cameras ten times as far: the same points of the grid, at ten times the depths."""
+    camera, config = _camera(), ProjectionConfig(blocks=(), background=background, num_samples=5)
+    pose = camera.world_to_camera.clone()
+    pose[..., :3, 3] *= 10
+    larger = Cameras(pose, camera.intrinsics, camera.image_size)
+    (small,) = sample_rays(camera, UNIT_BOX, config, camera.image_size)
+    (large,) = sample_rays(larger, 10 * UNIT_BOX, config, camera.image_size)
+    hit = small.depths[..., :1] != MISSED_NEAR_FAR[0]  # rays that miss the box have fixed depths
+    torch.testing.assert_close(large.points.where(hit[..., None], 0), small.points.where(hit[..., None], 0))
+    torch.testing.assert_close(large.depths.where(hit, 0), 10 * small.depths.where(hit, 0))
 
 
 def test_depths_are_even_then_even_in_disparity() -> None:
