@@ -96,12 +96,14 @@ def sample_depths(
     """
     near, far = near[..., None], far[..., None]
     steps = torch.linspace(0, 1, num_samples, dtype=near.dtype, device=near.device)
-    depths = near + (far - near) * steps
-    spacing = ((far - near) / (num_samples - 1)).expand(depths.shape)
+    length = far - near
+    depths = near + length * steps
+    spacing = (length / (num_samples - 1)).expand(depths.shape)
     if disparity_at_infinity is None:
         return depths, spacing
-    steps = torch.arange(1, num_samples + 1, dtype=near.dtype, device=near.device) / num_samples
-    behind = far / (1 + (disparity_at_infinity - 1) * steps)
+    step = (1 - disparity_at_infinity) / num_samples
+    disparities = torch.linspace(1 - step, disparity_at_infinity, num_samples, dtype=near.dtype, device=near.device)
+    behind = far / disparities
     return torch.cat([depths, behind], -1), torch.cat([spacing, behind.diff(dim=-1, prepend=far)], -1)
 
 
