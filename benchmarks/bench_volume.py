@@ -71,15 +71,18 @@ def forward(version: Version, aggregator: ViewAggregator, case: Case) -> Tensor:
 
 
 @torch.no_grad()
-def compare_times() -> list[dict[str, Any]]:
+def compare_times(num_threads: int) -> list[dict[str, Any]]:
     """Plain against tiled at every grid size."""
     rows, aggregator = [], ViewAggregator(CHANNELS, TIMESTEP_CHANNELS)
+    torch.set_num_threads(num_threads)
     for grid_size in GRID_SIZES:
         case = make_case(grid_size, NUM_VIEWS)
         plain, tiled = median_seconds_side_by_side(
             [lambda: forward("plain", aggregator, case), lambda: forward("tiled", aggregator, case)]  # noqa: B023
         )
-        rows.append({"grid_size": grid_size, "plain": plain, "tiled": tiled, "ratio": plain / tiled})
+        rows.append(
+            {"grid_size": grid_size, "threads": num_threads, "plain": plain, "tiled": tiled, "ratio": plain / tiled}
+        )
         print(rows[-1], flush=True)
     return rows
 
@@ -125,9 +128,10 @@ def plot(times: list[dict[str, Any]], model: list[dict[str, Any]], memory: dict[
     """Write the picture; returns its file name."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
     for name in ("plain", "tiled"):
-        left.loglog([row["grid_size"] ** 3 for row in times], [row[name] for row in times], "o-", label=name)
+        one = [row for row in times if row["threads"] == 1]
+        left.loglog([row["grid_size"] ** 3 for row in one], [row[name] for row in one], "o-", label=name)
         right.plot(VIEW_COUNTS, [num_bytes / 1e9 for num_bytes in memory[name]], "o-", label=name)
-    left.set(title=f"Forward, {NUM_VIEWS} views", xlabel="voxels", ylabel="seconds")
+    left.set(title=f"Forward, {NUM_VIEWS} views, one thread", xlabel="voxels", ylabel="seconds")
     middle.plot([row["flops"] / 1e9 for row in model], [row["seconds"] for row in model], "o", label="measured")
     rate = sum(row["flops"] for row in model) / sum(row["seconds"] for row in model)
     most = max(row["flops"] for row in model)
@@ -144,13 +148,19 @@ def plot(times: list[dict[str, Any]], model: list[dict[str, Any]], memory: dict[
 
 def _times(times: list[dict[str, Any]]) -> str:
     rows = [
-        [f"{row['grid_size']}³", f"{row['plain']:.3f}", f"{row['tiled']:.3f}", f"{row['ratio']:.1f}×"]
-        + [f"{TARGETS[row['grid_size']]:g}×"]
+        [
+            f"{row['grid_size']}³",
+            row["threads"],
+            f"{row['plain']:.3f}",
+            f"{row['tiled']:.3f}",
+            f"{row['ratio']:.1f}×",
+            f"{TARGETS[row['grid_size']]:g}×",
+        ]
         for row in times
     ]
     size = f"{FEATURE_SIZE[0]} × {FEATURE_SIZE[1]}"
-    head = f"{CHANNELS} channels, {size} features, with a background, {torch.get_num_threads()} threads, 4 views.\n\n"
-    return head + table(["voxels", "plain, s", "tiled, s", "faster", "target"], rows)
+    head = f"{CHANNELS} channels, {size} features, {NUM_VIEWS} views, with a background.\n\n"
+    return head + table(["voxels", "threads", "plain, s", "tiled, s", "faster", "target"], rows)
 
 
 def _memory(memory: dict[str, list[int]]) -> str:
@@ -158,7 +168,7 @@ def _memory(memory: dict[str, list[int]]) -> str:
     ratio = memory["plain"][1] / memory["tiled"][1]
     head = (
         f"Peak memory of forward + backward at {MEMORY_GRID_SIZE}³, {NUM_VIEWS} views: {ratio:.1f}× less (target 9×). "
-        f"Per added view {per_view['plain'] / 1e6:.0f} MB plain, {per_view['tiled'] / 1e6:.1f} MB tiled (target 5 MB).\n\n"
+        f"Per added view {per_view['plain'] / 1e6:.0f} MB plain, {per_view['tiled'] / 1e6:.1f} MB tiled (target 5).\n\n"
     )
     rows = [[name, *(f"{num_bytes / 1e6:.0f} MB" for num_bytes in peaks)] for name, peaks in memory.items()]
     return head + table(["views", *map(str, VIEW_COUNTS)], rows)
@@ -180,7 +190,9 @@ def main() -> None:
         _print_peak(version, int(sys.argv[3]))
         return
     FOLDER.mkdir(parents=True, exist_ok=True)
-    times, model = compare_times(), times_against_flops()
+    threads = torch.get_num_threads()
+    times = [row for number in sorted({1, threads}) for row in compare_times(number)]
+    model = times_against_flops()
     memory: dict[str, list[int]] = {}
     for version in ("plain", "tiled"):
         memory[version] = [peak_bytes(version, num_views) for num_views in VIEW_COUNTS]

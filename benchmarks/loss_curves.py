@@ -40,7 +40,9 @@ def main() -> None:
     for name, losses in curves.items():
         (line,) = axes.plot(np.arange(1, len(losses) + 1), losses, linewidth=0.6, alpha=0.35)
         steps = np.arange(10, len(losses) + 1)
-        axes.plot(steps, np.convolve(losses, smooth, "valid"), color=line.get_color(), label=f"{name}, mean of 10 steps")
+        axes.plot(
+            steps, np.convolve(losses, smooth, "valid"), color=line.get_color(), label=f"{name}, mean of 10 steps"
+        )
     axes.set(xlabel="step", ylabel="loss")
     axes.legend()
     axes.grid(alpha=0.3)

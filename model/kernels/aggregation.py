@@ -21,8 +21,9 @@ from torch import Tensor
 from model.kernels.pairs import Pairs, find_pairs
 from model.kernels.selection import version_for
 
-# Voxels × views of a tile. Its intermediate results, about 1 kB a pair, then stay in a core's cache.
-PAIRS_PER_TILE = 32_768
+# Voxels × views of a tile, for each thread that works on it (four at most, or tiles would leave the cache): smaller
+# tiles cost more to start than to compute.
+PAIRS_PER_THREAD, MOST_THREADS = 32_768, 4
 # Keeps the division by the sum of weights finite where no view sees a voxel.
 WEIGHT_EPSILON = 1e-8
 
@@ -148,7 +149,7 @@ unproject_aggregate.register_autograd(_differentiate, setup_context=_save)
 def _tiles(depth: Tensor) -> Iterator[tuple[int, slice]]:
     """Each sample's voxels in parts; neighbours in storage are neighbours in space, so a view sees most or none."""
     num_samples, num_views, num_voxels = depth.shape
-    size = max(1, PAIRS_PER_TILE // num_views)
+    size = max(1, PAIRS_PER_THREAD * min(torch.get_num_threads(), MOST_THREADS) // num_views)
     return (
         (sample, slice(start, start + size)) for sample in range(num_samples) for start in range(0, num_voxels, size)
     )
@@ -176,7 +177,8 @@ def _merge_tile(pairs: Pairs, shown: Tensor, weights: list[Tensor] | tuple[Tenso
     shown = shown + _layer(_layer(pairs.ray_and_depth, w.ray_in, w.ray_in_bias), w.ray_out, w.ray_out_bias)
 
     mean = _sum(shown, pairs) * share
-    variance = _sum((shown - _spread(mean, pairs)).square(), pairs) * share
+    difference = shown - _spread(mean, pairs)
+    variance = _sum(difference * difference, pairs) * share
     of_statistics, of_view = w.view_in.tensor_split([2 * mean.shape[1]], dim=1)
     statistics = F.linear(torch.cat([mean, variance], dim=-1), of_statistics, w.view_in_bias)
     hidden = F.elu(F.linear(shown, of_view.contiguous()) + _spread(statistics, pairs), inplace=True)
@@ -189,10 +191,11 @@ def _merge_tile(pairs: Pairs, shown: Tensor, weights: list[Tensor] | tuple[Tenso
     encoded = encoded + residual
     visible = encoded * visible.sigmoid()
     weight = F.linear(_layer(visible, w.weight_in, w.weight_in_bias), w.weight_out, w.weight_out_bias).sigmoid()
-    weighted, total = _sum(torch.cat([weight * encoded, weight], dim=-1), pairs).tensor_split([channels], dim=-1)
+    total = _sum(weight, pairs)
     share = 1 / (total + WEIGHT_EPSILON)  # [T, 1], of a pair's weight
-    mean = weighted * share
-    variance = _sum(weight * (encoded - _spread(mean, pairs)).square(), pairs) * share
+    mean = _sum(weight * encoded, pairs) * share
+    difference = encoded - _spread(mean, pairs)
+    variance = _sum(weight * difference * difference, pairs) * share
     return _layer(torch.cat([mean, variance, total * share / num_views], dim=-1), w.output, w.output_bias)
 
 
@@ -202,7 +205,7 @@ def _layer(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _sum(values: Tensor, pairs: Pairs) -> Tensor:
     """Sums over each voxel's pairs: [P, K] -> [T, K]."""
-    return values.new_zeros(len(pairs.count), values.shape[1]).index_add(0, pairs.voxel, values)
+    return values.new_zeros(len(pairs.count), values.shape[1]).index_add_(0, pairs.voxel, values)
 
 
 def _spread(values: Tensor, pairs: Pairs) -> Tensor:

@@ -29,19 +29,20 @@ def find_pairs(pixels: Tensor, depth: Tensor, reachable: Tensor, ray_matrices: T
     the corners' weighted mean; the weights sum to less than one at the image's border.
     """
     (num_views, num_voxels), (height, width) = depth.shape, features.shape[2:4]
-    left, right, of_left, of_right = _neighbours(pixels[..., 0], width)  # [V, T] each
-    top, bottom, of_top, of_bottom = _neighbours(pixels[..., 1], height)
+    left, of_left, of_right = _neighbours(pixels[..., 0], width)  # [V, T] each
+    top, of_top, of_bottom = _neighbours(pixels[..., 1], height)
     of_top, of_bottom = of_top * reachable, of_bottom * reachable
     across, down = of_left + of_right, of_top + of_bottom
-    mean_u = ((left + 0.5) * of_left + (right + 0.5) * of_right) * down
-    mean_v = ((top + 0.5) * of_top + (bottom + 0.5) * of_bottom) * across
+    mean_u = torch.addcmul(of_right, left + 0.5, across) * down  # the right one is left + 1
+    mean_v = torch.addcmul(of_bottom, top + 0.5, down) * across
     m, weight = ray_matrices.flatten(1)[..., None].unbind(1), across * down  # nine of [V, 1]
-    rays = [m[row] * mean_u + m[row + 1] * mean_v + m[row + 2] * weight for row in (0, 3, 6)]
+    rays = [torch.addcmul(m[i] * mean_u, m[i + 1], mean_v).addcmul_(m[i + 2], weight) for i in (0, 3, 6)]
 
     view = torch.arange(num_views, dtype=depth.dtype, device=depth.device)[:, None]
-    code = (view + num_views * height * width).expand_as(depth)
-    rows = [view * (height * width) + y * width + x for y in (top, bottom) for x in (left, right)]
-    rows = torch.stack([*rows, code], dim=-1).int()  # whole numbers below 2^24, which float32 holds exactly
+    code = (view + num_views * height * width).expand(-1, num_voxels)
+    columns = left.clamp(min=0), (left + 1).clamp(max=width - 1)
+    starts = [y * width + view * (height * width) for y in (top.clamp(min=0), (top + 1).clamp(max=height - 1))]
+    rows = torch.stack([*(start + column for start in starts for column in columns), code], dim=-1)
     row_weights = [y * x for y in (of_top, of_bottom) for x in (of_left, of_right)]
     row_weights = torch.stack([*row_weights, torch.ones_like(depth)], dim=-1)
 
@@ -50,17 +51,16 @@ def find_pairs(pixels: Tensor, depth: Tensor, reachable: Tensor, ray_matrices: T
     place = seen.flatten().nonzero()[:, 0]
     return Pairs(
         voxel=place % num_voxels,
-        rows=rows.view(-1, 5).index_select(0, place),
+        rows=rows.view(-1, 5).index_select(0, place).int(),  # whole numbers below 2^24, which float32 holds exactly
         row_weights=row_weights.view(-1, 5).index_select(0, place),
         ray_and_depth=torch.stack([*rays, depth], dim=-1).view(-1, 4).index_select(0, place),
         count=seen.sum(0),
     )
 
 
-def _neighbours(coordinate: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The two pixels around a coordinate in [0, size], and their bilinear weights, 0 beyond the image."""
+def _neighbours(coordinate: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The pixel at or before a coordinate in [0, size], and the bilinear weights of it and the next, 0 beyond the image."""
     position = coordinate - 0.5  # pixel centres lie at half-integers
     low = position.floor()
-    fraction, high = position - low, low + 1
-    of_low, of_high = (1 - fraction) * high.clamp(max=1), fraction * (size - high).clamp(max=1)
-    return low.clamp(min=0), high.clamp(max=size - 1), of_low, of_high
+    fraction = position - low
+    return low, (1 - fraction) * (low + 1).clamp(max=1), fraction * (size - 1 - low).clamp(max=1)

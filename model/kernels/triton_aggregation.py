@@ -18,23 +18,26 @@ from torch import Tensor
 from model.kernels.selection import TRITON_CHANNELS
 from model.kernels.triton_aggregation_backward import differentiate_views
 from model.kernels.triton_aggregation_forward import aggregate_views
-from model.kernels.triton_aggregation_network import Views, place, shapes
+from model.kernels.triton_aggregation_network import place, shapes
+from model.kernels.triton_aggregation_views import BLOCK, BLOCK_COLUMNS, BLOCK_LAYERS, BLOCK_ROWS, Views
 
-# Voxels that a program computes at once.
-BLOCK = 64
-# A warp's share of a block: with 16 channels 32 rows, more than which do not fit into its registers.
+# Two warps compute a block with 16 channels, four one with 32: a warp's registers do not hold more.
 CHANNELS_PER_WARP = 8
-# As many as fit when each thread has all registers that it can have.
-WARPS_PER_PROCESSOR = 8
+# Warps that a multiprocessor runs at a time, which share its registers. The backward pass needs most results twice, so
+# it gets the most that a thread can have.
+FORWARD_WARPS = 16
+BACKWARD_WARPS = 8
+REGISTERS = 65_536
 # Programs where there is no GPU, few enough that each has several blocks.
 INTERPRETED_PROGRAMS = 3
 
 
 class _Launch(NamedTuple):
-    """How many programs of how many warps."""
+    """How many programs, and of how many warps each."""
 
     programs: int
     warps: int
+    registers: int  # of a thread, at most
 
 
 def forward(
@@ -49,11 +52,11 @@ def forward(
     """`model.kernels.aggregation.unproject_aggregate`."""
     views = _views(features, view_codes, pixels, depth, reachable, ray_matrices)
     channels = features.shape[-1]
-    launch = _launch(views, channels)
+    programs, warps, registers = _launch(views, channels, FORWARD_WARPS)
     volume = features.new_empty(views.num_samples, channels, views.num_voxels)
-    scratch = features.new_empty(launch.programs, views.num_views, BLOCK, channels)
-    aggregate_views[(launch.programs,)](
-        views, _pack(weights, channels), scratch, volume, C=channels, R=BLOCK, num_warps=launch.warps
+    scratch = features.new_empty(programs, views.num_views, BLOCK.value, channels)
+    aggregate_views[(programs,)](
+        views, _pack(weights, channels), scratch, volume, C=channels, num_warps=warps, maxnreg=registers
     )
     return volume
 
@@ -71,14 +74,14 @@ def backward(
     """Gradients of features, codes and weights for that of the volume [B, C, N]."""
     views = _views(features, view_codes, pixels, depth, reachable, ray_matrices)
     channels = features.shape[-1]
-    programs, warps = _launch(views, channels)
-    scratch = features.new_empty(programs, 2, views.num_views, BLOCK, channels)
+    programs, warps, registers = _launch(views, channels, BACKWARD_WARPS)
+    scratch = features.new_empty(programs, 2, views.num_views, BLOCK.value, channels)
     of_features = torch.zeros_like(views.features)
     of_weights = features.new_zeros(programs * warps, place("end", channels))
     of_codes = features.new_zeros(programs * warps, *view_codes.shape)
     differentiate_views[(programs,)](
         gradient.contiguous(), views, _pack(weights, channels), of_weights, scratch, of_features, of_codes,
-        C=channels, R=BLOCK, GROUPS=warps, num_warps=warps,
+        C=channels, GROUPS=warps, num_warps=warps, maxnreg=registers,
     )  # fmt: skip
     return [of_features, of_codes.sum(0), *_unpack(of_weights.sum(0), weights, channels)]
 
@@ -91,6 +94,9 @@ def _views(
         raise ValueError(
             f"Triton's aggregation takes float32 and {TRITON_CHANNELS} channels, not {features.dtype}, {channels}"
         )
+    num_voxels = depth.shape[2]
+    side = round(num_voxels ** (1 / 3))
+    layers, rows, columns = (side, side, side) if side**3 == num_voxels else (1, 1, num_voxels)
     # The first views of more, the usual case, are read where they are.
     pixels = pixels if pixels.stride()[2:] == (2, 1) else pixels.contiguous()
     depth = depth if depth.stride(2) == 1 else depth.contiguous()
@@ -107,19 +113,24 @@ def _views(
         depth_view=depth.stride(1),
         num_samples=num_samples,
         num_views=num_views,
-        num_voxels=depth.shape[2],
+        num_voxels=num_voxels,
+        columns=columns,
+        rows=rows,
+        layers=layers,
         height=height,
         width=width,
     )
 
 
-def _launch(views: Views, channels: int) -> _Launch:
+def _launch(views: Views, channels: int, warps_per_processor: int) -> _Launch:
     warps = channels // CHANNELS_PER_WARP
     programs = INTERPRETED_PROGRAMS
     if views.features.is_cuda:
         processors = torch.cuda.get_device_properties(views.features.device).multi_processor_count
-        programs = processors * WARPS_PER_PROCESSOR // warps
-    return _Launch(min(programs, views.num_samples * triton.cdiv(views.num_voxels, BLOCK)), warps)
+        programs = processors * warps_per_processor // warps
+    sides = (views.columns, BLOCK_COLUMNS), (views.rows, BLOCK_ROWS), (views.layers, BLOCK_LAYERS)
+    blocks = views.num_samples * math.prod(triton.cdiv(extent, side.value) for extent, side in sides)
+    return _Launch(min(programs, blocks), warps, min(255, REGISTERS // (32 * warps_per_processor)))
 
 
 def _pack(weights: list[Tensor], channels: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The aggregation's backward kernel: see model/kernels/aggregation.py, and triton_aggregation_network.py for letters.
+"""The aggregation's backward kernel: see model/kernels/aggregation.py, and triton_aggregation_views.py for letters.
 
 It computes a block of voxels again and differentiates that by hand. `of_x` is the gradient of the loss for x, and `g`
 are the program's sums of the weights' gradients, which lie in memory like the weights `w`.
@@ -20,9 +20,15 @@ from model.kernels.triton_aggregation_network import (
     merge,
     place,
     shared_hidden,
+)
+from model.kernels.triton_aggregation_views import (
+    BLOCK,
+    block_of,
+    num_blocks,
     view_corners,
     view_depth,
     view_ray,
+    volume_at,
 )
 from model.kernels.triton_layers import (
     add_numbers,
@@ -93,7 +99,7 @@ def encode_backward(of_feature, of_weight, e, at_shown, share, w, g, C: tl.const
 
 @triton.jit
 def encoded_backward(
-    of_volume, views, w, g, shown, of_shown, shared, share, sample, voxel, C: tl.constexpr, GROUPS: tl.constexpr
+    of_volume, views, w, g, shown, of_shown, shared, share, block, C: tl.constexpr, GROUPS: tl.constexpr
 ):
     """Second and third pass: all that comes behind `shared_hidden`, whose gradient this returns. Fills `of_shown`.
 
@@ -101,8 +107,8 @@ def encoded_backward(
     weights q / Q. Then of_e = q / Q (of_M + 2 of_S (e - M)), and of_q is the sum over the channels of
     (of_M (e - M) + of_S ((e - M)² - S)) / Q. As the weights' sum is a little less than one, S depends on M too.
     """
-    R: tl.constexpr = voxel.shape[0]
-    moments = moments_of_encoded(views, w, shown, shared, share, sample, voxel, C)
+    R: tl.constexpr = block.voxel.shape[0]
+    moments = moments_of_encoded(views, w, shown, shared, share, block, C)
     total = moments.weight + EPSILON
     of_mean, of_variance, of_mean_weight = merge_backward(of_volume, moments, w, g, views.num_views, C, GROUPS)
     rest = 1 / total * EPSILON  # of the weights' sum to one
@@ -110,7 +116,7 @@ def encoded_backward(
     constant = of_mean_weight / views.num_views * rest - tl.sum(of_variance * moments.variance, 1)
     of_shared = tl.zeros((R, 2 * C), tl.float32)
     for view in range(views.num_views):
-        depth = view_depth(views, sample, view, voxel)
+        depth = view_depth(views, block, view)
         if tl.max(depth, 0) > 0:
             e = encode(tl.load(shown + view * R * C), shared, share, w, C)
             off = e.feature - moments.mean
@@ -122,18 +128,18 @@ def encoded_backward(
             )
             tl.store(of_shown + view * R * C, of_x)
             of_shared += of_shared_here
-    tl.debug_barrier()  # every thread may read what others stored
+    tl.debug_barrier()  # from here on threads read what others stored
     return of_shared
 
 
 @triton.jit
-def show_backward(of_x, views, w, g, of_features, sample, view, voxel, depth, C: tl.constexpr, GROUPS: tl.constexpr):
+def show_backward(of_x, views, w, g, of_features, block, view, depth, C: tl.constexpr, GROUPS: tl.constexpr):
     """Adds the gradients of features and ray encoder for that of `show`'s result."""
     SIZE: tl.constexpr = place("end", C)
-    at = view_corners(views, sample, view, voxel, depth)
-    number = sample * views.num_views + view
+    at = view_corners(views, block, view, depth)
+    number = block.sample * views.num_views + view
     scatter(of_features + number * views.height * views.width * C, of_x, at, views.height, views.width, C)
-    ray = view_ray(views, sample, view, at, depth)
+    ray = view_ray(views, block, view, at, depth)
     hidden = encode_ray(ray, w, C)
     of_hidden = layer_backward(of_x, layer(hidden, w, "ray_out", C), hidden, w, g, "ray_out", C, GROUPS)
     of_hidden *= elu_slope(hidden)
@@ -146,12 +152,12 @@ def show_backward(of_x, views, w, g, of_features, sample, view, voxel, depth, C:
 
 @triton.jit
 def shown_backward(
-    of_shared, views, w, g, of_features, of_codes, shown, of_shown, moments, share, sample, voxel,
+    of_shared, views, w, g, of_features, of_codes, shown, of_shown, moments, share, block,
     C: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """Last pass: all that comes before the encoder. of_shown lacks the part through the moments of what views show."""
     SIZE: tl.constexpr = place("end", C)
-    R: tl.constexpr = voxel.shape[0]
+    R: tl.constexpr = block.voxel.shape[0]
     at = place("view_in", C)
     add_rows(g + place("view_in_bias", C), SIZE, of_shared, 1, GROUPS)
     add_products(g + at, SIZE, of_shared, moments.mean, 3 * C, GROUPS)
@@ -159,44 +165,38 @@ def shown_backward(
     of_mean = linear_backward(of_shared, w + at, 3 * C, C) * share
     of_variance = linear_backward(of_shared, w + at + C, 3 * C, C) * share
     for view in range(views.num_views):
-        depth = view_depth(views, sample, view, voxel)
+        depth = view_depth(views, block, view)
         if tl.max(depth, 0) > 0:
             off = tl.load(shown + view * R * C) - moments.mean
             of_x = tl.where((depth > 0)[:, None], of_mean + 2 * of_variance * off, 0.0)
             of_x += tl.load(of_shown + view * R * C)
-            code = of_codes + (sample * views.num_views + view) * C
+            code = of_codes + (block.sample * views.num_views + view) * C
             add_rows(code, views.num_samples * views.num_views * C, of_x, 1, GROUPS)
-            show_backward(of_x, views, w, g, of_features, sample, view, voxel, depth, C, GROUPS)
+            show_backward(of_x, views, w, g, of_features, block, view, depth, C, GROUPS)
 
 
 @triton.jit
-def differentiate_views(
-    of_volume, views, w, g, scratch, of_features, of_codes, C: tl.constexpr, R: tl.constexpr, GROUPS: tl.constexpr
-):
+def differentiate_views(of_volume, views, w, g, scratch, of_features, of_codes, C: tl.constexpr, GROUPS: tl.constexpr):
     """For the volume's gradient [B, C, N]: features' [B, V, h, w, C], and sums for each group of rows of each program:
     weights' [programs, GROUPS, all] and codes' [programs, GROUPS, B, V, C]. scratch is [programs, 2, V, R, C].
     """
-    blocks = tl.cdiv(views.num_voxels, R)
+    R: tl.constexpr = BLOCK
     program = tl.program_id(0)
-    channel = tl.arange(0, C)[None, :]
     g += program * GROUPS * place("end", C)
     of_codes += program * GROUPS * views.num_samples * views.num_views * C
-    shown = scratch + program * 2 * views.num_views * R * C + tl.arange(0, R)[:, None] * C + channel
+    shown = scratch + program * 2 * views.num_views * R * C
+    shown += tl.arange(0, R)[:, None] * C + tl.arange(0, C)[None, :]
     of_shown = shown + views.num_views * R * C
-    for block in range(program, views.num_samples * blocks, tl.num_programs(0)):
-        sample = (block // blocks).to(tl.int64)
-        voxel = block % blocks * R + tl.arange(0, R)
-        at = of_volume + sample * C * views.num_voxels + channel * views.num_voxels + voxel[:, None]
-        of_block = tl.load(at, mask=(voxel < views.num_voxels)[:, None], other=0.0)
-        moments = moments_of_shown(views, w, shown, sample, voxel, C)
+    for number in range(program, num_blocks(views), tl.num_programs(0)):
+        block = block_of(views, number)
+        of_block = tl.load(of_volume + volume_at(views, block, C), mask=block.inside[:, None], other=0.0)
+        moments = moments_of_shown(views, w, shown, block, C)
         if tl.max(moments.weight, 0) > 0:
             share = 1 / tl.maximum(moments.weight, 1.0)[:, None]
             shared = shared_hidden(moments, w, C)
-            of_shared = encoded_backward(
-                of_block, views, w, g, shown, of_shown, shared, share, sample, voxel, C, GROUPS
-            )
+            of_shared = encoded_backward(of_block, views, w, g, shown, of_shown, shared, share, block, C, GROUPS)
             shown_backward(
-                of_shared, views, w, g, of_features, of_codes, shown, of_shown, moments, share, sample, voxel, C, GROUPS
+                of_shared, views, w, g, of_features, of_codes, shown, of_shown, moments, share, block, C, GROUPS
             )
         else:  # the features are those of a layer without inputs
             bias = place("output_bias", C)

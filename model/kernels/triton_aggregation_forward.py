@@ -1,24 +1,34 @@
 """The aggregation's forward kernel, and the passes over the views that the backward kernel repeats.
 
-See model/kernels/aggregation.py, and triton_aggregation_network.py for shape letters.
+What views show is computed once for a block and kept in the program's memory `shown`, since its mean must be known
+before anything is encoded. That memory is small enough to stay in the GPU's cache.
+
+See model/kernels/aggregation.py, and triton_aggregation_views.py for shape letters.
 """
 
 # A kernel's arguments have the types that it is compiled for.
 # mypy: allow-untyped-defs
 
+from __future__ import annotations
+
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
-from model.kernels.triton_aggregation_network import (
-    EPSILON,
-    TINY,
-    Moments,
-    encode,
-    merge,
-    shared_hidden,
-    show,
-    view_depth,
-)
+from model.kernels.triton_aggregation_network import EPSILON, encode, merge, shared_hidden, show
+from model.kernels.triton_aggregation_views import BLOCK, block_of, num_blocks, view_depth, volume_at
+
+# Less than any sum of weights that counts beside epsilon, but not zero.
+TINY = tl.constexpr(1e-30)
+
+
+class Moments(NamedTuple):
+    """Of each voxel's features in some views."""
+
+    weight: tl.tensor  # [R] sum of the views' weights
+    mean: tl.tensor  # [R, C]
+    variance: tl.tensor  # [R, C]; while views are added, times the sum of weights
 
 
 @triton.jit
@@ -41,28 +51,27 @@ def add_view(moments, x, weight):
 
 
 @triton.jit
-def moments_of_shown(views, w, shown, sample, voxel, C: tl.constexpr):
+def moments_of_shown(views, w, shown, block, C: tl.constexpr):
     """First pass: how many views see each voxel, mean and variance of what they show. Fills `shown`, [V, R, C]."""
-    R: tl.constexpr = voxel.shape[0]
+    R: tl.constexpr = block.voxel.shape[0]
     moments = no_moments(R, C)
     for view in range(views.num_views):
-        depth = view_depth(views, sample, view, voxel)
+        depth = view_depth(views, block, view)
         if tl.max(depth, 0) > 0:
-            x = show(views, w, sample, view, voxel, depth, C)
+            x = show(views, w, block, view, depth, C)
             tl.store(shown + view * R * C, x)
             moments = add_view(moments, x, tl.where(depth > 0, 1.0, 0.0))
-    # Every thread may read what others stored.
-    tl.debug_barrier()
+    tl.debug_barrier()  # from here on threads read what others stored
     return Moments(moments.weight, moments.mean, moments.variance / tl.maximum(moments.weight, 1.0)[:, None])
 
 
 @triton.jit
-def moments_of_encoded(views, w, shown, shared, share, sample, voxel, C: tl.constexpr):
+def moments_of_encoded(views, w, shown, shared, share, block, C: tl.constexpr):
     """Second pass: the sum of weights, and mean and variance for weights that are divided by that sum + epsilon."""
-    R: tl.constexpr = voxel.shape[0]
+    R: tl.constexpr = block.voxel.shape[0]
     moments = no_moments(R, C)
     for view in range(views.num_views):
-        depth = view_depth(views, sample, view, voxel)
+        depth = view_depth(views, block, view)
         if tl.max(depth, 0) > 0:
             encoding = encode(tl.load(shown + view * R * C), shared, share, w, C)
             moments = add_view(moments, encoding.feature, tl.where(depth > 0, encoding.weight, 0.0))
@@ -74,22 +83,19 @@ def moments_of_encoded(views, w, shown, shared, share, sample, voxel, C: tl.cons
 
 
 @triton.jit
-def aggregate_views(views, w, scratch, volume, C: tl.constexpr, R: tl.constexpr):
+def aggregate_views(views, w, scratch, volume, C: tl.constexpr):
     """The volume [B, C, N]. scratch is [programs, V, R, C]."""
-    blocks = tl.cdiv(views.num_voxels, R)
-    channel = tl.arange(0, C)[None, :]
-    shown = scratch + tl.program_id(0) * views.num_views * R * C + tl.arange(0, R)[:, None] * C + channel
-    for block in range(tl.program_id(0), views.num_samples * blocks, tl.num_programs(0)):
-        sample = (block // blocks).to(tl.int64)
-        voxel = block % blocks * R + tl.arange(0, R)
-        moments = moments_of_shown(views, w, shown, sample, voxel, C)
+    R: tl.constexpr = BLOCK
+    shown = scratch + tl.program_id(0) * views.num_views * R * C
+    shown += tl.arange(0, R)[:, None] * C + tl.arange(0, C)[None, :]
+    for number in range(tl.program_id(0), num_blocks(views), tl.num_programs(0)):
+        block = block_of(views, number)
+        moments = moments_of_shown(views, w, shown, block, C)
         encoded = no_moments(R, C)
         if tl.max(moments.weight, 0) > 0:
             share = 1 / tl.maximum(moments.weight, 1.0)[:, None]
             shared = shared_hidden(moments, w, C)
-            encoded = moments_of_encoded(views, w, shown, shared, share, sample, voxel, C)
+            encoded = moments_of_encoded(views, w, shown, shared, share, block, C)
         features = merge(encoded, w, views.num_views, C)
-        at = volume + sample * C * views.num_voxels + channel * views.num_voxels + voxel[:, None]
-        tl.store(at, features, mask=(voxel < views.num_voxels)[:, None])
-        # The next block's features must not come before another thread has read this one's.
-        tl.debug_barrier()
+        tl.store(volume + volume_at(views, block, C), features, mask=block.inside[:, None])
+        tl.debug_barrier()  # the next block must not overwrite what other threads still read

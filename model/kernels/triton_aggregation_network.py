@@ -1,12 +1,8 @@
-"""What the forward and the backward kernel of the aggregation share: see model/kernels/aggregation.py.
+"""The networks of the aggregation's kernels, those of `ViewAggregator`, for a block of voxels in one view.
 
-A program computes a block of voxels at a time. It takes one view after another, but only those that see a voxel of the
-block. It computes what they show once and keeps that in memory of its own, `shown`, since the mean must be known before
-anything is encoded; that memory is small enough to stay in the GPU's cache.
+All weights, `w`, lie in one piece of memory, so that their places are constants and need no registers.
 
-All weights lie in one piece of memory, so that their places are constants and need no registers.
-
-Shape letters: B samples, V views, C channels, h × w pixels, N voxels, R voxels of a block, H hidden channels of rays.
+Shape letters: C channels, R voxels of a block, H hidden channels of rays.
 """
 
 # A kernel's arguments have the types that it is compiled for.
@@ -18,51 +14,12 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from model.kernels.aggregation import WEIGHT_EPSILON
-from model.kernels.triton_layers import corners, elu, gather, linear, sigmoid, vector
+from model.kernels.triton_aggregation_views import view_corners, view_ray
+from model.kernels.triton_layers import elu, gather, linear, sigmoid, vector
 
 EPSILON = tl.constexpr(WEIGHT_EPSILON)
-# Less than any sum of weights that counts beside epsilon, but not zero.
-TINY = tl.constexpr(1e-30)
-
-
-class Views(NamedTuple):
-    """The kernels' inputs but for the weights. In all but pixels and depth, samples and views lie side by side."""
-
-    features: Tensor  # [B, V, h, w, C]
-    codes: Tensor  # [B, V, C]
-    pixels: Tensor  # [B, V, N, 2]
-    depth: Tensor  # [B, V, N]
-    reachable: Tensor  # [N]
-    ray_matrices: Tensor  # [B, V, 3, 3]
-    pixels_sample: int  # distance of samples in memory
-    pixels_view: int
-    depth_sample: int
-    depth_view: int
-    num_samples: int
-    num_views: int
-    num_voxels: int
-    height: int
-    width: int
-
-
-class Ray(NamedTuple):
-    """What the ray encoder sees."""
-
-    x: tl.tensor  # [R]
-    y: tl.tensor
-    z: tl.tensor
-    depth: tl.tensor
-
-
-class Moments(NamedTuple):
-    """Of each voxel's features in some views."""
-
-    weight: tl.tensor  # [R] sum of the views' weights
-    mean: tl.tensor  # [R, C]
-    variance: tl.tensor  # [R, C]; while views are added, times the sum of weights
 
 
 class Encoding(NamedTuple):
@@ -125,37 +82,6 @@ def place(name, channels):
 
 
 @triton.jit
-def view_depth(views, sample, view, voxel):
-    """[R] depth, 0 where the view does not see the voxel."""
-    at = views.depth + sample * views.depth_sample + view * views.depth_view + voxel
-    return tl.load(at, mask=voxel < views.num_voxels, other=0.0)
-
-
-@triton.jit
-def view_corners(views, sample, view, voxel, depth):
-    """The pixels around the voxels, without weight where a voxel is not seen or not reachable."""
-    at = views.pixels + sample * views.pixels_sample + view * views.pixels_view + voxel * 2
-    x = tl.load(at, mask=depth > 0, other=0.0)
-    y = tl.load(at + 1, mask=depth > 0, other=0.0)
-    reachable = tl.load(views.reachable + voxel, mask=depth > 0, other=0) != 0
-    return corners(x, y, reachable, views.height, views.width)
-
-
-@triton.jit
-def view_ray(views, sample, view, at, depth):
-    """Ray directions that are sampled like the features, see `_pairs` in model/kernels/aggregation.py."""
-    columns, rows = at.left + at.right, at.upper + at.lower
-    u = (at.left * (at.column + 0.5) + at.right * (at.column + 1.5)) * rows
-    v = (at.upper * (at.row + 0.5) + at.lower * (at.row + 1.5)) * columns
-    one = columns * rows
-    m = views.ray_matrices + (sample * views.num_views + view) * 9
-    x = tl.load(m) * u + tl.load(m + 1) * v + tl.load(m + 2) * one
-    y = tl.load(m + 3) * u + tl.load(m + 4) * v + tl.load(m + 5) * one
-    z = tl.load(m + 6) * u + tl.load(m + 7) * v + tl.load(m + 8) * one
-    return Ray(x, y, z, depth)
-
-
-@triton.jit
 def layer(x, w, NAME: tl.constexpr, C: tl.constexpr):
     """[R, K] through a layer to C channels and ELU."""
     K: tl.constexpr = x.shape[1]
@@ -174,12 +100,12 @@ def encode_ray(ray, w, C: tl.constexpr):
 
 
 @triton.jit
-def show(views, w, sample, view, voxel, depth, C: tl.constexpr):
+def show(views, w, block, view, depth, C: tl.constexpr):
     """What a view shows at the voxels [R, C]: features + encoded rays + the view's code."""
-    number = sample * views.num_views + view
-    at = view_corners(views, sample, view, voxel, depth)
+    number = block.sample * views.num_views + view
+    at = view_corners(views, block, view, depth)
     features = gather(views.features + number * views.height * views.width * C, at, views.height, views.width, C)
-    rays = layer(encode_ray(view_ray(views, sample, view, at, depth), w, C), w, "ray_out", C)
+    rays = layer(encode_ray(view_ray(views, block, view, at, depth), w, C), w, "ray_out", C)
     return features + rays + vector(views.codes + number * C, C)
 
 

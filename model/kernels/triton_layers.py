@@ -66,7 +66,8 @@ def product(x, y, CUT_Y: tl.constexpr = False):
     """Matrix product of [.., M, K] and [.., K, N].
 
     Tensor cores take TF32 and add in float32. A float32 is the sum of two TF32, but for an error like a rounding error;
-    the product of the two smaller ones is less than that.
+    the product of the two smaller ones is less than that. Where y is cut instead of rounded the compiler does not keep
+    its parts from another product until then, for which there are no registers.
     """
     if PRECISION == "ieee":
         return tl.dot(x, y, input_precision="ieee")
@@ -79,13 +80,13 @@ def product(x, y, CUT_Y: tl.constexpr = False):
 
 
 @triton.jit
-def cut_to_tf32(x):
-    return (x.to(tl.int32, bitcast=True) & -TF32_STEP).to(tl.float32, bitcast=True)
+def round_to_tf32(x):
+    return ((x.to(tl.int32, bitcast=True) + TF32_STEP // 2) & -TF32_STEP).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def round_to_tf32(x):
-    return ((x.to(tl.int32, bitcast=True) + TF32_STEP // 2) & -TF32_STEP).to(tl.float32, bitcast=True)
+def cut_to_tf32(x):
+    return (x.to(tl.int32, bitcast=True) & -TF32_STEP).to(tl.float32, bitcast=True)
 
 
 @triton.jit

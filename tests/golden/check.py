@@ -1,7 +1,8 @@
 """Compare this project's layers with golden files: `python -m tests.golden.check FILE.npz ...`.
 
 Prints the largest absolute error of every tensor. Exit code 0 when all are within the tolerance, 1 when not, 2 when a
-file is not of a form that can be checked.
+file is not of a form that can be checked. `--version` chooses how volumes are computed; "triton" on a CPU needs
+TRITON_INTERPRET=1 in the environment.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -207,10 +208,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check the files named on the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.golden.check", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.npz")
+    parser.add_argument("--version", choices=get_args(Version), default="tiled")
+    given = parser.parse_args(arguments)
     worst = 0.0
-    for path in parser.parse_args(arguments).files:
+    for path in given.files:
         try:
-            found = errors(GoldenFile.read(path))
+            found = errors(GoldenFile.read(path), given.version)
         except NotGoldenError as error:
             print(error, file=sys.stderr)
             return 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +36,16 @@ def test_our_layer_reproduces_the_file(golden_dir: Path, name: str, version: Ver
     found = errors(golden, version)
     assert len(found) == len(golden.middle) + len(golden.outputs)
     assert {key: error for key, error in found.items() if error > TOLERANCE} == {}
+
+
+def test_triton_reproduces_the_files(golden_dir: Path) -> None:
+    """In a process of its own, because Triton decides at its import whether it interprets."""
+    pytest.importorskip("triton", reason="needs Triton")
+    command = [sys.executable, "-m", "tests.golden.check", "--version", "triton"]
+    files = [str(golden_dir / name) for name in PROJECTION]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    result = subprocess.run([*command, *files], capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("name", ["bg_resnet.npz", "cfa_with_self.npz"])

@@ -64,7 +64,8 @@ def test_tiled_aggregation_equals_the_plain_one(background: bool, num_views: int
 def test_tiles_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     case = aggregation_case(grid_size=6)
     inputs, names = _with_gradients(case.aggregator, features=case.features, timestep_embedding=case.timestep_embedding)
-    monkeypatch.setattr("model.kernels.aggregation.PAIRS_PER_TILE", 50)  # 216 voxels make 14 tiles
+    monkeypatch.setattr("model.kernels.aggregation.PAIRS_PER_THREAD", 50)
+    monkeypatch.setattr("model.kernels.aggregation.MOST_THREADS", 1)  # 216 voxels make 14 tiles
     _assert_same(lambda: case.aggregator(*case[1:]), inputs, names, "tiled")
 
 

@@ -1,0 +1,253 @@
+"""The aggregation's Triton version: against the plain one under Triton's interpreter, and through its compiler.
+
+Neither needs a GPU. A process either interprets or compiles kernels, so both happen in processes of their own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.kernels.aggregation import unproject_aggregate
+from model.kernels.selection import use
+from model.volume import VoxelProjections
+from tests.numerics.kernel_cases import AggregationCase, aggregation_case
+from tests.numerics.test_kernels import _assert_same, _with_gradients
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+
+# Shared memory of a multiprocessor that programs can use, by compute capability.
+MEMORY = {80: 164 * 1024, 90: 228 * 1024}
+
+
+@contextmanager
+def _process(**environment: str) -> Iterator[ProcessPoolExecutor]:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            pool.submit(os.getpid).result()  # it starts now
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def interpreter() -> Iterator[ProcessPoolExecutor]:
+    with _process(TRITON_INTERPRET="1") as pool:
+        pool.submit(_multiply_like_tensor_cores).result()
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
+    with _process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path_factory.mktemp("triton"))) as pool:
+        yield pool
+
+
+def _multiply_like_tensor_cores() -> None:
+    """The interpreter's products take TF32, as on a GPU, where kernels ask for it: without the last bits."""
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    exact = InterpreterBuilder.create_dot
+
+    def cut(factor: Any) -> Any:
+        bits = np.ascontiguousarray(factor.data).view(np.uint32) & np.uint32(0xFFFFE000)
+        return TensorHandle(bits.view(np.float32), factor.dtype)
+
+    def create_dot(self: Any, x: Any, y: Any, total: Any, precision: Any, *options: Any) -> Any:
+        if precision.name == "TF32":
+            x, y = cut(x), cut(y)
+        return exact(self, x, y, total, precision, *options)
+
+    InterpreterBuilder.create_dot = create_dot
+
+
+def _compare(case: AggregationCase) -> None:
+    inputs, names = _with_gradients(case.aggregator, features=case.features, timestep_embedding=case.timestep_embedding)
+    if case.features.shape[1] == 1:  # see the same test of the tiled version
+        chosen = [number for number, name in enumerate(names) if not name.startswith("weight.")]
+        inputs, names = [inputs[number] for number in chosen], [names[number] for number in chosen]
+    _assert_same(lambda: case.aggregator(*case[1:]), inputs, names, "triton")
+
+
+@pytest.mark.parametrize(
+    ("channels", "num_views", "background"),
+    [(16, 1, True), (16, 3, True), (16, 1, False), (16, 3, False), (32, 3, True)],
+)
+def test_equals_the_plain_one(
+    interpreter: ProcessPoolExecutor, channels: int, num_views: int, background: bool
+) -> None:
+    """Two blocks a sample, none of them full, and two for one of the programs."""
+    case = aggregation_case(grid_size=4, channels=channels, num_views=num_views, background=background)
+    interpreter.submit(_compare, case).result()
+
+
+def _compare_on_other_cores() -> None:
+    import triton.language as tl
+
+    from model.kernels import triton_layers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_layers, "PRECISION", tl.constexpr("ieee"))
+        _compare(aggregation_case(grid_size=4))
+
+
+def test_products_on_other_cores_equal_the_plain_ones(interpreter: ProcessPoolExecutor) -> None:
+    interpreter.submit(_compare_on_other_cores).result()
+
+
+def _compare_first_views() -> None:
+    case = aggregation_case(grid_size=4, num_views=4)
+    case = case._replace(features=case.features[:, :2], timestep_embedding=case.timestep_embedding[:, :2])
+    _compare(case._replace(voxels=case.voxels.of_first_views(2)))
+
+
+def test_first_views_of_more_equal_the_plain_ones(interpreter: ProcessPoolExecutor) -> None:
+    interpreter.submit(_compare_first_views).result()
+
+
+def _compare_unseen() -> None:
+    """A sample that no view sees, whose pixels are no numbers, and a view that sees some of the other's blocks."""
+    case = aggregation_case(grid_size=5)
+    pixels, depth, *others = case.voxels
+    depth[0] = 0
+    depth[1, 0, 50:] = 0
+    pixels = torch.where((depth > 0)[..., None], pixels, torch.nan)
+    _compare(case._replace(voxels=VoxelProjections(pixels, depth, *others)))
+
+
+def test_unseen_blocks_equal_the_plain_ones(interpreter: ProcessPoolExecutor) -> None:
+    interpreter.submit(_compare_unseen).result()
+
+
+def _compare_list() -> None:
+    """With the views' numbers of a voxel side by side."""
+    case = aggregation_case(grid_size=4, num_samples=1)
+    pixels, depth, reachable, ray_matrices = case.voxels
+    pixels, depth = (x[:, :, 20:50].transpose(1, 2).contiguous().transpose(1, 2) for x in (pixels, depth))
+    _compare(case._replace(voxels=VoxelProjections(pixels, depth, reachable[20:50], ray_matrices)))
+
+
+def test_voxels_need_not_be_a_cube(interpreter: ProcessPoolExecutor) -> None:
+    interpreter.submit(_compare_list).result()
+
+
+def _propagates_nan() -> bool:
+    from model.kernels import triton_aggregation
+
+    features, *others = _inputs()
+    return bool(triton_aggregation.forward(features * torch.nan, *others).isnan().any())
+
+
+def test_errors_show(interpreter: ProcessPoolExecutor) -> None:
+    assert interpreter.submit(_propagates_nan).result()
+
+
+def _inputs(channels: int = 16, num_views: int = 2, dtype: torch.dtype = torch.float32) -> list[Any]:
+    """Arguments of `unproject_aggregate` without gradients."""
+    case = aggregation_case(grid_size=4, num_samples=1, num_views=num_views, channels=channels, dtype=dtype)
+    features = case.features.movedim(2, -1).contiguous()
+    codes = torch.randn(1, num_views, channels, dtype=dtype)
+    return [features, codes, *case.voxels, [weight.detach() for weight in case.aggregator.weights()]]
+
+
+def _check_operator() -> None:
+    features, codes, *others, weights = _inputs()
+    weights = [weight.requires_grad_() for weight in weights]
+    with use("triton"):
+        torch.library.opcheck(
+            unproject_aggregate, (features.requires_grad_(), codes.requires_grad_(), *others, weights)
+        )
+
+
+def test_operator_keeps_the_compilers_rules(interpreter: ProcessPoolExecutor) -> None:
+    """Strides are those of fake runs, results share no memory: PyTorch's own checks."""
+    interpreter.submit(_check_operator).result()
+
+
+def _refusal(channels: int, dtype: torch.dtype) -> str:
+    from model.kernels import triton_aggregation
+
+    with pytest.raises(ValueError, match="float32") as error:
+        triton_aggregation.forward(*_inputs(channels, dtype=dtype))
+    return str(error.value)
+
+
+def test_other_types_and_channels_are_refused(interpreter: ProcessPoolExecutor) -> None:
+    assert interpreter.submit(_refusal, 8, torch.float32).result().endswith("torch.float32, 8")
+    assert interpreter.submit(_refusal, 16, torch.float64).result().endswith("torch.float64, 16")
+
+
+class _Driver:
+    """In place of a GPU, whose number is its compute capability."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+class _Compiled:
+    """In place of a kernel: compiles it for what it is launched with."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.shared_memory = 0
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return self.compile
+
+    def compile(self, *arguments: Any, **constants: int) -> None:
+        compiled = self.kernel.warmup(*arguments, grid=(1,), **constants)
+        assert compiled.asm["cubin"]
+        self.shared_memory = compiled.metadata.shared
+
+
+def _compile(direction: str, capability: int, channels: int, num_views: int) -> int:
+    """Bytes of shared memory that a program needs."""
+    from triton.runtime import driver
+
+    from model.kernels import triton_aggregation as version
+
+    driver.set_active(_Driver(capability))
+    name = {"forward": "aggregate_views", "backward": "differentiate_views"}[direction]
+    kernel = _Compiled(getattr(version, name))
+    inputs = _inputs(channels, num_views)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(version, name, kernel)
+        if direction == "forward":
+            version.forward(*inputs)
+        else:
+            version.backward(torch.randn(1, channels, 64), *inputs)
+    return kernel.shared_memory
+
+
+@pytest.mark.parametrize(
+    ("direction", "capability", "channels", "num_views"),
+    [("forward", 80, 32, 1), ("forward", 90, 16, 4), ("backward", 90, 16, 4)],
+)
+def test_compiles_for_cuda(
+    compiler: ProcessPoolExecutor, direction: str, capability: int, channels: int, num_views: int
+) -> None:
+    """For an A100, and for an H100 or H200. Shared memory suffices for all programs that there are registers for."""
+    programs = {"forward": 8, "backward": 4}[direction]
+    assert (
+        compiler.submit(_compile, direction, capability, channels, num_views).result() < MEMORY[capability] / programs
+    )
