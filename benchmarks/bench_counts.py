@@ -14,12 +14,14 @@ import torch
 import model.unet
 from benchmarks.counting import count_operators, count_stock_operators, saved_bytes, saved_bytes_of_stock
 from benchmarks.record import table, write
+from model.adapter import adapter_state
 from model.base import BaseModel
 from model.config import ProjectionConfig, SamplingConfig, TinyBaseConfig, ViewDiffConfig
 from model.geometry import compute_geometry
 from model.tiny_base import build_tiny_base
 from model.trajectories import OrbitConfig, orbit
 from model.unet import ViewDiffUNet
+from pipelines.dry_run import STABLE_DIFFUSION_2_UNET
 from pipelines.generator import SampleGenerator, SampleRequest
 from pipelines.presets import PRESETS
 
@@ -35,6 +37,7 @@ def main() -> None:
         config = PRESETS[name]().train.model
         operators[name] = [count_operators(config, training=training).total() for training in (True, False)]
         saved[name] = [saved_bytes(config, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    adapters = {name: adapter_megabytes(PRESETS[name]().train.model) for name in SIZED}
     generation = count_generation()
     text = "\n".join(
         [
@@ -49,13 +52,30 @@ def main() -> None:
                     for name in operators
                 ],
             ),
+            "An adapter's file, float32: everything that training adds to the frozen base.\n",
+            table(
+                ["network", "low-rank terms, MB", "whole file, MB"],
+                [[name, *(f"{size:.0f}" for size in sizes)] for name, sizes in adapters.items()],
+            ),
             f"One generation of {NUM_VIEWS} views of 2 objects with equal captions, 10 steps, guidance, then depth:\n",
             table(["what", "times"], list(generation.items())),
             "The second evaluation of geometry belongs to the rendered depth, whose batch has no guidance half.",
         ]
     )
-    results = {"operators": operators, "saved_bytes": saved, "generation": dict(generation)}
+    results = {
+        "operators": operators,
+        "saved_bytes": saved,
+        "adapter_megabytes": adapters,
+        "generation": dict(generation),
+    }
     write("counts", title="Operators, memory and repetitions", text=text, results=results)
+
+
+def adapter_megabytes(config: ViewDiffConfig) -> list[float]:
+    """Of the low-rank terms, and of all, at Stable Diffusion 2.1's size."""
+    state = adapter_state(ViewDiffUNet.meta(STABLE_DIFFUSION_2_UNET, config))
+    sizes = {name: 4 * value.numel() / 1e6 for name, value in state.items()}
+    return [sum(size for name, size in sizes.items() if ".lora_" in name), sum(sizes.values())]
 
 
 def count_generation() -> Counter[str]:

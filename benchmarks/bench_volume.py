@@ -89,7 +89,8 @@ def compare_times(num_threads: int) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def times_against_flops() -> list[dict[str, Any]]:
-    """Seconds of the tiled version against views and voxels, and what FLOPs say at the rate of all cases together."""
+    """Seconds of the tiled version on one thread against views and voxels, and what FLOPs say at one rate for all."""
+    torch.set_num_threads(1)
     aggregator, rows = ViewAggregator(CHANNELS, TIMESTEP_CHANNELS), []
     for grid_size, num_views in [(48, 4), (64, 2), (64, 4), (64, 6), (64, 8), (96, 4)]:
         case = make_case(grid_size, num_views)
@@ -175,7 +176,7 @@ def _memory(memory: dict[str, list[int]]) -> str:
 
 
 def _flops(model: list[dict[str, Any]]) -> str:
-    head = "Time against the FLOPs of valid pairs and voxels, at one rate for all rows (target: within 15 %):\n\n"
+    head = "Time on one thread against the FLOPs of valid pairs and voxels, at one rate for all rows (target: within 15 %):\n\n"
     rows = [
         [f"{row['grid_size']}³", row["views"], row["pairs"], f"{row['seconds']:.3f}", f"{row['of_model']:.2f}"]
         for row in model

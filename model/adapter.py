@@ -67,7 +67,7 @@ def write_adapter(folder: Path, network: ViewDiffUNet, *, base: str) -> None:
         "base_digest": base_digest(network),
         "viewdiff": json.dumps(dataclasses.asdict(network.config), sort_keys=True),
     }
-    weights = {key: value.detach().contiguous().cpu() for key, value in _adapter_state(network).items()}
+    weights = {key: value.detach().contiguous().cpu() for key, value in adapter_state(network).items()}
     save_file(weights, folder / WEIGHTS_FILE, metadata=metadata)
     rank = network.config.rank
     LoraConfig(
@@ -114,7 +114,7 @@ def use_adapter(network: ViewDiffUNet, adapter: Adapter) -> None:
             f"{found[:12]}); load the base that adapter_config.json names"
         )
     _check_settings(network.config, adapter)
-    check_fit(adapter.folder, _adapter_state(network), adapter.weights)
+    check_fit(adapter.folder, adapter_state(network), adapter.weights)
     whole = dict(network.unet.named_parameters())
     for path, term in _terms(network):
         down, up = adapter.weights[f"{path}.lora_A.weight"], adapter.weights[f"{path}.lora_B.weight"]
@@ -154,7 +154,7 @@ def base_digest(network: ViewDiffUNet) -> str:
     return digest.hexdigest()
 
 
-def _adapter_state(network: ViewDiffUNet) -> dict[str, Tensor]:
+def adapter_state(network: ViewDiffUNet) -> dict[str, Tensor]:
     """The network's added parameters by the names of the file."""
     state: dict[str, Tensor] = {}
     for path, term in _terms(network):

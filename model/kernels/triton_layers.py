@@ -108,9 +108,8 @@ def shuffle(x):
     In this order each thread takes just those columns that it holds if x comes from a product: tensor cores give a
     thread columns in pairs and take columns that are four apart.
     """
-    R: tl.constexpr = x.shape[0]
-    K: tl.constexpr = x.shape[1]
-    return tl.reshape(tl.permute(tl.reshape(x, (R, K // 8, 4, 2)), (0, 1, 3, 2)), (R, K))
+    pairs = tl.reshape(x, (x.shape[0], x.shape[1] // 8, 4, 2))
+    return tl.reshape(tl.permute(pairs, (0, 1, 3, 2)), (x.shape[0], x.shape[1]))
 
 
 @triton.jit
