@@ -176,7 +176,7 @@ def _memory(memory: dict[str, list[int]]) -> str:
 
 
 def _flops(model: list[dict[str, Any]]) -> str:
-    head = "Time on one thread against the FLOPs of valid pairs and voxels, at one rate for all rows (target: within 15 %):\n\n"
+    head = "One thread's time against the FLOPs of valid pairs and voxels, at one rate (target: within 15 %):\n\n"
     rows = [
         [f"{row['grid_size']}³", row["views"], row["pairs"], f"{row['seconds']:.3f}", f"{row['of_model']:.2f}"]
         for row in model

@@ -1,8 +1,8 @@
 """Loss curves of trainings in one plot, and whether they end alike:
 
-    python -m benchmarks.loss_curves NAME runs/a/train/FINGERPRINT/metrics.jsonl NAME runs/b/train/FINGERPRINT/metrics.jsonl
+    python -m benchmarks.loss_curves NAME metrics.jsonl NAME metrics.jsonl ...
 
-The first training is what the others are compared with.
+each a file that a training leaves. The first training is what the others are compared with.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks.record import FOLDER, facts, table, write
 
 LAST_STEPS = 50
+STYLES = ("-", "--", ":", "-.")  # curves may lie on each other
 TOLERANCE = 0.03  # of the mean loss over the last steps
 
 
@@ -37,11 +38,15 @@ def main() -> None:
 
     figure, axes = plt.subplots(figsize=(8, 4), constrained_layout=True)
     smooth = np.ones(10) / 10
-    for name, losses in curves.items():
+    for number, (name, losses) in enumerate(curves.items()):
         (line,) = axes.plot(np.arange(1, len(losses) + 1), losses, linewidth=0.6, alpha=0.35)
         steps = np.arange(10, len(losses) + 1)
         axes.plot(
-            steps, np.convolve(losses, smooth, "valid"), color=line.get_color(), label=f"{name}, mean of 10 steps"
+            steps,
+            np.convolve(losses, smooth, "valid"),
+            STYLES[number % 4],
+            color=line.get_color(),
+            label=f"{name}, mean of 10 steps",
         )
     axes.set(xlabel="step", ylabel="loss")
     axes.legend()

@@ -59,7 +59,7 @@ def find_pairs(pixels: Tensor, depth: Tensor, reachable: Tensor, ray_matrices: T
 
 
 def _neighbours(coordinate: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The pixel at or before a coordinate in [0, size], and the bilinear weights of it and the next, 0 beyond the image."""
+    """The pixel before a coordinate in [0, size], and bilinear weights of it and the next: 0 beyond the image."""
     position = coordinate - 0.5  # pixel centres lie at half-integers
     low = position.floor()
     fraction = position - low

@@ -2,51 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor, nn
 
 from model.kernels.aggregation import unproject_aggregate
 from model.kernels.marching import march
-from model.kernels.selection import Version, use
 from model.volume import MeanAggregator
+from tests.numerics.comparison import assert_same, with_gradients
 from tests.numerics.kernel_cases import aggregation_case, march_case
-
-# Sums in another order, relative to the largest value.
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
-
-
-def _run(call: Callable[[], Tensor], inputs: list[Tensor], version: Version) -> tuple[Tensor, list[Tensor]]:
-    """The output, and gradients of a random weighting of it."""
-    with use(version):
-        output = call()
-        direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(5), dtype=output.dtype)
-        return output.detach(), list(torch.autograd.grad((output * direction).sum(), inputs))
-
-
-def _assert_same(call: Callable[[], Tensor], inputs: list[Tensor], names: list[str], version: Version) -> None:
-    """Gradients are compared relative to the largest one of the same layer: a bias's is a sum over everything, whose
-    terms may cancel down to the rounding errors of the weight's.
-    """
-    expected, expected_gradients = _run(call, inputs, "plain")
-    output, gradients = _run(call, inputs, version)
-    tolerance = TOLERANCE[output.dtype]
-    assert expected.std() > 0.01  # nothing is compared with nothing
-    assert (output - expected).abs().max() < tolerance * expected.abs().max()
-    largest: dict[str, float] = {}
-    for name, gradient in zip(names, expected_gradients, strict=True):
-        layer = name.rpartition(".")[0] or name
-        largest[layer] = max(largest.get(layer, 0.0), gradient.abs().max().item())
-    for name, ours, theirs in zip(names, gradients, expected_gradients, strict=True):
-        assert theirs.abs().max() > 0, name
-        assert (ours - theirs).abs().max() < tolerance * largest[name.rpartition(".")[0] or name], name
-
-
-def _with_gradients(module: nn.Module, **tensors: Tensor) -> tuple[list[Tensor], list[str]]:
-    named = {name: tensor.requires_grad_() for name, tensor in tensors.items()} | dict(module.named_parameters())
-    return list(named.values()), list(named)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -54,26 +17,26 @@ def _with_gradients(module: nn.Module, **tensors: Tensor) -> tuple[list[Tensor],
 @pytest.mark.parametrize("num_views", [1, 3])
 def test_tiled_aggregation_equals_the_plain_one(background: bool, num_views: int, dtype: torch.dtype) -> None:
     case = aggregation_case(grid_size=10, num_views=num_views, background=background, dtype=dtype)
-    inputs, names = _with_gradients(case.aggregator, features=case.features, timestep_embedding=case.timestep_embedding)
+    inputs, names = with_gradients(case.aggregator, features=case.features, timestep_embedding=case.timestep_embedding)
     if num_views == 1:  # its weight is one whatever the network says, so that network's gradients are rounding errors
         chosen = [number for number, name in enumerate(names) if not name.startswith("weight.")]
         inputs, names = [inputs[number] for number in chosen], [names[number] for number in chosen]
-    _assert_same(lambda: case.aggregator(*case[1:]), inputs, names, "tiled")
+    assert_same(lambda: case.aggregator(*case[1:]), inputs, names, "tiled")
 
 
 def test_tiles_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     case = aggregation_case(grid_size=6)
-    inputs, names = _with_gradients(case.aggregator, features=case.features, timestep_embedding=case.timestep_embedding)
+    inputs, names = with_gradients(case.aggregator, features=case.features, timestep_embedding=case.timestep_embedding)
     monkeypatch.setattr("model.kernels.aggregation.PAIRS_PER_THREAD", 50)
     monkeypatch.setattr("model.kernels.aggregation.MOST_THREADS", 1)  # 216 voxels make 14 tiles
-    _assert_same(lambda: case.aggregator(*case[1:]), inputs, names, "tiled")
+    assert_same(lambda: case.aggregator(*case[1:]), inputs, names, "tiled")
 
 
 def test_mean_over_views_equals_the_plain_one() -> None:
     case = aggregation_case(grid_size=8)
     features = case.features.requires_grad_()
     mean = MeanAggregator()
-    _assert_same(lambda: mean(features, case.voxels, case.timestep_embedding), [features], ["features"], "tiled")
+    assert_same(lambda: mean(features, case.voxels, case.timestep_embedding), [features], ["features"], "tiled")
 
 
 def test_voxels_that_no_view_sees_are_alike() -> None:
@@ -89,15 +52,15 @@ def test_voxels_that_no_view_sees_are_alike() -> None:
 @pytest.mark.parametrize("noise", [True, False])
 def test_march_equals_the_plain_one(background: bool, noise: bool, dtype: torch.dtype) -> None:
     case = march_case(grid_size=5, background=background, noise=noise, dtype=dtype)
-    inputs, names = _with_gradients(case.renderer, volume=case.volume)
-    _assert_same(lambda: torch.cat(case.renderer(*case[1:]), dim=2), inputs, names, "tiled")
+    inputs, names = with_gradients(case.renderer, volume=case.volume)
+    assert_same(lambda: torch.cat(case.renderer(*case[1:]), dim=2), inputs, names, "tiled")
 
 
 def test_parts_of_rays_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     case = march_case(grid_size=5)
-    inputs, names = _with_gradients(case.renderer, volume=case.volume)
+    inputs, names = with_gradients(case.renderer, volume=case.volume)
     monkeypatch.setattr("model.kernels.marching.POSITIONS_PER_PART", 60)  # 24 rays of 12 positions make 5 parts
-    _assert_same(lambda: torch.cat(case.renderer(*case[1:]), dim=2), inputs, names, "tiled")
+    assert_same(lambda: torch.cat(case.renderer(*case[1:]), dim=2), inputs, names, "tiled")
 
 
 def test_gradients_of_aggregation_are_those_of_finite_differences() -> None:

@@ -6,11 +6,8 @@ Neither needs a GPU. A process either interprets or compiles kernels, so both ha
 from __future__ import annotations
 
 import importlib.util
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from itertools import compress
 from typing import Any
 
@@ -21,35 +18,17 @@ import torch
 from model.kernels.aggregation import unproject_aggregate
 from model.kernels.selection import use
 from model.volume import VoxelProjections
+from tests.numerics.comparison import assert_same, with_gradients
 from tests.numerics.kernel_cases import AggregationCase, aggregation_case
-from tests.numerics.test_kernels import _assert_same, _with_gradients
+from tests.numerics.triton_process import SHARED_MEMORY, triton_process
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
-
-# Shared memory of a multiprocessor that programs can use, by compute capability.
-MEMORY = {80: 164 * 1024, 90: 228 * 1024}
-
-
-@contextmanager
-def _process(**environment: str) -> Iterator[ProcessPoolExecutor]:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            pool.submit(os.getpid).result()  # it starts now
-        yield pool
 
 
 @pytest.fixture(scope="module")
 def interpreter() -> Iterator[ProcessPoolExecutor]:
-    with _process(TRITON_INTERPRET="1") as pool:
+    with triton_process(TRITON_INTERPRET="1") as pool:
         pool.submit(_multiply_like_tensor_cores).result()
-        yield pool
-
-
-@pytest.fixture(scope="module")
-def compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
-    with _process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path_factory.mktemp("triton"))) as pool:
         yield pool
 
 
@@ -72,11 +51,11 @@ def _multiply_like_tensor_cores() -> None:
 
 
 def _compare(case: AggregationCase) -> None:
-    inputs, names = _with_gradients(case.aggregator, features=case.features, timestep_embedding=case.timestep_embedding)
+    inputs, names = with_gradients(case.aggregator, features=case.features, timestep_embedding=case.timestep_embedding)
     if case.features.shape[1] == 1:  # see the same test of the tiled version
         chosen = [not name.startswith("weight.") for name in names]
         inputs, names = list(compress(inputs, chosen)), list(compress(names, chosen))
-    _assert_same(lambda: case.aggregator(*case[1:]), inputs, names, "triton")
+    assert_same(lambda: case.aggregator(*case[1:]), inputs, names, "triton")
 
 
 def _compare_case(precision: str, channels: int, num_views: int, background: bool) -> None:
@@ -242,5 +221,6 @@ def test_compiles_for_cuda(
     """For an A100, and for an H100 or H200. Shared memory suffices for all programs that there are registers for."""
     programs = {"forward": 8, "backward": 4}[direction]
     assert (
-        compiler.submit(_compile, direction, capability, channels, num_views).result() < MEMORY[capability] / programs
+        compiler.submit(_compile, direction, capability, channels, num_views).result()
+        < SHARED_MEMORY[capability] / programs
     )

@@ -7,11 +7,8 @@ which other tests may have done: so both happen in processes of their own.
 from __future__ import annotations
 
 import importlib.util
-import multiprocessing
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -20,42 +17,18 @@ from torch import Tensor
 
 from model.kernels.marching import march
 from model.kernels.selection import use
+from tests.numerics.comparison import assert_same, with_gradients
 from tests.numerics.kernel_cases import march_case
-from tests.numerics.test_kernels import _assert_same, _with_gradients
+from tests.numerics.triton_process import SHARED_MEMORY
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
-
-# Shared memory of a multiprocessor that programs can use, by compute capability.
-SHARED_MEMORY = {80: 164 * 1024, 90: 228 * 1024}
-
-
-@contextmanager
-def _process(**environment: str) -> Iterator[ProcessPoolExecutor]:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            pool.submit(os.getpid).result()  # it starts now
-        yield pool
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[ProcessPoolExecutor]:
-    with _process(TRITON_INTERPRET="1") as pool:
-        yield pool
-
-
-@pytest.fixture(scope="module")
-def compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
-    with _process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path_factory.mktemp("triton"))) as pool:
-        yield pool
 
 
 def _compare(density: float, case_arguments: dict[str, Any]) -> None:
     case = march_case(grid_size=5, **case_arguments)
     torch.nn.init.constant_(case.renderer.density.bias, density)
-    inputs, names = _with_gradients(case.renderer, volume=case.volume)
-    _assert_same(lambda: torch.cat(case.renderer(*case[1:]), dim=2), inputs, names, "triton")
+    inputs, names = with_gradients(case.renderer, volume=case.volume)
+    assert_same(lambda: torch.cat(case.renderer(*case[1:]), dim=2), inputs, names, "triton")
 
 
 @pytest.mark.parametrize("background", [True, False])
