@@ -44,7 +44,7 @@ def main() -> None:
             "Stable Diffusion 2.1's size, one sample of 5 views, 32 × 32 latents. Operators that start work, float32, "
             "geometry included; the volume operators count as one each, as on a GPU, where each is one kernel and a "
             "few small copies. Bytes alive between forward and backward pass, no gradient checkpointing of the U-Net, "
-            "weights left out.\n",
+            "weights left out; bfloat16 is that of the weights too (autocast's copies of float32 ones come on top).\n",
             table(
                 ["network", "operators, training", "operators, generation", "GB kept, float32", "GB kept, bfloat16"],
                 [

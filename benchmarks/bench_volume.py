@@ -33,6 +33,7 @@ CHANNELS, TIMESTEP_CHANNELS, FEATURE_SIZE = 16, 1280, (16, 16)
 NUM_VIEWS = 4
 GRID_SIZES, TARGETS = (32, 64, 128), {32: 2.0, 64: 5.0, 128: 6.0}
 MEMORY_GRID_SIZE = 64
+MEMORY_GRID_SIZES = (32, 48, 64, 80)
 VIEW_COUNTS = (2, 4, 6, 8)
 # Multiply-adds of the networks: per valid (voxel, view) pair with its bilinear sample, and per voxel.
 PAIR_FLOPS = 2 * (4 * 8 + 8 * 16 + 16 * 32 + 32 * 16 + 16 * 16 + 16 * 17 + 16 * 16 + 16 + 5 * 16)
@@ -108,38 +109,47 @@ def times_against_flops() -> list[dict[str, Any]]:
     return [row | {"of_model": row["seconds"] * rate / row["flops"]} for row in rows]
 
 
-def peak_bytes(version: Version, num_views: int) -> int:
-    """Peak memory of one forward and backward pass, measured in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.bench_volume", "--peak", version, str(num_views)]
+def peak_bytes(version: Version, grid_size: int, num_views: int) -> int:
+    """Peak memory of geometry, one forward and backward pass, measured in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.bench_volume", "--peak", version, str(grid_size), str(num_views)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
-def _print_peak(version: Version, num_views: int) -> None:
-    aggregator, case = ViewAggregator(CHANNELS, TIMESTEP_CHANNELS), make_case(MEMORY_GRID_SIZE, num_views)
-    case.features.requires_grad_()
+def _print_peak(version: Version, grid_size: int, num_views: int) -> None:
+    aggregator = ViewAggregator(CHANNELS, TIMESTEP_CHANNELS)
     small = make_case(8, num_views)
     forward(version, aggregator, small).sum().backward()  # what PyTorch loads once
     restart_peak()
     before = resident_bytes()
+    case = make_case(grid_size, num_views)
+    case.features.requires_grad_()
     forward(version, aggregator, case).sum().backward()
     print(peak_resident_bytes() - before)
 
 
-def plot(times: list[dict[str, Any]], model: list[dict[str, Any]], memory: dict[str, list[int]]) -> str:
+def plot(
+    times: list[dict[str, Any]], model: list[dict[str, Any]], views: dict[str, list[int]], voxels: dict[str, list[int]]
+) -> str:
     """Write the picture; returns its file name."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
+    figure, ((a, b), (c, d)) = plt.subplots(2, 2, figsize=(10, 7), constrained_layout=True)
+    one = [row for row in times if row["threads"] == 1]
     for name in ("plain", "tiled"):
-        one = [row for row in times if row["threads"] == 1]
-        left.loglog([row["grid_size"] ** 3 for row in one], [row[name] for row in one], "o-", label=name)
-        right.plot(VIEW_COUNTS, [num_bytes / 1e9 for num_bytes in memory[name]], "o-", label=name)
-    left.set(title=f"Forward, {NUM_VIEWS} views, one thread", xlabel="voxels", ylabel="seconds")
-    middle.plot([row["flops"] / 1e9 for row in model], [row["seconds"] for row in model], "o", label="measured")
+        a.loglog([row["grid_size"] ** 3 for row in one], [row[name] for row in one], "o-", label=name)
+        c.plot(VIEW_COUNTS, [num_bytes / 1e9 for num_bytes in views[name]], "o-", label=name)
+        d.plot(
+            [size**3 for size in MEMORY_GRID_SIZES], [num_bytes / 1e9 for num_bytes in voxels[name]], "o-", label=name
+        )
     rate = sum(row["flops"] for row in model) / sum(row["seconds"] for row in model)
-    most = max(row["flops"] for row in model)
-    middle.plot([0, most / 1e9], [0, most / rate], "-", label="FLOPs")
-    middle.set(title="Tiled, against its FLOPs", xlabel="GFLOP", ylabel="seconds")
-    right.set(title=f"Forward + backward, {MEMORY_GRID_SIZE}³", xlabel="views", ylabel="peak memory, GB")
-    for axes in (left, middle, right):
+    at_size = [row for row in model if row["grid_size"] == MEMORY_GRID_SIZE]
+    b.plot([row["views"] for row in at_size], [row["seconds"] for row in at_size], "o", label="tiled")
+    b.plot(
+        [row["views"] for row in at_size], [row["flops"] / rate for row in at_size], "-", label="its FLOPs, one rate"
+    )
+    a.set(title=f"Forward, {NUM_VIEWS} views, one thread", xlabel="voxels", ylabel="seconds")
+    b.set(title=f"Forward, {MEMORY_GRID_SIZE}³, one thread", xlabel="views", ylabel="seconds", ylim=(0, None))
+    c.set(title=f"Forward + backward, {MEMORY_GRID_SIZE}³", xlabel="views", ylabel="peak memory, GB")
+    d.set(title=f"Forward + backward, {NUM_VIEWS} views", xlabel="voxels", ylabel="peak memory, GB")
+    for axes in (a, b, c, d):
         axes.legend()
         axes.grid(alpha=0.3)
     name = f"{facts()['date']}-volume.png"
@@ -164,15 +174,21 @@ def _times(times: list[dict[str, Any]]) -> str:
     return head + table(["voxels", "threads", "plain, s", "tiled, s", "faster", "target"], rows)
 
 
-def _memory(memory: dict[str, list[int]]) -> str:
-    per_view = {name: (peaks[-1] - peaks[0]) / (VIEW_COUNTS[-1] - VIEW_COUNTS[0]) for name, peaks in memory.items()}
-    ratio = memory["plain"][1] / memory["tiled"][1]
+def _memory(views: dict[str, list[int]], voxels: dict[str, list[int]]) -> str:
+    per_view = {name: (peaks[-1] - peaks[0]) / (VIEW_COUNTS[-1] - VIEW_COUNTS[0]) for name, peaks in views.items()}
+    place = VIEW_COUNTS.index(NUM_VIEWS)
+    ratio = views["plain"][place] / views["tiled"][place]
     head = (
-        f"Peak memory of forward + backward at {MEMORY_GRID_SIZE}³, {NUM_VIEWS} views: {ratio:.1f}× less (target 9×). "
-        f"Per added view {per_view['plain'] / 1e6:.0f} MB plain, {per_view['tiled'] / 1e6:.1f} MB tiled (target 5).\n\n"
+        f"Peak memory of geometry, forward and backward at {MEMORY_GRID_SIZE}³, {NUM_VIEWS} views: {ratio:.1f}× less "
+        f"(target 9×). Per added view {per_view['plain'] / 1e6:.0f} MB plain, {per_view['tiled'] / 1e6:.1f} MB tiled "
+        "(target 5; a tile has fewer voxels when there are more views, so its own memory falls).\n\n"
     )
-    rows = [[name, *(f"{num_bytes / 1e6:.0f} MB" for num_bytes in peaks)] for name, peaks in memory.items()]
-    return head + table(["views", *map(str, VIEW_COUNTS)], rows)
+
+    def rows(memory: dict[str, list[int]]) -> list[list[str]]:
+        return [[name, *(f"{num_bytes / 1e6:.0f} MB" for num_bytes in peaks)] for name, peaks in memory.items()]
+
+    by_voxels = table([f"voxels, {NUM_VIEWS} views", *(f"{size}³" for size in MEMORY_GRID_SIZES)], rows(voxels))
+    return head + table([f"views, {MEMORY_GRID_SIZE}³", *map(str, VIEW_COUNTS)], rows(views)) + "\n" + by_voxels
 
 
 def _flops(model: list[dict[str, Any]]) -> str:
@@ -188,18 +204,20 @@ def main() -> None:
     """Measure, print, write docs/benchmarks/<date>-volume.{json,md,png}."""
     if sys.argv[1:2] == ["--peak"]:
         version: Any = sys.argv[2]
-        _print_peak(version, int(sys.argv[3]))
+        _print_peak(version, int(sys.argv[3]), int(sys.argv[4]))
         return
     FOLDER.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     times = [row for number in sorted({1, threads}) for row in compare_times(number)]
     model = times_against_flops()
-    memory: dict[str, list[int]] = {}
+    views: dict[str, list[int]] = {}
+    voxels: dict[str, list[int]] = {}
     for version in ("plain", "tiled"):
-        memory[version] = [peak_bytes(version, num_views) for num_views in VIEW_COUNTS]
-    picture = plot(times, model, memory)
-    text = "\n".join([_times(times), _memory(memory), _flops(model), f"![Time and memory]({picture})"])
-    results = {"times": times, "flop_model": model, "peak_bytes": memory, "views": VIEW_COUNTS}
+        views[version] = [peak_bytes(version, MEMORY_GRID_SIZE, num_views) for num_views in VIEW_COUNTS]
+        voxels[version] = [peak_bytes(version, grid_size, NUM_VIEWS) for grid_size in MEMORY_GRID_SIZES]
+    picture = plot(times, model, views, voxels)
+    text = "\n".join([_times(times), _memory(views, voxels), _flops(model), f"![Time and memory]({picture})"])
+    results = {"times": times, "flop_model": model, "peak_bytes_by_views": views, "peak_bytes_by_voxels": voxels}
     write("volume", title="Unproject and aggregate", text=text, results=results)
 
 

@@ -6,7 +6,8 @@ the low-rank terms W' [x; z; e] of the attention layers (the paper, section 3.1)
 projection layers and timestep codes whole. What PEFT's config has no place for is in the safetensors file's metadata:
 format version, the network's settings, and a digest of the base that the adapter was trained on.
 
-Several adapters can be read and used one after another on one base, which stays where it is.
+PEFT itself can read the config, but not put the adapter onto a stock U-Net, whose linear layers do not see z and e:
+`use_adapter` does. Several adapters can be read and used one after another on one base, which stays where it is.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ TARGET_MODULES = ["to_q", "to_k", "to_v", "to_out.0"]
 # Parts of a parameter's name that no stock U-Net has: attention processors, and what model/augment.py adds to a block.
 ADDED_PARTS = {"processor", "projection", "projection_out", "norm_projection"}
 SAVED_WHOLE = ["projection", "projection_out", "norm_projection", "timestep_code"]
+# Settings that trade memory for time, and the one whose fields are compared one by one.
+MEMORY_SETTINGS = ("gradient_checkpointing", "projection.recompute_volumes", "projection")
 # Values of each tensor that the base's digest reads: every fine-tuning changes some, and reading all takes minutes.
 DIGEST_VALUES = 64
 
@@ -56,10 +59,11 @@ def freeze_base(network: ViewDiffUNet) -> None:
         parameter.requires_grad_(_is_added(name))
 
 
-def write_adapter(folder: Path, network: ViewDiffUNet, *, base: str) -> None:
+def write_adapter(folder: Path | str, network: ViewDiffUNet, *, base: str) -> None:
     """Write the network without its base into `folder`; `base` is the folder or hub id that the base came from."""
     from peft import LoraConfig  # takes seconds to import
 
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {
         "kind": KIND,
@@ -68,7 +72,9 @@ def write_adapter(folder: Path, network: ViewDiffUNet, *, base: str) -> None:
         "viewdiff": json.dumps(dataclasses.asdict(network.config), sort_keys=True),
     }
     weights = {key: value.detach().contiguous().cpu() for key, value in adapter_state(network).items()}
-    save_file(weights, folder / WEIGHTS_FILE, metadata=metadata)
+    unfinished = folder / f".{WEIGHTS_FILE}"
+    save_file(weights, unfinished, metadata=metadata)
+    unfinished.replace(folder / WEIGHTS_FILE)
     rank = network.config.rank
     LoraConfig(
         base_model_name_or_path=base,
@@ -81,8 +87,9 @@ def write_adapter(folder: Path, network: ViewDiffUNet, *, base: str) -> None:
     ).save_pretrained(folder)
 
 
-def read_adapter(folder: Path) -> Adapter:
+def read_adapter(folder: Path | str) -> Adapter:
     """What `write_adapter` wrote. Raises ValueError when the folder holds something else, or a newer format."""
+    folder = Path(folder)
     path = folder / WEIGHTS_FILE
     try:
         with safe_open(path, framework="pt") as file:
@@ -111,7 +118,7 @@ def use_adapter(network: ViewDiffUNet, adapter: Adapter) -> None:
     if adapter.base_digest != found:
         raise ValueError(
             f"{adapter.folder}: was trained on another base model (digest {adapter.base_digest[:12]}, this one's is "
-            f"{found[:12]}); load the base that adapter_config.json names"
+            f"{found[:12]}); load the base that adapter_config.json names, in float32 or bfloat16"
         )
     _check_settings(network.config, adapter)
     check_fit(adapter.folder, adapter_state(network), adapter.weights)
@@ -130,8 +137,10 @@ def _check_settings(config: ViewDiffConfig, adapter: Adapter) -> None:
     """Raise ValueError when the adapter's network computed something else; how memory is saved does not matter."""
 
     def mathematics(settings: ViewDiffConfig) -> dict[str, object]:
-        projection = dataclasses.asdict(dataclasses.replace(settings.projection, recompute_volumes=False))
-        return {**vars(dataclasses.replace(settings, gradient_checkpointing=False)), "projection": projection}
+        fields = parse_config(json.loads(json.dumps(dataclasses.asdict(settings))))  # lists become tuples
+        projection = {f"projection.{name}": value for name, value in vars(fields.projection).items()}
+        ours = {**vars(fields), **projection, "without": sorted(fields.without)}
+        return {name: value for name, value in ours.items() if name not in MEMORY_SETTINGS}
 
     ours, theirs = mathematics(config), mathematics(adapter.config)
     different = [f"{name} is {theirs[name]}, the network's {ours[name]}" for name in ours if ours[name] != theirs[name]]

@@ -53,6 +53,9 @@ class Cameras:
             raise ValueError(
                 f"cameras: world_to_camera {pose} and intrinsics {intrinsics} must be [..., 4, 4] and [..., 3, 3]"
             )
+        for name, matrix in (("world_to_camera", self.world_to_camera), ("intrinsics", self.intrinsics)):
+            if matrix.dtype not in (torch.float32, torch.float64):
+                raise ValueError(f"cameras: {name} has dtype {matrix.dtype}, must be float32 or float64")
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise ValueError(f"cameras: image_size {self.image_size} must be a positive (height, width)")
 
@@ -148,6 +151,8 @@ class Cameras:
         focal_lengths = self.intrinsics[..., (0, 1), (0, 1)]
         if not bool((focal_lengths > 0).all()):
             raise ValueError(f"cameras: focal lengths must be positive, the smallest is {focal_lengths.min().item()}")
+        if not torch.equal(self.world_to_camera[..., 3, :3], torch.zeros_like(self.world_to_camera[..., 3, :3])):
+            raise ValueError("cameras: the last row of world_to_camera must be [0, 0, 0, 1]; is it transposed?")
         last_row = self.intrinsics.new_tensor([0.0, 0.0, 1.0])
         if not torch.equal(self.intrinsics[..., 2, :], last_row.expand(*self.shape, 3)):
             raise ValueError(

@@ -132,6 +132,9 @@ class ProjectionConfig:
                 f"projection: refine_channels {self.refine_channels} must start with "
                 f"feature_channels, {self.feature_channels}"
             )
+        names = [name for name, _ in self.blocks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"projection: blocks {', '.join(names)} must each be named only once")
         divisor = 2 ** (len(self.refine_channels) - 1)
         for name, grid_size in self.blocks:
             # The 3D CNN normalises over space, so its coarsest level needs more than one voxel.
@@ -161,6 +164,8 @@ class ViewDiffConfig:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank {self.rank} must be at least 1")
+        if isinstance(self.without, str):
+            raise ValueError(f"without {self.without!r}: must be a tuple of names")
         unknown = set(self.without) - set(get_args(Ablation))
         if unknown:
             raise ValueError(f"without {sorted(unknown)}: choose from {', '.join(get_args(Ablation))}")

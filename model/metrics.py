@@ -1,4 +1,4 @@
-"""How close pictures are to the truth.
+"""How close pictures are to the truth (the paper, section 4).
 
 Pictures are float tensors [..., 3, H, W] with values in [0, 1]; every function returns one float64 number per picture,
 [...].

@@ -26,9 +26,13 @@ WEIGHTS_FILE = "model.safetensors"
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def write_network(folder: Path, unet: UNet2DConditionModel, config: ViewDiffConfig, weights: dict[str, Tensor]) -> None:
+def write_network(
+    folder: Path | str, unet: UNet2DConditionModel, config: ViewDiffConfig, weights: dict[str, Tensor]
+) -> None:
     """Write weights and config.json into `folder`; config.json last, so that it marks completion."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).unlink(missing_ok=True)  # of a network that was here before
     save_file({key: value.contiguous() for key, value in weights.items()}, folder / WEIGHTS_FILE)
     unet_config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
     record = {
@@ -40,11 +44,12 @@ def write_network(folder: Path, unet: UNet2DConditionModel, config: ViewDiffConf
     (folder / CONFIG_FILE).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
 
 
-def read_network(folder: Path, build: Callable[[UNet2DConditionModel, ViewDiffConfig], Network]) -> Network:
+def read_network(folder: Path | str, build: Callable[[UNet2DConditionModel, ViewDiffConfig], Network]) -> Network:
     """The network in `folder`, on the CPU; `build` makes it from a stock U-Net and its config.
 
     Raises ValueError when the folder holds something else, a newer format, or weights that do not fit its config.
     """
+    folder = Path(folder)
     record = _read_config(folder / CONFIG_FILE)
     try:
         network = build(UNet2DConditionModel.from_config(record["unet"]), parse_config(record["viewdiff"]))

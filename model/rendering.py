@@ -24,7 +24,7 @@ from model.volume import SceneFrame, contract
 
 # The background's near and far end: this far in front of and behind the scene's centre, in half scene sizes.
 BACKGROUND_REACH = 4.0
-# Where a ray that misses the scene's box is sampled; it meets nothing there, but its depths must be ordinary numbers.
+# Where a ray that misses the scene's box is sampled, in half scene sizes: its depths must be ordinary numbers.
 MISSED_NEAR_FAR = (0.5, 4.5)
 # softplus of this is 0.007: a fresh volume is almost transparent.
 INITIAL_DENSITY_BIAS = -5.0
@@ -63,17 +63,19 @@ class Rendered(NamedTuple):
     depth: Tensor  # [B, V, 1, h, w] world units, weighted by opacity: 0 where nothing is hit
 
 
-def box_near_far(rays: Rays, box: Tensor) -> tuple[Tensor, Tensor]:
+def box_near_far(rays: Rays, box: Tensor, half_size: Tensor) -> tuple[Tensor, Tensor]:
     """Depths [B, V, R] at which rays enter and leave a box [B, 2, 3] (normalised coordinates).
 
-    A camera inside the box starts at its own centre. A ray that misses gets `MISSED_NEAR_FAR`.
+    A camera inside the box starts at its own centre. A ray that misses gets `MISSED_NEAR_FAR`, times half_size [B] of
+    the scene.
     """
     # A direction that is exactly parallel to a side gives ±inf, which min and max order rightly.
     low, high = ((corner[:, None, None] - rays.origins) / rays.directions for corner in box.unbind(1))
     near = torch.minimum(low, high).amax(-1).clamp(min=0)
     far = torch.maximum(low, high).amin(-1)
     hit = near < far
-    return torch.where(hit, near, MISSED_NEAR_FAR[0]), torch.where(hit, far, MISSED_NEAR_FAR[1])
+    missed_near, missed_far = (depth * half_size[:, None, None] for depth in MISSED_NEAR_FAR)
+    return torch.where(hit, near, missed_near), torch.where(hit, far, missed_far)
 
 
 def background_near_far(rays: Rays, half_size: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,7 +157,7 @@ def sample_rays(
         near, far = background_near_far(rays, frame.half_size)
         disparity = config.disparity_at_infinity
     else:
-        near, far = box_near_far(rays, frame.to_normalized(scene_bounds))
+        near, far = box_near_far(rays, frame.to_normalized(scene_bounds), frame.half_size)
         disparity = None
     depths, intervals = sample_depths(near, far, num_samples=config.num_samples, disparity_at_infinity=disparity)
     points = rays.origins[..., None, :] + depths[..., None] * rays.directions[..., None, :]

@@ -41,9 +41,8 @@ class DenoisesViews(Protocol):
 class ViewRequest:
     """What to generate: B samples of V views each.
 
-    A view that is `known` is given by its clean scaled latents; `known_latents` of other views are never read. The
-    last view must not be known, since the projection layers take the noise level of the volume from it. Raises
-    ValueError on shapes that do not fit.
+    Any views but all of a sample may be `known`: they are given by their clean scaled latents. `known_latents` of other
+    views are never read. Raises ValueError on shapes that do not fit.
     """
 
     cameras: Cameras  # batch shape [B, V]
@@ -55,6 +54,12 @@ class ViewRequest:
     seeds: tuple[int, ...]  # one per sample: its noise, whatever else is in the batch
 
     def __post_init__(self) -> None:
+        if self.known_latents.ndim != 5 or 0 in self.known_latents.shape[:2]:
+            raise ValueError(
+                f"view request: known_latents {tuple(self.known_latents.shape)} must be [B, V, C, h, w], B and V ≥ 1"
+            )
+        if self.known.dtype != torch.bool:
+            raise ValueError(f"view request: known has dtype {self.known.dtype}, must be bool")
         batch = (len(self.seeds), self.known_latents.shape[1])
         for name, tensor in (("cameras", self.cameras), ("known", self.known), ("known_latents", self.known_latents)):
             if tuple(tensor.shape[:2]) != batch:
@@ -62,13 +67,24 @@ class ViewRequest:
         for name, tensor in (("text", self.text), ("scene_bounds", self.scene_bounds)):
             if len(tensor) != batch[0]:
                 raise ValueError(f"view request: {name} {tuple(tensor.shape)} must start with {batch[0]} samples")
-        if bool(self.known[:, -1].any()):
-            raise ValueError("view request: the last view is known; put known views first and a new one last")
+        if bool(self.known.all(dim=1).any()):
+            sample = int(self.known.all(dim=1).nonzero()[0])
+            raise ValueError(f"view request: all views of sample {sample} are known; leave one to be generated")
 
     def to(self, device: torch.device | str) -> ViewRequest:
         """The same request with every tensor on `device`."""
         moved = {f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self) if f.name != "seeds"}
         return ViewRequest(**moved, seeds=self.seeds)
+
+    def reorder(self, order: Tensor) -> ViewRequest:
+        """The same with each sample's views in another order, [B, V] indices."""
+        rows = torch.arange(len(order), device=order.device)[:, None]
+        return dataclasses.replace(
+            self,
+            cameras=self.cameras[rows, order],
+            known_latents=self.known_latents[rows, order],
+            known=self.known[rows, order],
+        )
 
     def scene(self) -> Scene:
         """What the network is told of the views: cameras, bounds and the neutral intensity."""
@@ -99,7 +115,12 @@ def generate_views(
     `scheduler` is the base model's training scheduler: UniPC takes the noise schedule and the kind of prediction from
     its config. `progress` is told after every denoising step.
     """
-    return denoise(unet, scheduler, request, config, noise=request.noise(), progress=progress)
+    # Known views first: the projection layers take the noise level of the volume from the last view.
+    order = request.known.int().argsort(dim=1, descending=True, stable=True)
+    rows = torch.arange(len(order), device=order.device)[:, None]
+    noise = request.noise()[rows, order]
+    latents = denoise(unet, scheduler, request.reorder(order), config, noise=noise, progress=progress)
+    return latents[rows, order.argsort(dim=1)]
 
 
 class RenderedDepth(NamedTuple):

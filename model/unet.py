@@ -102,7 +102,7 @@ class ViewDiffUNet(nn.Module):
             scene.check()
         shapes = self._layer_shapes(latent_size)
         layers = compute_geometry(scene.cameras, scene.scene_bounds, shapes, self.config.projection)
-        return replace(scene, prepared=Prepared(scene.cameras, scene.scene_bounds, layers))
+        return replace(scene, prepared=Prepared(scene.cameras, scene.scene_bounds, self.config.projection, layers))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """All parameters that are trained: the volume renderer's own layers as "renderer" (they have their own learning
@@ -116,12 +116,12 @@ class ViewDiffUNet(nn.Module):
             "renderer": [p for p in renderer if p.requires_grad],
         }
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: Path | str) -> None:
         """Write weights (safetensors) and config.json into `folder`; config.json last, so that it marks completion."""
         write_network(folder, self.unet, self.config, self.state_dict())
 
     @classmethod
-    def from_pretrained(cls, folder: Path) -> Self:
+    def from_pretrained(cls, folder: Path | str) -> Self:
         """The network that `save_pretrained` wrote, on the CPU.
 
         Raises ValueError when the folder holds something else, a newer format, or weights that do not fit its config.
@@ -133,10 +133,11 @@ class ViewDiffUNet(nn.Module):
         prepared = scene.prepared or self.prepare(scene, latent_size).prepared
         assert prepared is not None
         is_its_own = prepared.cameras is scene.cameras and prepared.scene_bounds is scene.scene_bounds
-        if not is_its_own or not all(shape in prepared.layers for shape in self._layer_shapes(latent_size)):
+        has_all = all(shape in prepared.layers for shape in self._layer_shapes(latent_size))
+        if not (is_its_own and has_all and prepared.config == self.config.projection):
             raise ValueError(
-                f"scene: was prepared for other cameras, bounds, latents than {latent_size}, or another network; "
-                "prepare it again"
+                f"scene: was prepared for other cameras, bounds, latents than {latent_size}, or a network "
+                "with other settings; prepare it again"
             )
         return prepared.layers
 

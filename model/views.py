@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from model.cameras import Cameras
+from model.config import ProjectionConfig
 from model.geometry import Geometry
 
 
@@ -26,17 +27,27 @@ class Prepared(NamedTuple):
 
     cameras: Cameras
     scene_bounds: Tensor
+    config: ProjectionConfig
     layers: Geometry
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """B samples of V posed views of an object each."""
+    """B samples of V posed views of an object each.
+
+    No gradient reaches the cameras through the layers' geometry. Raises ValueError when bounds or intensity are not of
+    a floating-point type; values are checked by `check`.
+    """
 
     cameras: Cameras  # batch shape [B, V]; any image size: a layer resizes them to its own features
     scene_bounds: Tensor  # [B, 2, 3] minimum and maximum corner, world units
     intensity: Tensor  # [B, V, 2] mean and variance of a view's RGB in [0, 1], see model/conditioning.py
     prepared: Prepared | None = None  # what `ViewDiffUNet.prepare` has computed
+
+    def __post_init__(self) -> None:
+        for name, values in (("scene_bounds", self.scene_bounds), ("intensity", self.intensity)):
+            if values.dtype not in (torch.float32, torch.float64):
+                raise ValueError(f"{name}: dtype {values.dtype} must be float32 or float64")
 
     def to(self, device: torch.device | str) -> Scene:
         """The same on `device`, to be prepared anew."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from infra.fingerprint import plain
+from model.adapter import freeze_base
 from model.config import BaseConfig, TinyBaseConfig
 from model.unet import ViewDiffUNet
 from pipelines.config import RunConfig, TrainConfig
@@ -50,8 +51,10 @@ def count_parameters(config: RunConfig) -> dict[str, int]:
     """Parameters of the network, built without memory: the base's U-Net, what is added to it, the volume renderers."""
     unet_config = base_unet_config(config.base)
     network = ViewDiffUNet.meta(unet_config, config.train.model)
+    total = sum(p.numel() for p in network.parameters())
+    if config.train.trained == "adapter":
+        freeze_base(network)
     groups = {name: sum(p.numel() for p in part) for name, part in network.parameter_groups().items()}
-    total = sum(groups.values())
     with torch.device("meta"):
         stock = sum(p.numel() for p in type(network.unet).from_config(unet_config).parameters())
     return {
@@ -59,6 +62,7 @@ def count_parameters(config: RunConfig) -> dict[str, int]:
         "added: attention, projection layers": total - stock,
         "of which volume renderers": groups.get("renderer", 0),
         "total": total,
+        "trained": sum(groups.values()),
     }
 
 
@@ -84,11 +88,11 @@ def estimate_memory(config: TrainConfig, counts: dict[str, int], *, num_workers:
     ZeRO 1 shares the optimizer's 12 bytes a parameter out among the workers, ZeRO 2 the gradients too (Rajbhandari et
     al. 2020, section 5).
     """
-    total = float(counts["total"])
+    total, trained = float(counts["total"]), float(counts["trained"])
     shared_gradients = num_workers if config.engine.zero_stage >= 2 else 1
     parts = {
         "weights (4 bytes)": 4 * total,
-        f"gradients (4 bytes / {shared_gradients})": 4 * total / shared_gradients,
-        f"optimizer (12 bytes / {num_workers} workers)": 12 * total / num_workers,
+        f"gradients (4 bytes / {shared_gradients})": 4 * trained / shared_gradients,
+        f"optimizer (12 bytes / {num_workers} workers)": 12 * trained / num_workers,
     }
     return parts | {"total": sum(parts.values())}

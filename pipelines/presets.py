@@ -72,7 +72,7 @@ def released() -> RunConfig:
 def paper() -> RunConfig:
     """The paper's text: projection layers in all blocks but the outermost, a 3D U-Net of two levels in each."""
     blocks = (("down_blocks.1", 64), ("down_blocks.2", 32), ("mid_block", 32), ("up_blocks.1", 32), ("up_blocks.2", 64))
-    projection = ProjectionConfig(blocks=blocks, compress="pointwise", refine_channels=(16, 32))
+    projection = ProjectionConfig(blocks=blocks, compress="pointwise", refine_channels=(16, 32), recompute_volumes=True)
     base = released()
     model = replace(base.train.model, projection=projection, include_self=False)
     return replace(base, name="paper", train=replace(base.train, model=model))
@@ -87,7 +87,7 @@ def pyramid() -> RunConfig:
         ("down_blocks.1", 128), ("down_blocks.2", 64), ("mid_block", 32), ("up_blocks.1", 64), ("up_blocks.2", 128)
     )  # fmt: skip
     base = paper()
-    projection = replace(base.train.model.projection, blocks=blocks, recompute_volumes=True)
+    projection = replace(base.train.model.projection, blocks=blocks)
     return replace(
         base, name="pyramid", train=replace(base.train, model=replace(base.train.model, projection=projection))
     )

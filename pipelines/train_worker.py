@@ -100,7 +100,7 @@ def _save(unet: ViewDiffUNet, job: TrainJob) -> None:
     """The trained network, and in the adapter's case the adapter first: the model marks the training's end."""
     if job.config.trained == "adapter" and not job.adapter_dir.exists():
         unfinished = job.folder / ".adapter"
-        write_adapter(unfinished, unet, base=str(job.base_dir))
+        write_adapter(unfinished, unet, base=str(job.initial_dir or job.base_dir))
         publish_folder(unfinished, job.adapter_dir)
     if not job.model_dir.exists():
         unfinished = job.folder / ".model"

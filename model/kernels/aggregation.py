@@ -75,7 +75,7 @@ def unproject_aggregate(
     volume = features.new_empty(len(features), features.shape[-1], depth.shape[-1])
     for sample, tile in _tiles(depth):
         pairs = find_pairs(
-            pixels[sample][:, tile], depth[sample][:, tile], reachable[tile], ray_matrices[sample], features
+            pixels[sample][:, tile], depth[sample][:, tile], reachable[tile], ray_matrices[sample], features.shape[2:4]
         )
         shown = _sample(tables[sample], pairs)
         volume[sample, :, tile] = _merge_tile(pairs, shown, weights, num_views=depth.shape[1]).mT
@@ -104,7 +104,7 @@ def _backward(
     of_tables, of_weights = torch.zeros_like(tables), [torch.zeros_like(weight) for weight in weights]
     for sample, tile in _tiles(depth):
         pairs = find_pairs(
-            pixels[sample][:, tile], depth[sample][:, tile], reachable[tile], ray_matrices[sample], features
+            pixels[sample][:, tile], depth[sample][:, tile], reachable[tile], ray_matrices[sample], features.shape[2:4]
         )
         # autograd itself is switched off inside of an operator, its functional form is not.
         _, differentiate = torch.func.vjp(

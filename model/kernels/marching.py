@@ -166,7 +166,8 @@ def trilinear_corners(points: Tensor, grid_size: int) -> tuple[Tensor, Tensor]:
     corner = low[:, None] + offsets  # [P, 8, 3]
     share = (1 - (position[:, None] - corner).abs()).prod(-1)
     inside = (corner < grid_size).all(-1) & (position >= 0).all(-1)[:, None]
-    x, y, z = corner.clamp(0, grid_size - 1).long().unbind(-1)
+    # A position that is no number reads some voxel; its depth, no number either, shows in the result.
+    x, y, z = corner.nan_to_num(0).clamp(0, grid_size - 1).long().unbind(-1)
     return (z * grid_size + y) * grid_size + x, torch.where(inside, share, 0.0)
 
 

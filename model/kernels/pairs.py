@@ -22,13 +22,15 @@ class Pairs(NamedTuple):
     count: Tensor  # [T] number of pairs of each voxel
 
 
-def find_pairs(pixels: Tensor, depth: Tensor, reachable: Tensor, ray_matrices: Tensor, features: Tensor) -> Pairs:
-    """The pairs of a tile: pixels [V, T, 2], depth [V, T], reachable [T], ray_matrices [V, 3, 3], features [B, V, ...].
+def find_pairs(
+    pixels: Tensor, depth: Tensor, reachable: Tensor, ray_matrices: Tensor, feature_size: tuple[int, int]
+) -> Pairs:
+    """The pairs of a tile: pixels [V, T, 2], depth [V, T], reachable [T], ray_matrices [V, 3, 3].
 
     A ray direction is an affine function of the pixel, so sampling a map of directions bilinearly is the function of
     the corners' weighted mean; the weights sum to less than one at the image's border.
     """
-    (num_views, num_voxels), (height, width) = depth.shape, features.shape[2:4]
+    (num_views, num_voxels), (height, width) = depth.shape, feature_size
     left, of_left, of_right = _neighbours(pixels[..., 0], width)  # [V, T] each
     top, of_top, of_bottom = _neighbours(pixels[..., 1], height)
     of_top, of_bottom = of_top * reachable, of_bottom * reachable

@@ -19,7 +19,8 @@ _forced: Version | None = None
 def version_for(features: Tensor) -> Version:
     """The version for features [..., C]: Triton's for float32 on CUDA if it takes C channels, else the tiled one.
 
-    "plain", the readable one that needs memory for everything, runs only where `use` asks for it.
+    "plain", the readable one that needs memory for everything, runs only where `use` asks for it. Triton has no plain
+    mean over views (`aggregation="mean"`): that is tiled everywhere, which on CUDA makes the host wait.
     """
     if _forced is not None:
         return _forced
@@ -29,7 +30,9 @@ def version_for(features: Tensor) -> Version:
 
 @contextmanager
 def use(version: Version) -> Iterator[None]:
-    """Run this version everywhere, for tests and benchmarks that compare them. Not thread-safe."""
+    """Run this version everywhere, for tests and benchmarks that compare them; around forward *and* backward pass. Not
+    thread-safe.
+    """
     global _forced
     before, _forced = _forced, version
     try:

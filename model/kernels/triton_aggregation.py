@@ -1,4 +1,5 @@
-"""The aggregation's Triton version, the side that launches kernels: see model/kernels/aggregation.py.
+"""The aggregation's Triton version, the side that launches kernels: the paper, section 3.2, and
+model/kernels/aggregation.py.
 
 Each program takes several blocks of voxels, so that there are few sums of the weights' gradients.
 

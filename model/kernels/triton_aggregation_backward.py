@@ -1,4 +1,5 @@
-"""The aggregation's backward kernel: see model/kernels/aggregation.py, and triton_aggregation_views.py for letters.
+"""The aggregation's backward kernel: the paper, section 3.2, and model/kernels/aggregation.py, and
+triton_aggregation_views.py for letters.
 
 It computes a block of voxels again and differentiates that by hand. `of_x` is the gradient of the loss for x, and `g`
 are the program's sums of the weights' gradients, which lie in memory like the weights `w`.

@@ -1,4 +1,5 @@
-"""The networks of the aggregation's kernels, those of `ViewAggregator`, for a block of voxels in one view.
+"""The networks of the aggregation's kernels, those of `ViewAggregator` (the paper, section 3.2), for a block of
+voxels in one view.
 
 All weights, `w`, lie in one piece of memory, so that their places are constants and need no registers.
 

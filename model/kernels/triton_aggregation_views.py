@@ -1,4 +1,5 @@
-"""Which voxels and views the aggregation's kernels compute, and where: see model/kernels/aggregation.py.
+"""Which voxels and views the aggregation's kernels compute, and where: the paper, section 3.2, and
+model/kernels/aggregation.py.
 
 A program computes a block of voxels at a time. It takes one view after another, but only those that see a voxel of the
 block.

@@ -1,4 +1,5 @@
-"""Pieces of Triton kernels: layers of small networks over the rows of a block, and bilinear sampling of feature maps.
+"""Pieces of Triton kernels (for the paper, section 3.2): layers of small networks over the rows of a block, and
+bilinear sampling of feature maps.
 
 All numbers are float32. A layer's weight lies in memory as in torch.nn.Linear, [out, in]; `stride` is the distance of
 its rows, so that some of its columns are a weight too. All sizes are powers of two, and at least 16 in products.

@@ -1,4 +1,5 @@
-"""The ray march's Triton version, the side that launches kernels: see model/kernels/marching.py.
+"""The ray march's Triton version, the side that launches kernels: the paper, section 3.2, and
+model/kernels/marching.py.
 
 A program computes all positions of a ray at once, or those of several short rays. Where the positions on a ray are no
 power of two, as many as lack are added whose interval is zero, so that nothing is seen there.

@@ -1,4 +1,6 @@
-"""The ray march's forward kernel: see model/kernels/marching.py, and triton_marching_parts.py for shape letters."""
+"""The ray march's forward kernel: the paper, section 3.2, and model/kernels/marching.py, and
+triton_marching_parts.py for shape letters.
+"""
 
 # A kernel's arguments have the types that it is compiled for.
 # mypy: allow-untyped-defs

@@ -1,4 +1,5 @@
-"""What the forward and the backward kernel of the ray march share: see model/kernels/marching.py.
+"""What the forward and the backward kernel of the ray march share: the paper, section 3.2, and
+model/kernels/marching.py.
 
 A tile is all positions of one or of several whole rays, side by side.
 

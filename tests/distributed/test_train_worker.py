@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from infra.config import EngineConfig
+from model.adapter import read_adapter, use_adapter
+from model.unet import ViewDiffUNet
 from pipelines.artifacts import Artifact
 from pipelines.config import TrainConfig
 from pipelines.train_worker import TrainJob, train_in_worker
@@ -64,6 +67,20 @@ def test_two_ranks_train_the_model_that_one_rank_trains(inputs: dict[str, Artifa
     differences = torch.cat([(found[name] - value).abs().flatten() for name, value in expected.items()])
     assert differences.max() <= 2 * 3 * ENGINE.learning_rate
     assert differences.mean() <= 0.02 * 3 * ENGINE.learning_rate
+
+
+def test_an_adapter_is_trained_on_a_frozen_base(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    config = train_config(num_steps=3, engine=ENGINE, trained="adapter", preview_every_steps=100)
+    trained = job(inputs, tmp_path / "adapter", config)
+    run_distributed(train_in_worker, 2, trained)
+    network = ViewDiffUNet.from_pretrained(trained.model_dir)
+    base = UNet2DConditionModel.from_pretrained(trained.base_dir, subfolder="unet")
+    for name, value in base.state_dict().items():
+        assert torch.equal(network.unet.state_dict()[name], value), name
+    fresh = ViewDiffUNet(base, config.model)
+    use_adapter(fresh, read_adapter(trained.adapter_dir))
+    for name, value in network.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], value), name
 
 
 def test_a_kill_leaves_no_trace(inputs: dict[str, Artifact], tmp_path: Path) -> None:

@@ -139,7 +139,9 @@ def _geometry(grid_size: int, scene: Scene, config: ProjectionConfig, size: tupl
     grid = voxel_grid(grid_size, fraction, scene.scene_bounds.device)
     directions, rays = cameras.ray_directions().flatten(2, 3), Rays.from_cameras(cameras, frame, size)
     box = frame.to_normalized(scene.scene_bounds)
-    near, far = background_near_far(rays, frame.half_size) if config.background else box_near_far(rays, box)
+    near, far = (
+        background_near_far(rays, frame.half_size) if config.background else box_near_far(rays, box, frame.half_size)
+    )
     return {
         "mid.points": frame.to_world(grid.points.float()).mT,
         "mid.rays": directions,

@@ -127,6 +127,9 @@ def test_an_adapter_for_something_else_is_refused(tmp_path: Path) -> None:
         use_adapter(network(config=replace(CONFIG, include_self=False)), adapter)
     with pytest.raises(ValueError, match="rank is 2, the network's 3"):
         use_adapter(network(config=replace(CONFIG, rank=3)), adapter)
+    background = replace(CONFIG.projection, background=False, foreground_fraction=0.4)
+    with pytest.raises(ValueError, match=r"projection\.foreground_fraction is 0\.5, the network's 0\.4"):
+        use_adapter(network(config=replace(CONFIG, projection=background)), adapter)
     use_adapter(network(config=replace(CONFIG, gradient_checkpointing=True)), adapter)  # saves memory, no more
 
 

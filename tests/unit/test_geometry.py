@@ -60,7 +60,8 @@ def test_a_scene_prepared_for_something_else_is_refused() -> None:
     prepared = network.prepare(scene, (8, 8))
     moved = dataclasses.replace(prepared, cameras=random_scene(1, 2, seed=5).cameras)
     wider = dataclasses.replace(prepared, scene_bounds=2 * scene.scene_bounds)
-    for other in (moved, wider, network.prepare(scene, (16, 8))):
+    coarser = tiny_network(tiny_config(projection={"num_samples": 3})).prepare(scene, (8, 8))
+    for other in (moved, wider, coarser, network.prepare(scene, (16, 8))):
         with pytest.raises(ValueError, match=r"scene: was prepared for other cameras, bounds, latents .* prepare it"):
             network(**inputs | {"scene": other})
 

@@ -61,7 +61,7 @@ def test_released_is_the_authors_run() -> None:
 def test_pyramid_is_the_papers_with_finer_volumes() -> None:
     model, of_paper = pyramid().train.model, paper().train.model
     assert dict(model.projection.blocks) == {name: 4 * side for name, side in SD_SIDES.items()}
-    unchanged = replace(model.projection, blocks=of_paper.projection.blocks, recompute_volumes=False)
+    unchanged = replace(model.projection, blocks=of_paper.projection.blocks)
     assert replace(model, projection=unchanged) == of_paper
     assert model.projection.recompute_volumes
 
@@ -87,8 +87,16 @@ def test_stable_diffusion_is_counted_without_its_weights() -> None:
 
 def test_memory_of_zero_stages() -> None:
     train = tiny().train
-    counts = {"total": 1000}
+    counts = {"total": 1000, "trained": 1000}
     stages = {stage: replace(train, engine=replace(train.engine, zero_stage=stage)) for stage in (1, 2)}
     totals = {stage: dry_run.estimate_memory(config, counts, num_workers=4) for stage, config in stages.items()}
     assert totals[1]["total"] == 4000 + 4000 + 3000
     assert totals[2]["total"] == 4000 + 1000 + 3000
+    adapter = dry_run.estimate_memory(stages[2], {"total": 1000, "trained": 100}, num_workers=4)
+    assert adapter["total"] == 4000 + 100 + 300  # what is frozen has neither gradients nor moments
+
+
+def test_an_adapter_trains_what_is_added() -> None:
+    config = released()
+    counts = dry_run.count_parameters(replace(config, train=replace(config.train, trained="adapter")))
+    assert counts["trained"] == counts["total"] - SD_2_UNET_PARAMETERS

@@ -190,6 +190,7 @@ def test_renderer_parameters_are_those_of_the_renderers() -> None:
         ({"refine_channels": (4, 8, 8), "blocks": (("mid_block", 6),)}, "multiple of 4"),
         ({"refine_channels": (4, 8), "blocks": (("mid_block", 2),)}, "at least 4"),
         ({"blocks": (("mid_block", 1),)}, "at least 2"),
+        ({"blocks": (("mid_block", 4), ("mid_block", 8))}, "only once"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:

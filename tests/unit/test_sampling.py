@@ -213,6 +213,30 @@ def test_depth_of_a_trajectory_takes_no_more_views_at_once(monkeypatch: pytest.M
     assert torch.equal(rendered.opacity[:, :4], first.opacity)
 
 
+def test_any_mix_of_known_views_is_the_same_as_known_views_first() -> None:
+    """Different ones in each sample, the last among them; the order of views only names them."""
+    asked, config = (
+        random_request(num_samples=2, num_views=4, num_known=2),
+        SamplingConfig(num_steps=2, guidance_scale=1.0),
+    )
+    order = torch.tensor([[3, 0, 2, 1], [2, 3, 1, 0]])
+    mixed = asked.reorder(order)
+    assert mixed.known.tolist() == [[False, True, False, True], [False, False, True, True]]
+    latents = generate_views(real_unet(), base_scheduler(), mixed, config)
+    rows = torch.arange(2)[:, None]
+    assert torch.equal(latents[mixed.known], mixed.known_latents[mixed.known])
+
+    class OtherNoise(ViewRequest):
+        def noise(self) -> Tensor:  # the same view gets the same noise wherever it stands
+            return asked.noise()[rows, order]
+
+    values = {field.name: getattr(mixed, field.name) for field in dataclasses.fields(mixed)}
+    moved = generate_views(real_unet(), base_scheduler(), OtherNoise(**values), config)
+    expected = generate_views(real_unet(), base_scheduler(), asked, config)
+    # The novel views come in another order, so sums over views do too.
+    torch.testing.assert_close(moved, expected[rows, order], rtol=0, atol=1e-4)
+
+
 def first_views(asked: ViewRequest, count: int) -> dict[str, Any]:
     names = ("cameras", "known", "known_latents")
     return {name: getattr(asked, name)[:, :count] for name in names}
@@ -220,8 +244,14 @@ def first_views(asked: ViewRequest, count: int) -> dict[str, Any]:
 
 def test_bad_requests_are_refused() -> None:
     asked = random_request()
-    with pytest.raises(ValueError, match="last view is known"):
-        dataclasses.replace(asked, known=torch.ones(2, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="all views of sample 1 are known"):
+        dataclasses.replace(asked, known=torch.tensor([[True, True, False, True], [True] * 4]))
+    with pytest.raises(ValueError, match=r"known has dtype torch\.int64"):
+        dataclasses.replace(asked, known=asked.known.long())
+    with pytest.raises(ValueError, match=r"known_latents \(2, 0, 4, 8, 8\) must be"):
+        dataclasses.replace(asked, known_latents=asked.known_latents[:, :0])
+    with pytest.raises(ValueError, match=r"known_latents \(4, 4, 8, 8\) must be"):
+        dataclasses.replace(asked, known_latents=asked.known_latents[0])
     with pytest.raises(ValueError, match="cameras"):
         dataclasses.replace(asked, cameras=asked.cameras[:, :3])
     with pytest.raises(ValueError, match="text"):

@@ -37,7 +37,19 @@ def _spoiled(part: str, index: tuple[int, ...], value: float) -> Scene:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_other_types_than_float_are_refused(dtype: torch.dtype) -> None:
+    scene = random_scene(1, 2)
+    with pytest.raises(ValueError, match="scene_bounds: dtype"):
+        dataclasses.replace(scene, scene_bounds=scene.scene_bounds.to(dtype))
+    with pytest.raises(ValueError, match="intensity: dtype"):
+        dataclasses.replace(scene, intensity=scene.intensity.to(dtype))
+    with pytest.raises(ValueError, match="world_to_camera has dtype"):
+        scene.cameras.to(dtype)
+
+
 WRONG_SCENES = [
+    pytest.param(_spoiled("world_to_camera", (0, 1, 3, 0), 2.0), "last row of world_to_camera", id="transposed"),
     pytest.param(_spoiled("world_to_camera", (1, 2, 0, 3), math.nan), "cameras: .* must be finite", id="nan pose"),
     pytest.param(_spoiled("world_to_camera", (1, 2, 0, 3), math.inf), "cameras: .* must be finite", id="far pose"),
     pytest.param(_spoiled("intrinsics", (0, 1, 0, 2), math.nan), "cameras: .* must be finite", id="nan intrinsics"),
