@@ -1,8 +1,8 @@
 """Loss curves of trainings in one plot, and whether they end alike:
 
-    python -m benchmarks.loss_curves NAME metrics.jsonl NAME metrics.jsonl ...
+    python -m benchmarks.loss_curves NAME FOLDER NAME FOLDER ...
 
-each a file that a training leaves. The first training is what the others are compared with.
+each a folder that `viewdiff train` prints. The first training is what the others are compared with.
 """
 
 from __future__ import annotations
@@ -21,9 +21,16 @@ STYLES = ("-", "--", ":", "-.")  # curves may lie on each other
 TOLERANCE = 0.03  # of the mean loss over the last steps
 
 
-def read_losses(path: Path) -> np.ndarray:
+def read_losses(folder: Path) -> np.ndarray:
     """The losses of all steps, in order."""
-    return np.array([json.loads(line)["loss"] for line in path.read_text().splitlines()])
+    return np.array([json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()])
+
+
+def describe(folder: Path) -> str:
+    """The settings that the curve depends on most."""
+    config = json.loads((folder / "artifact.json").read_text())["config"]
+    names = ("seed", "num_steps", "batch_size", "micro_batch_size", "num_views", "trained")
+    return f"precision {config['engine']['precision']}, " + ", ".join(f"{name} {config[name]}" for name in names)
 
 
 def main() -> None:
@@ -31,7 +38,8 @@ def main() -> None:
     arguments = sys.argv[1:]
     if len(arguments) < 4 or len(arguments) % 2:
         sys.exit(__doc__)
-    curves = {name: read_losses(Path(path)) for name, path in zip(arguments[::2], arguments[1::2], strict=True)}
+    folders = {name: Path(folder) for name, folder in zip(arguments[::2], arguments[1::2], strict=True)}
+    curves = {name: read_losses(folder) for name, folder in folders.items()}
     means = {name: float(losses[-LAST_STEPS:].mean()) for name, losses in curves.items()}
     first = next(iter(means.values()))
     differences = {name: mean / first - 1 for name, mean in means.items()}
@@ -57,7 +65,8 @@ def main() -> None:
 
     rows = [[name, len(curves[name]), f"{means[name]:.4f}", f"{differences[name]:+.2%}"] for name in curves]
     text = table(["training", "steps", f"mean loss of the last {LAST_STEPS}", "difference"], rows)
-    text += f"\nAllowed: {TOLERANCE:.0%}.\n\n![Loss against steps]({picture})"
+    text += "".join(f"\n- {name}: {describe(folder)}" for name, folder in folders.items())
+    text += f"\n\nAllowed: {TOLERANCE:.0%}.\n\n![Loss against steps]({picture})"
     write("loss-curves", title="Loss curves", text=text, results={"means": means, "differences": differences})
     sys.exit(int(max(abs(difference) for difference in differences.values()) > TOLERANCE))
 
