@@ -71,6 +71,7 @@ def aggregation() -> Callable[[], Tensor]:
     """G5: features of four views into 128³ voxels."""
     views, aggregator = scene(1, 4, 16), ViewAggregator(CHANNELS, TIMESTEP_CHANNELS).cuda()
     voxels = project_voxels(views.cameras, views.scene_bounds, grid_size=128, foreground_fraction=0.5)
+    voxels = voxels.resize((16, 16))
     features = torch.randn(1, 4, CHANNELS, 16, 16, device="cuda", requires_grad=True)
     timesteps = torch.randn(1, 4, TIMESTEP_CHANNELS, device="cuda")
     return lambda: aggregator(features, voxels, timesteps)

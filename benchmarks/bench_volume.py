@@ -60,7 +60,7 @@ def make_case(grid_size: int, num_views: int) -> Case:
     """Cameras around the scene, with a background."""
     cameras = look_at_cameras(1, num_views, image_size=FEATURE_SIZE)
     bounds = torch.tensor([[[-1.0] * 3, [1.0] * 3]])
-    voxels = project_voxels(cameras, bounds, grid_size=grid_size, foreground_fraction=0.5)
+    voxels = project_voxels(cameras, bounds, grid_size=grid_size, foreground_fraction=0.5).resize(FEATURE_SIZE)
     return Case(
         torch.randn(1, num_views, CHANNELS, *FEATURE_SIZE), voxels, torch.randn(1, num_views, TIMESTEP_CHANNELS)
     )

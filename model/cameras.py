@@ -29,8 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Points closer than this to the camera's plane are divided by it instead of by their depth, so that pixels stay finite.
-MIN_ABS_DEPTH = 1e-8
+# Points nearer than this, or behind the camera, are divided by it instead of by their depth: pixels stay finite.
+MIN_DEPTH = 1e-8
 # A rotation read from a file as rounded text or float32 is this orthonormal at least; a wrong one is off by far more.
 ROTATION_TOLERANCE = 1e-3
 
@@ -85,7 +85,7 @@ class Cameras:
         """
         camera_points = _apply(self.rotation, points) + self.translation[..., None, :]
         depth = camera_points[..., 2]
-        divisor = torch.where(depth.abs() < MIN_ABS_DEPTH, MIN_ABS_DEPTH, depth)
+        divisor = depth.clamp(min=MIN_DEPTH)
         return _apply(self.intrinsics[..., :2, :], camera_points / divisor[..., None]), depth
 
     def ray_matrices(self) -> Tensor:

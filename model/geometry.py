@@ -53,9 +53,8 @@ def compute_geometry(
     feature_sizes = sorted({shape.feature_size for shape in different})
     with torch.autocast(scene_bounds.device.type, enabled=False):
         rays = dict(zip(feature_sizes, sample_rays(cameras, scene_bounds, config, *feature_sizes), strict=True))
-        of_unit_image = cameras.resize((1, 1))
         voxels = {
-            grid_size: project_voxels(of_unit_image, scene_bounds, grid_size=grid_size, foreground_fraction=fraction)
+            grid_size: project_voxels(cameras, scene_bounds, grid_size=grid_size, foreground_fraction=fraction)
             for grid_size in grid_sizes
         }
         return {

@@ -150,7 +150,7 @@ class ViewDiffUNet(nn.Module):
         """The vector z [B, V, 10], without what the config leaves out."""
         intensity, left_out = scene.intensity, self.config.without
         if "intensity" in left_out:
-            intensity = intensity.new_tensor(NEUTRAL_INTENSITY).expand_as(intensity)
+            intensity = torch.stack([torch.full_like(intensity[..., 0], value) for value in NEUTRAL_INTENSITY], dim=-1)
         z = conditioning_vector(scene.cameras, intensity)
         return torch.zeros_like(z) if "conditioning" in left_out else z
 

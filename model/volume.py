@@ -65,7 +65,9 @@ class VoxelProjections(NamedTuple):
     def resize(self, image_size: tuple[int, int]) -> VoxelProjections:
         """The same for images of (height, width) pixels, if these were 1 × 1."""
         height, width = image_size
-        size = self.pixels.new_tensor([width, height, 1])
+        # Filled on the device: a tensor made of numbers would make the host wait for its copy.
+        size = self.pixels.new_ones(3)
+        size[0], size[1] = width, height
         return self._replace(pixels=self.pixels * size[:2], ray_matrices=self.ray_matrices / size)
 
     def of_first_views(self, num_views: int) -> VoxelProjections:
@@ -132,14 +134,13 @@ def reachable(grid_points: Tensor, foreground_fraction: float) -> Tensor:
 def project_voxels(
     cameras: Cameras, scene_bounds: Tensor, *, grid_size: int, foreground_fraction: float | None
 ) -> VoxelProjections:
-    """Where cameras [B, V] see the voxels around scene_bounds [B, 2, 3], at their own image size."""
+    """Where cameras [B, V] see the voxels around scene_bounds [B, 2, 3], as in images of 1 × 1 pixels."""
     grid = voxel_grid(grid_size, foreground_fraction, scene_bounds.device)
     points = SceneFrame.from_bounds(scene_bounds).to_world(grid.points.to(scene_bounds.dtype))
-    pixels, depth = cameras.project(points[:, None])  # [B, V, N, 2], [B, V, N]
-    height, width = cameras.image_size
-    inside = (pixels >= 0) & (pixels <= pixels.new_tensor([width, height]))
-    depth = torch.where(inside.all(-1) & (depth > 0), depth, 0.0)
-    return VoxelProjections(pixels, depth, grid.reachable, cameras.ray_matrices())
+    of_unit_image = cameras.resize((1, 1))
+    pixels, depth = of_unit_image.project(points[:, None])  # [B, V, N, 2], [B, V, N]
+    inside = ((pixels >= 0) & (pixels <= 1)).all(-1)
+    return VoxelProjections(pixels, depth * (inside & (depth > 0)), grid.reachable, of_unit_image.ray_matrices())
 
 
 def unproject(features: Tensor, voxels: VoxelProjections) -> ViewSamples:

@@ -49,6 +49,7 @@ def aggregation_case(
     cameras = look_at_cameras(num_samples, num_views, image_size=size, radius=3.0, field_of_view=0.6).to(dtype)
     bounds = SCENE_BOUNDS.to(dtype).expand(num_samples, 2, 3)
     voxels = project_voxels(cameras, bounds, grid_size=grid_size, foreground_fraction=0.5 if background else None)
+    voxels = voxels.resize(size)
     aggregator = ViewAggregator(channels, 8)
     randomize(aggregator, seed=1, std=0.1)
     features = torch.randn(num_samples, num_views, channels, *size, dtype=dtype)

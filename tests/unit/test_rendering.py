@@ -238,6 +238,7 @@ def test_gradients_of_unproject_and_render(background: bool) -> None:
     nn.init.constant_(renderer.density.bias, 0.0)
     cameras, bounds = _camera((2, 3)).to(torch.float64), UNIT_BOX.double()
     voxels = project_voxels(cameras, bounds, grid_size=3, foreground_fraction=0.5 if background else None)
+    voxels = voxels.resize(cameras.image_size)
     rays = _rays_of(cameras, bounds, background=background, num_samples=4)
     features = torch.randn(1, 1, 4, 2, 3, dtype=torch.float64, requires_grad=True)
 
