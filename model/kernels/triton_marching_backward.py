@@ -25,6 +25,7 @@ from model.kernels.triton_marching_parts import (
     positions_of,
     rays_of,
     sample,
+    sums_along,
     transmittance,
 )
 
@@ -106,8 +107,7 @@ def differentiate_composite(
     """Gradients of the inputs [P, C] of colours' sigmoid and [P] of densities' softplus.
 
     With thicknesses t, transmittances T[i] = exp(-t[0] - ... - t[i]) and weights w[i] = T[i - 1] - T[i], gradients g of
-    the weights make that of t[i]: g[i] T[i] minus the sum of g[j] w[j] over j > i, which is g[i] T[i - 1] minus the sum
-    over j >= i.
+    the weights make that of t[i]: g[i] T[i] minus the sum of g[j] w[j] over j > i.
     """
     before, after = transmittance(density, interval, RAYS, POSITIONS)
     weight = before - after
@@ -117,8 +117,8 @@ def differentiate_composite(
     of_weight = tl.sum(of_features * (color - 1), axis=1)
     of_weight += tl.load(of_opacity, mask=ray < count, other=0.0)
     of_weight += tl.load(of_opacity + 1, mask=ray < count, other=0.0) * depth
-    behind = tl.cumsum(tl.reshape(of_weight * weight, [RAYS, POSITIONS]), axis=1, reverse=True)
-    of_thickness = of_weight * before - tl.reshape(behind, [RAYS * POSITIONS])
+    behind, _ = sums_along(tl.reshape(of_weight * weight, [RAYS, POSITIONS]), True)
+    of_thickness = of_weight * after - tl.reshape(behind, [RAYS * POSITIONS])
     return weight[:, None] * of_features * color * (1 - color), of_thickness * interval * tl.sigmoid(density)
 
 

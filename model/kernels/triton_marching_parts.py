@@ -159,6 +159,20 @@ def transmittance(density, intervals, RAYS: tl.constexpr, POSITIONS: tl.constexp
     and so no loop.
     """
     thickness = tl.reshape(softplus(density) * intervals, [RAYS, POSITIONS])
-    total = tl.cumsum(thickness, axis=1)
-    before = tl.reshape(tl.exp(thickness - total), [RAYS * POSITIONS])
-    return before, tl.reshape(tl.exp(-total), [RAYS * POSITIONS])
+    before, total = sums_along(thickness, False)
+    return tl.reshape(tl.exp(-before), [RAYS * POSITIONS]), tl.reshape(tl.exp(-total), [RAYS * POSITIONS])
+
+
+@triton.jit
+def sums_along(values, reverse: tl.constexpr):
+    """Sums of values [Q, S] along each ray: up to each position without it, and with it.
+
+    Taking a position's own value away from the sum with it would leave the rounding error of the larger one.
+    """
+    return tl.associative_scan((tl.zeros_like(values), values), 1, _join_sums, reverse=reverse)
+
+
+@triton.jit
+def _join_sums(without, total, next_without, next_total):
+    """Of two stretches, one behind the other: the sum without the last value, and the whole one."""
+    return total + next_without, total + next_total

@@ -2,36 +2,83 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.config import ProjectionConfig
 from model.rendering import RaySamples, VolumeRenderer, sample_rays
-from model.volume import ViewAggregator, VoxelProjections, project_voxels
+from model.volume import MeanAggregator, ViewAggregator, VoxelProjections, project_voxels
 from tests.factories import look_at_cameras, randomize
 
 SCENE_BOUNDS = torch.tensor([[-0.9, -1.0, -0.6], [1.3, 0.8, 1.4]])
 
 
 class AggregationCase(NamedTuple):
-    """Arguments of `ViewAggregator.forward`, and the module."""
+    """A layer that merges views, and its inputs."""
 
-    aggregator: ViewAggregator
+    aggregator: ViewAggregator | MeanAggregator
     features: Tensor  # [B, V, C, h, w]
     voxels: VoxelProjections
     timestep_embedding: Tensor  # [B, V, D]
 
+    def run(self) -> Tensor:
+        """The volume [B, C, N]."""
+        return self.aggregator(*self[1:])
+
+    def inputs(self) -> dict[str, Tensor]:
+        """All that the volume is differentiable in, which is switched on."""
+        given = {"features": self.features, "timestep_embedding": self.timestep_embedding}
+        return _differentiable(given, self.aggregator)
+
+    def to(self, target: torch.dtype | str) -> AggregationCase:
+        """A copy of another floating-point type or on another device."""
+        return AggregationCase(
+            deepcopy(self.aggregator).to(target),
+            _moved(self.features, target),
+            VoxelProjections(*(_moved(part, target) for part in self.voxels)),
+            _moved(self.timestep_embedding, target),
+        )
+
 
 class MarchCase(NamedTuple):
-    """Arguments of `VolumeRenderer.forward`, and the module."""
+    """A layer that renders, and its inputs."""
 
     renderer: VolumeRenderer
     volume: Tensor  # [B, C, G, G, G]
     rays: RaySamples
     image_size: tuple[int, int]
     noise: Tensor | None  # [B, V, R, S]
+
+    def run(self) -> Tensor:
+        """Features, opacity and depth [B, V, C + 2, h, w]."""
+        return torch.cat(self.renderer(*self[1:]), dim=2)
+
+    def inputs(self) -> dict[str, Tensor]:
+        """All that the result is differentiable in, which is switched on."""
+        return _differentiable({"volume": self.volume}, self.renderer)
+
+    def to(self, target: torch.dtype | str) -> MarchCase:
+        """A copy of another floating-point type or on another device."""
+        return MarchCase(
+            deepcopy(self.renderer).to(target),
+            _moved(self.volume, target),
+            RaySamples(*(_moved(part, target) for part in self.rays)),
+            self.image_size,
+            None if self.noise is None else _moved(self.noise, target),
+        )
+
+
+def _differentiable(given: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.requires_grad_() for name, tensor in given.items()} | dict(module.named_parameters())
+
+
+def _moved(tensor: Tensor, target: torch.dtype | str) -> Tensor:
+    """A leaf of its own; what is no floating-point number keeps its type."""
+    stays = isinstance(target, torch.dtype) and not tensor.is_floating_point()
+    return tensor.detach().clone() if stays else tensor.detach().to(target, copy=True)
 
 
 def aggregation_case(

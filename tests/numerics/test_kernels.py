@@ -8,7 +8,7 @@ import torch
 from model.kernels.aggregation import unproject_aggregate
 from model.kernels.marching import march
 from model.volume import MeanAggregator
-from tests.numerics.comparison import assert_same, with_gradients
+from tests.numerics.comparison import assert_same
 from tests.numerics.kernel_cases import aggregation_case, march_case
 
 
@@ -17,26 +17,20 @@ from tests.numerics.kernel_cases import aggregation_case, march_case
 @pytest.mark.parametrize("num_views", [1, 3])
 def test_tiled_aggregation_equals_the_plain_one(background: bool, num_views: int, dtype: torch.dtype) -> None:
     case = aggregation_case(grid_size=10, num_views=num_views, background=background, dtype=dtype)
-    inputs, names = with_gradients(case.aggregator, features=case.features, timestep_embedding=case.timestep_embedding)
-    if num_views == 1:  # its weight is one whatever the network says, so that network's gradients are rounding errors
-        chosen = [number for number, name in enumerate(names) if not name.startswith("weight.")]
-        inputs, names = [inputs[number] for number in chosen], [names[number] for number in chosen]
-    assert_same(lambda: case.aggregator(*case[1:]), inputs, names, "tiled")
+    # One view's weight is one whatever the network says, so that network's gradients are rounding errors.
+    assert_same(case, "tiled", without=("weight.",) if num_views == 1 else ())
 
 
 def test_tiles_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     case = aggregation_case(grid_size=6)
-    inputs, names = with_gradients(case.aggregator, features=case.features, timestep_embedding=case.timestep_embedding)
     monkeypatch.setattr("model.kernels.aggregation.PAIRS_PER_THREAD", 50)
     monkeypatch.setattr("model.kernels.aggregation.MOST_THREADS", 1)  # 216 voxels make 14 tiles
-    assert_same(lambda: case.aggregator(*case[1:]), inputs, names, "tiled")
+    assert_same(case, "tiled")
 
 
 def test_mean_over_views_equals_the_plain_one() -> None:
-    case = aggregation_case(grid_size=8)
-    features = case.features.requires_grad_()
-    mean = MeanAggregator()
-    assert_same(lambda: mean(features, case.voxels, case.timestep_embedding), [features], ["features"], "tiled")
+    case = aggregation_case(grid_size=8)._replace(aggregator=MeanAggregator())
+    assert_same(case, "tiled", without=("timestep_embedding",))
 
 
 def test_voxels_that_no_view_sees_are_alike() -> None:
@@ -52,15 +46,13 @@ def test_voxels_that_no_view_sees_are_alike() -> None:
 @pytest.mark.parametrize("noise", [True, False])
 def test_march_equals_the_plain_one(background: bool, noise: bool, dtype: torch.dtype) -> None:
     case = march_case(grid_size=5, background=background, noise=noise, dtype=dtype)
-    inputs, names = with_gradients(case.renderer, volume=case.volume)
-    assert_same(lambda: torch.cat(case.renderer(*case[1:]), dim=2), inputs, names, "tiled")
+    assert_same(case, "tiled")
 
 
 def test_parts_of_rays_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     case = march_case(grid_size=5)
-    inputs, names = with_gradients(case.renderer, volume=case.volume)
     monkeypatch.setattr("model.kernels.marching.POSITIONS_PER_PART", 60)  # 24 rays of 12 positions make 5 parts
-    assert_same(lambda: torch.cat(case.renderer(*case[1:]), dim=2), inputs, names, "tiled")
+    assert_same(case, "tiled")
 
 
 def test_gradients_of_aggregation_are_those_of_finite_differences() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from model.kernels.aggregation import unproject_aggregate
 from model.kernels.selection import use
 from model.volume import VoxelProjections
-from tests.numerics.comparison import assert_same, with_gradients
+from tests.numerics.comparison import assert_same
 from tests.numerics.kernel_cases import AggregationCase, aggregation_case
 from tests.numerics.triton_process import SHARED_MEMORY, triton_process
 
@@ -51,11 +50,8 @@ def _multiply_like_tensor_cores() -> None:
 
 
 def _compare(case: AggregationCase) -> None:
-    inputs, names = with_gradients(case.aggregator, features=case.features, timestep_embedding=case.timestep_embedding)
-    if case.features.shape[1] == 1:  # see the same test of the tiled version
-        chosen = [not name.startswith("weight.") for name in names]
-        inputs, names = list(compress(inputs, chosen)), list(compress(names, chosen))
-    assert_same(lambda: case.aggregator(*case[1:]), inputs, names, "triton")
+    # See the same test of the tiled version.
+    assert_same(case, "triton", without=("weight.",) if case.features.shape[1] == 1 else ())
 
 
 def _compare_case(precision: str, channels: int, num_views: int, background: bool) -> None:
