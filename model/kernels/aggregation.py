@@ -6,7 +6,8 @@ one code, `_merge_tile`, and memory does not grow with the number of views beyon
 
 The plain version, and what the weights mean: `unproject` and `ViewAggregator` in model/volume.py.
 
-Shape letters: B samples, V views, C channels, h × w pixels, N voxels, T voxels of a tile, P valid pairs of a tile.
+Shape letters: B samples, V views, C channels, h × w pixels, N voxels; a tile's b samples, T voxels of all of them, P
+valid pairs.
 """
 
 from __future__ import annotations
@@ -73,12 +74,12 @@ def unproject_aggregate(
         return triton_aggregation.forward(features, view_codes, pixels, depth, reachable, ray_matrices, weights)
     tables = _tables(features, view_codes)
     volume = features.new_empty(len(features), features.shape[-1], depth.shape[-1])
-    for sample, tile in _tiles(depth):
-        pairs = find_pairs(
-            pixels[sample][:, tile], depth[sample][:, tile], reachable[tile], ray_matrices[sample], features.shape[2:4]
-        )
-        shown = _sample(tables[sample], pairs)
-        volume[sample, :, tile] = _merge_tile(pairs, shown, weights, num_views=depth.shape[1]).mT
+    for samples, voxels in _tiles(depth):
+        seen = pixels[samples, :, voxels], depth[samples, :, voxels], reachable[voxels], ray_matrices[samples]
+        pairs = find_pairs(*seen, feature_size=features.shape[2:4])
+        merged = _merge_tile(pairs, _sample(tables[samples], pairs), weights, num_views=depth.shape[1])
+        of_tile = volume[samples, :, voxels]
+        of_tile.copy_(merged.unflatten(0, (len(of_tile), -1)).mT)
     return volume
 
 
@@ -102,19 +103,19 @@ def _backward(
         )
     tables = _tables(features, view_codes)
     of_tables, of_weights = torch.zeros_like(tables), [torch.zeros_like(weight) for weight in weights]
-    for sample, tile in _tiles(depth):
-        pairs = find_pairs(
-            pixels[sample][:, tile], depth[sample][:, tile], reachable[tile], ray_matrices[sample], features.shape[2:4]
-        )
+    for samples, voxels in _tiles(depth):
+        seen = pixels[samples, :, voxels], depth[samples, :, voxels], reachable[voxels], ray_matrices[samples]
+        pairs = find_pairs(*seen, feature_size=features.shape[2:4])
         # autograd itself is switched off inside of an operator, its functional form is not.
         _, differentiate = torch.func.vjp(
             lambda *inputs, pairs=pairs: _merge_tile(pairs, inputs[0], inputs[1:], num_views=depth.shape[1]),
-            _sample(tables[sample], pairs),
+            _sample(tables[samples], pairs),
             *weights,
         )
-        of_shown, *of_tile_weights = differentiate(gradient[sample, :, tile].mT)
+        of_shown, *of_tile_weights = differentiate(gradient[samples, :, voxels].mT.flatten(0, 1))
         shares = pairs.row_weights[..., None] * of_shown[:, None]
-        of_tables[sample].index_add_(0, pairs.rows.flatten(), shares.flatten(0, 1))
+        # index_add is slow for other indices than int64
+        of_tables[samples].flatten(0, 1).index_add_(0, pairs.rows.flatten().long(), shares.flatten(0, 1))
         for total, part in zip(of_weights, of_tile_weights, strict=True):
             total += part
     of_features, of_codes = of_tables.split([of_tables.shape[1] - view_codes.shape[1], view_codes.shape[1]], dim=1)
@@ -146,12 +147,17 @@ def _differentiate(ctx, gradient):  # type: ignore[no-untyped-def]
 unproject_aggregate.register_autograd(_differentiate, setup_context=_save)
 
 
-def _tiles(depth: Tensor) -> Iterator[tuple[int, slice]]:
-    """Each sample's voxels in parts; neighbours in storage are neighbours in space, so a view sees most or none."""
+def _tiles(depth: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Samples and voxels of each tile: several samples whole, or a part of one sample's voxels. Neighbours in storage
+    are neighbours in space, so a view sees most or none of a part.
+    """
     num_samples, num_views, num_voxels = depth.shape
     size = max(1, PAIRS_PER_THREAD * min(torch.get_num_threads(), MOST_THREADS) // num_views)
+    whole = max(1, size // num_voxels)
     return (
-        (sample, slice(start, start + size)) for sample in range(num_samples) for start in range(0, num_voxels, size)
+        (slice(sample, sample + whole), slice(start, min(start + size, num_voxels)))
+        for sample in range(0, num_samples, whole)
+        for start in range(0, num_voxels, size)
     )
 
 
@@ -160,9 +166,9 @@ def _tables(features: Tensor, view_codes: Tensor) -> Tensor:
     return torch.cat([features.flatten(1, 3), view_codes], dim=1)
 
 
-def _sample(table: Tensor, pairs: Pairs) -> Tensor:
-    """What a sample's views show at the pairs, plus their codes, [P, C]."""
-    return F.embedding_bag(pairs.rows, table, per_sample_weights=pairs.row_weights, mode="sum")
+def _sample(tables: Tensor, pairs: Pairs) -> Tensor:
+    """What the tables [b, V*h*w + V, C] of a tile's samples hold for its pairs, [P, C]."""
+    return F.embedding_bag(pairs.rows, tables.flatten(0, 1), per_sample_weights=pairs.row_weights, mode="sum")
 
 
 def _merge_tile(pairs: Pairs, shown: Tensor, weights: list[Tensor] | tuple[Tensor, ...], *, num_views: int) -> Tensor:

@@ -41,9 +41,10 @@ class MarchWeights(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Some rays of one sample. Nothing here is differentiated."""
+    """Some rays, of one or several samples. Nothing here is differentiated."""
 
-    corners: Tensor  # [P, 8] indices of voxels
+    rays: slice  # in the list of all samples' rays
+    corners: Tensor  # [P, 8] indices of voxels in the list of all samples' voxels
     corner_weights: Tensor  # [P, 8] trilinear; zero outside of the volume
     depths: Tensor  # [Q, S]
     intervals: Tensor  # [Q, S]
@@ -70,13 +71,11 @@ def march(
         from model.kernels import triton_marching  # Triton is only installed where there is CUDA, or for tests
 
         return triton_marching.forward(volume, ray_codes, points, depths, intervals, noise, weights)
-    seen = ray_codes.new_empty(*ray_codes.shape[:3], ray_codes.shape[3] + 2)
-    for sample, rays in _parts(points):
-        part = _part(points, depths, intervals, noise, sample=sample, rays=rays, grid_size=volume.shape[-1])
-        shown = _sample(_channels_last(volume[sample]), part)
-        codes = ray_codes[sample].flatten(0, 1)[rays]
-        seen[sample].view(-1, seen.shape[-1])[rays] = _march_part(part, shown, codes, weights)
-    return seen
+    voxels, codes = _channels_last(volume), ray_codes.flatten(0, 2)
+    seen = codes.new_empty(len(codes), codes.shape[1] + 2)
+    for part in _parts(points, depths, intervals, noise, grid_size=volume.shape[-1]):
+        seen[part.rays] = _march_part(part, _sample(voxels, part), codes[part.rays], weights)
+    return seen.view(*ray_codes.shape[:3], -1)
 
 
 @torch.library.custom_op("viewdiff::march_backward", mutates_args=())
@@ -95,25 +94,23 @@ def _backward(
         from model.kernels import triton_marching
 
         return triton_marching.backward(gradient, volume, ray_codes, points, depths, intervals, noise, weights)
-    of_volume = volume.new_zeros(len(volume), volume[0, 0].numel(), volume.shape[1])  # [B, G³, C], the only buffer
-    of_codes, of_weights = torch.zeros_like(ray_codes), [torch.zeros_like(weight) for weight in weights]
-    for sample, rays in _parts(points):
-        part = _part(points, depths, intervals, noise, sample=sample, rays=rays, grid_size=volume.shape[-1])
-        shown = _sample(_channels_last(volume[sample]), part)
+    voxels, codes, of_seen = _channels_last(volume), ray_codes.flatten(0, 2), gradient.flatten(0, 2)
+    of_voxels, of_codes = torch.zeros_like(voxels), torch.empty_like(codes)  # one buffer for what all parts send back
+    of_weights = [torch.zeros_like(weight) for weight in weights]
+    for part in _parts(points, depths, intervals, noise, grid_size=volume.shape[-1]):
         # autograd itself is switched off inside of an operator, its functional form is not.
         _, differentiate = torch.func.vjp(
             lambda *inputs, part=part: _march_part(part, inputs[0], inputs[1], inputs[2:]),
-            shown,
-            ray_codes[sample].flatten(0, 1)[rays],
+            _sample(voxels, part),
+            codes[part.rays],
             *weights,
         )
-        of_shown, of_part_codes, *of_part_weights = differentiate(gradient[sample].flatten(0, 1)[rays])
+        of_shown, of_codes[part.rays], *of_part_weights = differentiate(of_seen[part.rays])
         shares = part.corner_weights[..., None] * of_shown[:, None]
-        of_volume[sample].index_add_(0, part.corners.flatten(), shares.flatten(0, 1))
-        of_codes[sample].view(-1, of_codes.shape[-1])[rays] = of_part_codes
+        of_voxels.index_add_(0, part.corners.flatten().long(), shares.flatten(0, 1))  # fast for int64 alone
         for total, addend in zip(of_weights, of_part_weights, strict=True):
             total += addend
-    return [_channels_first(of_volume, volume), of_codes, *of_weights]
+    return [_channels_first(of_voxels, volume), of_codes.view_as(ray_codes), *of_weights]
 
 
 @march.register_fake
@@ -123,7 +120,7 @@ def _(volume, ray_codes, points, depths, intervals, noise, weights):  # type: ig
 
 @_backward.register_fake
 def _(gradient, volume, ray_codes, points, depths, intervals, noise, weights):  # type: ignore[no-untyped-def]
-    of_volume = _channels_first(volume.new_empty(len(volume), volume[0, 0].numel(), volume.shape[1]), volume)
+    of_volume = _channels_first(volume.new_empty(volume.numel() // volume.shape[1], volume.shape[1]), volume)
     return [of_volume, torch.empty_like(ray_codes), *(torch.empty_like(weight) for weight in weights)]
 
 
@@ -142,47 +139,52 @@ def _differentiate(ctx, gradient):  # type: ignore[no-untyped-def]
 march.register_autograd(_differentiate, setup_context=_save)
 
 
-def _parts(points: Tensor) -> Iterator[tuple[int, slice]]:
-    """Each sample's rays, of all its views, in parts."""
-    num_samples, num_views, num_rays, num_positions, _ = points.shape
-    size, total = max(1, POSITIONS_PER_PART // num_positions), num_views * num_rays
-    return ((sample, slice(start, start + size)) for sample in range(num_samples) for start in range(0, total, size))
-
-
-def _part(
-    points: Tensor, depths: Tensor, intervals: Tensor, noise: Tensor | None, *, sample: int, rays: slice, grid_size: int
-) -> _Part:
-    corners, corner_weights = trilinear_corners(points[sample].flatten(0, 1)[rays].flatten(0, 1), grid_size)
-    along = (None if values is None else values[sample].flatten(0, 1)[rays] for values in (depths, intervals, noise))
-    return _Part(corners, corner_weights, *along)
+def _parts(
+    points: Tensor, depths: Tensor, intervals: Tensor, noise: Tensor | None, *, grid_size: int
+) -> Iterator[_Part]:
+    """All samples' rays, of all their views, in parts."""
+    rays_per_sample, num_positions = points[0, ..., 0, 0].numel(), points.shape[3]
+    size = max(1, POSITIONS_PER_PART // num_positions)
+    points, depths, intervals = points.flatten(0, 2), depths.flatten(0, 2), intervals.flatten(0, 2)
+    noise = noise if noise is None else noise.flatten(0, 2)
+    for start in range(0, len(points), size):
+        rays = slice(start, min(start + size, len(points)))
+        corners, corner_weights = trilinear_corners(points[rays].flatten(0, 1), grid_size)
+        sample = torch.arange(rays.start, rays.stop, dtype=corners.dtype, device=points.device) // rays_per_sample
+        corners.unflatten(0, (-1, num_positions)).add_((sample * grid_size**3)[:, None, None])
+        along = (None if values is None else values[rays] for values in (depths, intervals, noise))
+        yield _Part(rays, corners, corner_weights, *along)
 
 
 def trilinear_corners(points: Tensor, grid_size: int) -> tuple[Tensor, Tensor]:
     """Voxel indices and weights [P, 8] of grid coordinates [P, 3]: see `model.rendering.sample_volume`."""
-    position = (points + 1) * (grid_size / 2) - 0.5  # index 0 at the first voxel's centre
+    position = (points.mT.contiguous() + 1) * (grid_size / 2) - 0.5  # [3, P], index 0 at the first voxel's centre
     low = position.floor()
-    steps = torch.arange(8, device=points.device)
-    offsets = torch.stack([steps % 2, steps // 2 % 2, steps // 4], dim=-1).to(points.dtype)  # x fastest
-    corner = low[:, None] + offsets  # [P, 8, 3]
-    share = (1 - (position[:, None] - corner).abs()).prod(-1)
-    inside = (corner < grid_size).all(-1) & (position >= 0).all(-1)[:, None]
+    of_high = position - low
+    last = grid_size - 1
+    shares = torch.stack([1 - of_high, of_high * (low < last)], dim=1)  # [3, 2, P]: axis, low or high neighbour
     # A position that is no number reads some voxel; its depth, no number either, shows in the result.
-    x, y, z = corner.nan_to_num(0).clamp(0, grid_size - 1).long().unbind(-1)
-    return (z * grid_size + y) * grid_size + x, torch.where(inside, share, 0.0)
+    low = low.nan_to_num(0).clamp(0, last)
+    places = torch.stack([low, (low + 1).clamp(max=last)], dim=1).int()
+    inside = ((position >= 0) & (position < grid_size)).all(0)
+    (of_x, of_y, of_z), (x, y, z) = shares, places
+    corners = ((z * grid_size)[:, None] + y)[:, :, None] * grid_size + x  # [2, 2, 2, P], x fastest
+    weights = (torch.where(inside, of_z, 0.0)[:, None] * of_y)[:, :, None] * of_x
+    return corners.flatten(0, 2).mT.contiguous(), weights.flatten(0, 2).mT.contiguous()
 
 
 def _channels_last(volume: Tensor) -> Tensor:
-    """[C, G, G, G] -> [G³, C], a view."""
-    return volume.flatten(1).mT
+    """[B, C, G, G, G] -> [B*G³, C], a copy: a voxel's channels must lie side by side to be looked up fast."""
+    return volume.flatten(2).mT.flatten(0, 1).contiguous()
 
 
 def _channels_first(voxels: Tensor, like: Tensor) -> Tensor:
-    """[B, G³, C] -> [B, C, G, G, G], a view."""
-    return voxels.mT.view(like.shape)
+    """[B*G³, C] -> [B, C, G, G, G], a view."""
+    return voxels.unflatten(0, (len(like), -1)).mT.view(like.shape)
 
 
 def _sample(voxels: Tensor, part: _Part) -> Tensor:
-    """Voxels [G³, C] at a part's positions -> [P, C]."""
+    """All samples' voxels [B*G³, C] at a part's positions -> [P, C]."""
     return F.embedding_bag(part.corners, voxels, per_sample_weights=part.corner_weights, mode="sum")
 
 
