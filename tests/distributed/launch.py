@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -73,3 +74,6 @@ def _rank_main(run: Callable[..., Any], rank: int, num_ranks: int, folder: str, 
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks)
     torch.save(run(*args), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
+    # Not through Python's own end: gloo's threads may still hold tensors then, which aborts the process now and then.
+    sys.stdout.flush()
+    os._exit(0)
