@@ -59,7 +59,6 @@ def main() -> None:
             ),
             f"One generation of {NUM_VIEWS} views of 2 objects with equal captions, 10 steps, guidance, then depth:\n",
             table(["what", "times"], list(generation.items())),
-            "The second evaluation of geometry belongs to the rendered depth, whose batch has no guidance half.",
         ]
     )
     results = {

@@ -24,7 +24,6 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from model.cameras import Cameras
-from model.conditioning import NEUTRAL_INTENSITY
 from model.config import DiffusionConfig
 from model.trajectories import OrbitConfig, orbit
 from model.views import Scene
@@ -214,11 +213,8 @@ def _prior_scene(seed: int, positions: Sequence[int], *, image_size: tuple[int, 
         circle = OrbitConfig(elevation_degrees=height * MAX_PRIOR_ELEVATION_DEGREES)
         index = int(azimuth * NUM_PRIOR_AZIMUTHS)
         cameras.append(orbit(NUM_PRIOR_AZIMUTHS, image_size=image_size, config=circle)[index : index + 1])
-    return Scene(
-        cameras=Cameras.stack(cameras),
-        scene_bounds=torch.tensor([[-1.0] * 3, [1.0] * 3]).expand(len(positions), 2, 3),
-        intensity=torch.tensor(NEUTRAL_INTENSITY).expand(len(positions), 1, 2),
-    )
+    bounds = torch.tensor([[-1.0] * 3, [1.0] * 3]).expand(len(positions), 2, 3)
+    return Scene.neutral(Cameras.stack(cameras), bounds)
 
 
 def _generator(seed: int, position: int, stream: str) -> torch.Generator:

@@ -9,7 +9,7 @@ Shape letters: B samples, V views.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -33,6 +33,10 @@ class LayerGeometry(NamedTuple):
 
     voxels: VoxelProjections
     rays: RaySamples
+
+    def map_views(self, change: Callable[[Tensor], Tensor]) -> LayerGeometry:
+        """The same for other views, which `change` makes of each tensor [B, V, ...]."""
+        return LayerGeometry(self.voxels.map_views(change), RaySamples(*map(change, self.rays)))
 
 
 Geometry = Mapping[LayerShape, LayerGeometry]

@@ -155,7 +155,8 @@ class ProjectionLayer(nn.Module):
         geometry = views.geometry[LayerShape(self.grid_size, image_size)]
         dtype = self.refiner.dtype  # of the weights; under autocast the embedding may come in another
         timesteps = views.timestep_embedding.to(dtype).unflatten(0, (-1, views.num_views))
-        volume = self.aggregator(features, geometry.voxels.of_first_views(num_visible), timesteps[:, :num_visible])
+        visible = geometry.voxels.map_views(lambda x: x[:, :num_visible])
+        volume = self.aggregator(features, visible, timesteps[:, :num_visible])
         # The last view is never a known one, so its timestep is that of the noise.
         volume = self.refiner(volume.unflatten(-1, (self.grid_size,) * 3).to(dtype), timesteps[:, -1])
         noise = None if views.opacity_noise is None else views.opacity_noise[self.layer_index]

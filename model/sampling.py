@@ -18,11 +18,9 @@ from diffusers import UniPCMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor, nn
 
-from model.cameras import Cameras
-from model.conditioning import NEUTRAL_INTENSITY
 from model.config import SamplingConfig
 from model.projection import ProjectionLayer, Rendered
-from model.views import Scene
+from model.views import Scene, reorder_views
 
 SMALLEST_OPACITY = 1e-3  # a ray that hits less has no depth to speak of
 
@@ -45,8 +43,7 @@ class ViewRequest:
     views are never read. Raises ValueError on shapes that do not fit.
     """
 
-    cameras: Cameras  # batch shape [B, V]
-    scene_bounds: Tensor  # [B, 2, 3] world units
+    scene: Scene  # of B samples of V views, see `Scene.neutral`
     text: Tensor  # [B, L, D]
     empty_text: Tensor  # [L, D] what guidance leads away from
     known_latents: Tensor  # [B, V, C, h, w]
@@ -61,10 +58,10 @@ class ViewRequest:
         if self.known.dtype != torch.bool:
             raise ValueError(f"view request: known has dtype {self.known.dtype}, must be bool")
         batch = (len(self.seeds), self.known_latents.shape[1])
-        for name, tensor in (("cameras", self.cameras), ("known", self.known), ("known_latents", self.known_latents)):
-            if tuple(tensor.shape[:2]) != batch:
-                raise ValueError(f"view request: {name} {tuple(tensor.shape)} must start with (samples, views) {batch}")
-        for name, tensor in (("text", self.text), ("scene_bounds", self.scene_bounds)):
+        for name, shape in (("cameras", self.scene.cameras.shape), ("known", self.known.shape)):
+            if tuple(shape) != batch:
+                raise ValueError(f"view request: {name} {tuple(shape)} must be (samples, views) {batch}")
+        for name, tensor in (("text", self.text), ("scene_bounds", self.scene.scene_bounds)):
             if len(tensor) != batch[0]:
                 raise ValueError(f"view request: {name} {tuple(tensor.shape)} must start with {batch[0]} samples")
         if bool(self.known.all(dim=1).any()):
@@ -78,18 +75,21 @@ class ViewRequest:
 
     def reorder(self, order: Tensor) -> ViewRequest:
         """The same with each sample's views in another order, [B, V] indices."""
-        rows = torch.arange(len(order), device=order.device)[:, None]
-        return dataclasses.replace(
-            self,
-            cameras=self.cameras[rows, order],
-            known_latents=self.known_latents[rows, order],
-            known=self.known[rows, order],
-        )
+        return self.map_views(lambda values: reorder_views(values, order))
 
-    def scene(self) -> Scene:
-        """What the network is told of the views: cameras, bounds and the neutral intensity."""
-        intensity = self.scene_bounds.new_tensor(NEUTRAL_INTENSITY).expand(*self.known.shape, 2)
-        return Scene(self.cameras, self.scene_bounds, intensity)
+    def map_views(self, change: Callable[[Tensor], Tensor]) -> ViewRequest:
+        """The same for other views, which `change` makes of each tensor [B, V, ...]."""
+        known_latents, known = change(self.known_latents), change(self.known)
+        return dataclasses.replace(self, scene=self.scene.map_views(change), known_latents=known_latents, known=known)
+
+    def prepared_by(self, unet: DenoisesViews) -> ViewRequest:
+        """The same with the geometry of the network's layers, which then need not be computed again. Raises ValueError
+        for cameras or bounds that make no sense.
+        """
+        if self.scene.prepared is not None:
+            return self
+        size = (self.known_latents.shape[-2], self.known_latents.shape[-1])
+        return dataclasses.replace(self, scene=unet.prepare(self.scene.check(), size))
 
     def noise(self) -> Tensor:
         """Unit noise [B, V, C, h, w].
@@ -117,10 +117,9 @@ def generate_views(
     """
     # Known views first: the projection layers take the noise level of the volume from the last view.
     order = request.known.int().argsort(dim=1, descending=True, stable=True)
-    rows = torch.arange(len(order), device=order.device)[:, None]
-    noise = request.noise()[rows, order]
+    noise = reorder_views(request.noise(), order)
     latents = denoise(unet, scheduler, request.reorder(order), config, noise=noise, progress=progress)
-    return latents[rows, order.argsort(dim=1)]
+    return reorder_views(latents, order.argsort(dim=1))
 
 
 class RenderedDepth(NamedTuple):
@@ -143,7 +142,7 @@ def render_depth(unet: nn.Module, request: ViewRequest, latents: Tensor) -> Rend
         for layer in layers
     ]
     try:
-        unet(latents, torch.zeros_like(request.known, dtype=torch.long), text=request.text, scene=request.scene())
+        unet(latents, torch.zeros_like(request.known, dtype=torch.long), text=request.text, scene=request.scene)
     finally:
         for hook in hooks:
             hook.remove()
@@ -166,12 +165,12 @@ def denoise(
     """`generate_views` from given unit noise [B, V, C, h, w]."""
     solver = UniPCMultistepScheduler.from_config(scheduler.config)
     solver.set_timesteps(config.num_steps, device=noise.device)
+    request = request.prepared_by(unet)  # once for all steps
     asked = request if config.guidance_scale == 1 else _with_empty_text(request)
     known = request.known[:, :, None, None, None]
     latents = torch.where(known, request.known_latents, noise * solver.init_noise_sigma)
-    scene = unet.prepare(asked.scene().check(), (latents.shape[-2], latents.shape[-1]))  # once for all steps
     for step, timestep in enumerate(solver.timesteps, start=1):
-        predicted = _predict(unet, asked, scene, latents, timestep, guidance_scale=config.guidance_scale)
+        predicted = _predict(unet, asked, latents, timestep, guidance_scale=config.guidance_scale)
         stepped = solver.step(predicted.flatten(0, 1), timestep, latents.flatten(0, 1)).prev_sample
         latents = torch.where(known, request.known_latents, stepped.unflatten(0, known.shape[:2]))
         if progress is not None:
@@ -180,21 +179,20 @@ def denoise(
 
 
 def _predict(
-    unet: DenoisesViews, asked: ViewRequest, scene: Scene, latents: Tensor, timestep: Tensor, *, guidance_scale: float
+    unet: DenoisesViews, asked: ViewRequest, latents: Tensor, timestep: Tensor, *, guidance_scale: float
 ) -> Tensor:
     """The network's prediction [B, V, C, h, w], led away from the empty text when `asked` holds it too."""
     timesteps = torch.where(asked.known, 0, timestep)  # known views are clean at every step
     if guidance_scale == 1:
-        return unet(latents, timesteps, text=asked.text, scene=scene)
-    without, with_text = unet(latents.repeat(2, 1, 1, 1, 1), timesteps, text=asked.text, scene=scene).chunk(2)
+        return unet(latents, timesteps, text=asked.text, scene=asked.scene)
+    without, with_text = unet(latents.repeat(2, 1, 1, 1, 1), timesteps, text=asked.text, scene=asked.scene).chunk(2)
     return without + guidance_scale * (with_text - without)
 
 
 def _with_empty_text(request: ViewRequest) -> ViewRequest:
     """The request's samples with the empty text, then the same samples with their own."""
     return ViewRequest(
-        cameras=Cameras.cat([request.cameras, request.cameras]),
-        scene_bounds=request.scene_bounds.repeat(2, 1, 1),
+        scene=request.scene.repeat(2),
         text=torch.cat([request.empty_text.expand_as(request.text), request.text]),
         empty_text=request.empty_text,
         known_latents=request.known_latents.repeat(2, 1, 1, 1, 1),

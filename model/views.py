@@ -11,6 +11,7 @@ Shape letters: B samples, V views, D channels of the timestep embedding, R rays,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from model.cameras import Cameras
+from model.conditioning import NEUTRAL_INTENSITY
 from model.config import ProjectionConfig
 from model.geometry import Geometry
 
@@ -48,6 +50,27 @@ class Scene:
         for name, values in (("scene_bounds", self.scene_bounds), ("intensity", self.intensity)):
             if values.dtype not in (torch.float32, torch.float64):
                 raise ValueError(f"{name}: dtype {values.dtype} must be float32 or float64")
+
+    @classmethod
+    def neutral(cls, cameras: Cameras, scene_bounds: Tensor) -> Scene:
+        """The scene of views that are to be generated, all with the neutral intensity."""
+        return cls(cameras, scene_bounds, scene_bounds.new_tensor(NEUTRAL_INTENSITY).expand(*cameras.shape, 2))
+
+    def map_views(self, change: Callable[[Tensor], Tensor]) -> Scene:
+        """The same samples with other views, which `change` makes of each tensor [B, V, ...]; prepared if this is."""
+        return self._changed(change, self.scene_bounds)
+
+    def repeat(self, times: int) -> Scene:
+        """The samples that often, one copy of all after the other; prepared if this is."""
+        return self._changed(lambda x: torch.cat([x] * times), torch.cat([self.scene_bounds] * times))
+
+    def _changed(self, change: Callable[[Tensor], Tensor], scene_bounds: Tensor) -> Scene:
+        matrices = change(self.cameras.world_to_camera), change(self.cameras.intrinsics)
+        cameras, prepared = Cameras(*matrices, self.cameras.image_size), self.prepared
+        if prepared is not None:
+            layers = {shape: layer.map_views(change) for shape, layer in prepared.layers.items()}
+            prepared = Prepared(cameras, scene_bounds, prepared.config, layers)
+        return Scene(cameras, scene_bounds, change(self.intensity), prepared)
 
     def to(self, device: torch.device | str) -> Scene:
         """The same on `device`, to be prepared anew."""
@@ -95,3 +118,8 @@ class ViewContext:
         if height * width != num_tokens:
             raise ValueError(f"views: latents of {self.latent_size} have no level with {num_tokens} tokens")
         return height, width
+
+
+def reorder_views(values: Tensor, order: Tensor) -> Tensor:
+    """Values [B, V, ...] with each sample's views in another order, [B, V] indices."""
+    return values[torch.arange(len(order), device=order.device)[:, None], order]

@@ -15,6 +15,7 @@ embedding.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -70,10 +71,10 @@ class VoxelProjections(NamedTuple):
         size[0], size[1] = width, height
         return self._replace(pixels=self.pixels * size[:2], ray_matrices=self.ray_matrices / size)
 
-    def of_first_views(self, num_views: int) -> VoxelProjections:
-        """The same without the other views."""
+    def map_views(self, change: Callable[[Tensor], Tensor]) -> VoxelProjections:
+        """The same for other views, which `change` makes of each tensor [B, V, ...]."""
         pixels, depth, reachable, ray_matrices = self
-        return VoxelProjections(pixels[:, :num_views], depth[:, :num_views], reachable, ray_matrices[:, :num_views])
+        return VoxelProjections(change(pixels), change(depth), reachable, change(ray_matrices))
 
 
 class ViewSamples(NamedTuple):

@@ -107,7 +107,7 @@ def _part(request: ViewRequest, latents: Tensor, chosen: Sequence[int], *, num_k
     """The request for the `chosen` views alone, the first `num_known` of them given by `latents` [B, V, C, h, w]."""
     return dataclasses.replace(
         request,
-        cameras=request.cameras[:, chosen],
+        scene=request.scene.map_views(lambda x: x[:, chosen]),
         known_latents=latents[:, chosen],
         known=torch.arange(len(chosen), device=latents.device).lt(num_known).expand(len(latents), -1),
     )

@@ -21,6 +21,7 @@ from model.base import BaseModel, load_base
 from model.config import SamplingConfig
 from model.sampling import ViewRequest, generate_views
 from model.unet import ViewDiffUNet
+from model.views import Scene
 from pipelines.loop import StepInfo
 from preprocessing.dataset import FrameIndex
 from preprocessing.latents import LatentCache
@@ -131,8 +132,7 @@ def preview_request(index: FrameIndex, latents: LatentCache, num_views: int) -> 
     rows = [sequence.rows[number * len(sequence.rows) // num_views] for number in range(num_views)]
     truth = latents.latents(rows, torch.zeros(num_views, *latents.latent_shape))
     return ViewRequest(
-        cameras=index.cameras(rows)[None],
-        scene_bounds=torch.from_numpy(sequence.scene_bounds)[None],
+        scene=Scene.neutral(index.cameras(rows)[None], torch.from_numpy(sequence.scene_bounds)[None]),
         text=latents.text(sequence.captions[0])[None],
         empty_text=latents.empty_text,
         known_latents=truth[None],

@@ -19,6 +19,7 @@ from model.cameras import Cameras
 from model.config import SamplingConfig
 from model.sampling import ReportStep, ViewRequest, generate_views, render_depth
 from model.unet import ViewDiffUNet
+from model.views import Scene
 from model.windows import WindowConfig, generate_trajectory, render_trajectory_depth
 
 DECODED_AT_ONCE = 32  # views; the autoencoder's activations are the largest of all
@@ -107,6 +108,7 @@ class SampleGenerator:
     def _generate_equal(self, requests: Sequence[SampleRequest], progress: ReportStep | None) -> list[GeneratedSample]:
         request, first = self._view_request(requests), requests[0]
         if first.windows is None:
+            request = request.prepared_by(self._unet)  # for the depth, too
             latents = generate_views(self._unet, self._base.scheduler, request, first.sampling, progress=progress)
         else:
             latents = generate_trajectory(
@@ -131,13 +133,13 @@ class SampleGenerator:
         latents[:, :num_known] = known_latents.reshape(len(requests), num_known, channels, height, width)
         texts = {text: number for number, text in enumerate(dict.fromkeys(["", *(r.text for r in requests)]))}
         embeddings = self._base.encode_text(list(texts))
+        cameras = Cameras(
+            self._stack([request.world_to_camera for request in requests]),
+            self._stack([request.intrinsics for request in requests]),
+            requests[0].image_size,
+        )
         return ViewRequest(
-            cameras=Cameras(
-                self._stack([request.world_to_camera for request in requests]),
-                self._stack([request.intrinsics for request in requests]),
-                requests[0].image_size,
-            ),
-            scene_bounds=self._stack([request.scene_bounds for request in requests]),
+            scene=Scene.neutral(cameras, self._stack([request.scene_bounds for request in requests])),
             text=embeddings[[texts[request.text] for request in requests]],
             empty_text=embeddings[0],
             known_latents=latents,

@@ -66,8 +66,10 @@ def random_request(num_samples: int = 2, num_views: int = 4, *, num_known: int =
     known = torch.zeros(num_samples, num_views, dtype=torch.bool)
     known[:, :num_known] = True
     return ViewRequest(
-        cameras=look_at_cameras(num_samples, num_views, seed=seed),
-        scene_bounds=torch.tensor([[-1.0] * 3, [1.0] * 3]).expand(num_samples, 2, 3),
+        scene=Scene.neutral(
+            look_at_cameras(num_samples, num_views, seed=seed),
+            torch.tensor([[-1.0] * 3, [1.0] * 3]).expand(num_samples, 2, 3),
+        ),
         text=torch.randn(num_samples, TEXT_LENGTH, TEXT_CHANNELS, generator=generator),
         empty_text=torch.zeros(TEXT_LENGTH, TEXT_CHANNELS),
         known_latents=torch.randn(num_samples, num_views, LATENT_CHANNELS, 8, 8, generator=generator),

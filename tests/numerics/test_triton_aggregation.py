@@ -79,7 +79,7 @@ def test_equals_the_plain_one(
 def _compare_first_views() -> None:
     case = aggregation_case(grid_size=4, num_views=4)
     case = case._replace(features=case.features[:, :2], timestep_embedding=case.timestep_embedding[:, :2])
-    _compare(case._replace(voxels=case.voxels.of_first_views(2)))
+    _compare(case._replace(voxels=case.voxels.map_views(lambda x: x[:, :2])))
 
 
 def test_first_views_of_more_equal_the_plain_ones(interpreter: ProcessPoolExecutor) -> None:

@@ -12,7 +12,7 @@ import torch
 import model.unet
 from model.config import ProjectionConfig, SamplingConfig
 from model.geometry import LayerShape, compute_geometry
-from model.sampling import generate_views
+from model.sampling import generate_views, render_depth
 from model.volume import SceneFrame, voxel_grid
 from tests.tiny_network import (
     BLOCKS,
@@ -49,8 +49,9 @@ def test_generation_computes_the_geometry_once(guidance_scale: float, monkeypatc
 
     monkeypatch.setattr(model.unet, "compute_geometry", counting)
     network, config = tiny_network(), SamplingConfig(num_steps=3, guidance_scale=guidance_scale)
-    generate_views(network, base_scheduler(), random_request(num_samples=2), config)
-    assert num_samples == [2 if guidance_scale == 1 else 4]  # with guidance every sample is asked for twice
+    request = random_request(num_samples=2).prepared_by(network)
+    render_depth(network, request, generate_views(network, base_scheduler(), request, config))
+    assert num_samples == [2]  # with guidance, which asks for every sample twice, and for the depth too
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from model.cameras import Cameras
 from model.config import SamplingConfig
 from model.sampling import ViewRequest, generate_views, render_depth
 from model.unet import ViewDiffUNet
-from model.views import Scene
+from model.views import Scene, reorder_views
 from model.windows import WindowConfig, generate_trajectory, plan_windows, render_trajectory_depth
 from tests.factories import TEXT_CHANNELS
 from tests.tiny_network import base_scheduler, random_request, tiny_config, tiny_network
@@ -53,7 +53,7 @@ class Oracle:
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_a_perfect_network_leads_to_the_clean_latents(prediction_type: str) -> None:
     asked, schedule = random_request(num_samples=1), base_scheduler(prediction_type)
-    oracle = Oracle(asked.known_latents[0], asked.cameras[0], schedule)
+    oracle = Oracle(asked.known_latents[0], asked.scene.cameras[0], schedule)
     steps = []
     latents = generate_views(oracle, schedule, asked, NO_GUIDANCE, progress=lambda *step: steps.append(step))
     # float32; at the noisiest step the clean part is 7 % of the latents, so errors of 1e-7 grow by 14.
@@ -65,7 +65,7 @@ def test_a_perfect_network_leads_to_the_clean_latents(prediction_type: str) -> N
 
 def test_known_views_stay_clean_at_time_zero_and_come_back_as_given() -> None:
     asked, schedule = random_request(num_known=2), base_scheduler()
-    oracle = Oracle(torch.zeros(8, *SHAPE), asked.cameras.to("cpu")[0], schedule)
+    oracle = Oracle(torch.zeros(8, *SHAPE), asked.scene.cameras.to("cpu")[0], schedule)
     latents = generate_views(oracle, schedule, asked, NO_GUIDANCE)
     for call in oracle.calls:
         assert torch.equal(call["latents"][:, :2], asked.known_latents[:, :2])
@@ -79,7 +79,7 @@ def test_latents_of_unknown_views_are_never_read() -> None:
     asked, schedule = random_request(), base_scheduler()
     spoiled = asked.known_latents.clone()
     spoiled[:, 1:] = torch.nan
-    unet = Oracle(torch.zeros(8, *SHAPE), asked.cameras[0], schedule)
+    unet = Oracle(torch.zeros(8, *SHAPE), asked.scene.cameras[0], schedule)
     expected = generate_views(unet, schedule, asked, NO_GUIDANCE)
     assert torch.equal(
         generate_views(unet, schedule, dataclasses.replace(asked, known_latents=spoiled), NO_GUIDANCE), expected
@@ -117,8 +117,7 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
     together = generate_views(unet, base_scheduler(), asked, config)
     alone = dataclasses.replace(
         asked,
-        cameras=asked.cameras[1:2],
-        scene_bounds=asked.scene_bounds[1:2],
+        scene=Scene.neutral(asked.scene.cameras[1:2], asked.scene.scene_bounds[1:2]),
         text=asked.text[1:2],
         known_latents=asked.known_latents[1:2],
         known=asked.known[1:2],
@@ -136,7 +135,7 @@ def test_depth_is_that_of_the_finest_layer_in_world_units() -> None:
     assert rendered is not None
     assert rendered.depth.shape == rendered.opacity.shape == (2, 4, 8, 8)  # up_blocks.1 has the latents' size
     assert ((rendered.opacity >= 0) & (rendered.opacity <= 1)).all()
-    distance = asked.cameras.centers().norm(dim=-1)[:, :, None, None]
+    distance = asked.scene.cameras.centers().norm(dim=-1)[:, :, None, None]
     # With a background, samples reach from 4 in front of the centre to twice 4 + distance behind the camera.
     assert ((rendered.depth > distance - 4) & (rendered.depth < 2 * (distance + 4))).all()
     assert not any(module._forward_hooks for module in unet.modules())
@@ -175,7 +174,7 @@ def test_a_trajectory_of_one_window_is_one_generation() -> None:
 
 def test_later_windows_see_earlier_ones_and_use_no_guidance() -> None:
     asked, schedule = random_request(num_samples=1, num_views=7, num_known=0), base_scheduler()
-    oracle = Oracle(asked.known_latents[0], asked.cameras[0], schedule)
+    oracle = Oracle(asked.known_latents[0], asked.scene.cameras[0], schedule)
     steps = []
     latents = generate_trajectory(
         oracle,
@@ -207,7 +206,7 @@ def test_depth_of_a_trajectory_takes_no_more_views_at_once(monkeypatch: pytest.M
     assert whole is not None
     assert rendered is not None
     assert rendered.depth.shape == whole.depth.shape
-    first = render_depth(unet, dataclasses.replace(asked, **first_views(asked, 4)), asked.known_latents[:, :4])
+    first = render_depth(unet, asked.map_views(lambda x: x[:, :4]), asked.known_latents[:, :4])
     assert first is not None
     assert torch.equal(rendered.depth[:, :4], first.depth)
     assert torch.equal(rendered.opacity[:, :4], first.opacity)
@@ -223,23 +222,17 @@ def test_any_mix_of_known_views_is_the_same_as_known_views_first() -> None:
     mixed = asked.reorder(order)
     assert mixed.known.tolist() == [[False, True, False, True], [False, False, True, True]]
     latents = generate_views(real_unet(), base_scheduler(), mixed, config)
-    rows = torch.arange(2)[:, None]
     assert torch.equal(latents[mixed.known], mixed.known_latents[mixed.known])
 
     class OtherNoise(ViewRequest):
         def noise(self) -> Tensor:  # the same view gets the same noise wherever it stands
-            return asked.noise()[rows, order]
+            return reorder_views(asked.noise(), order)
 
     values = {field.name: getattr(mixed, field.name) for field in dataclasses.fields(mixed)}
     moved = generate_views(real_unet(), base_scheduler(), OtherNoise(**values), config)
     expected = generate_views(real_unet(), base_scheduler(), asked, config)
     # The novel views come in another order, so sums over views do too.
-    torch.testing.assert_close(moved, expected[rows, order], rtol=0, atol=1e-4)
-
-
-def first_views(asked: ViewRequest, count: int) -> dict[str, Any]:
-    names = ("cameras", "known", "known_latents")
-    return {name: getattr(asked, name)[:, :count] for name in names}
+    torch.testing.assert_close(moved, reorder_views(expected, order), rtol=0, atol=1e-4)
 
 
 def test_bad_requests_are_refused() -> None:
@@ -253,7 +246,7 @@ def test_bad_requests_are_refused() -> None:
     with pytest.raises(ValueError, match=r"known_latents \(4, 4, 8, 8\) must be"):
         dataclasses.replace(asked, known_latents=asked.known_latents[0])
     with pytest.raises(ValueError, match="cameras"):
-        dataclasses.replace(asked, cameras=asked.cameras[:, :3])
+        dataclasses.replace(asked, scene=asked.scene.map_views(lambda x: x[:, :3]))
     with pytest.raises(ValueError, match="text"):
         dataclasses.replace(asked, text=asked.text[:1])
     with pytest.raises(ValueError, match="guidance_scale"):

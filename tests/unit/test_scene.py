@@ -81,9 +81,11 @@ def test_a_scene_that_makes_sense_is_returned() -> None:
 def test_generation_refuses_cameras_that_make_no_sense(without: tuple[str, ...]) -> None:
     """Whatever is left out: cameras also say where a view is seen from."""
     asked = random_request()
-    pose = asked.cameras.world_to_camera.clone()
+    cameras = asked.scene.cameras
+    pose = cameras.world_to_camera.clone()
     pose[0, 0, 0, 3] = math.nan
-    spoiled = dataclasses.replace(asked, cameras=dataclasses.replace(asked.cameras, world_to_camera=pose))
+    spoiled_scene = Scene.neutral(dataclasses.replace(cameras, world_to_camera=pose), asked.scene.scene_bounds)
+    spoiled = dataclasses.replace(asked, scene=spoiled_scene)
     with pytest.raises(ValueError, match=r"cameras: .* must be finite"):
         generate_views(
             tiny_network(tiny_config(without=without)), base_scheduler(), spoiled, SamplingConfig(num_steps=1)
