@@ -29,6 +29,17 @@ PAIRS_PER_THREAD, MOST_THREADS = 32_768, 4
 WEIGHT_EPSILON = 1e-8
 
 
+class AggregationInputs(NamedTuple):
+    """What views show, and where they show the voxels."""
+
+    features: Tensor  # [B, V, h, w, C]
+    view_codes: Tensor  # [B, V, C]
+    pixels: Tensor  # [B, V, N, 2], as the following those of `model.volume.VoxelProjections`
+    depth: Tensor  # [B, V, N]
+    reachable: Tensor  # [N]
+    ray_matrices: Tensor  # [B, V, 3, 3]
+
+
 class AggregationWeights(NamedTuple):
     """Matrices and biases of `ViewAggregator`, in the order in which they are applied."""
 
@@ -68,58 +79,48 @@ def unproject_aggregate(
     see a voxel), reachable [N] and ray_matrices [B, V, 3, 3] are those of `model.volume.VoxelProjections`. weights are
     `AggregationWeights`, or none for the plain mean over the views. Differentiable in features, codes and weights.
     """
+    inputs = AggregationInputs(features, view_codes, pixels, depth, reachable, ray_matrices)
     if version_for(features) == "triton" and weights:
         from model.kernels import triton_aggregation  # Triton is only installed where there is CUDA, or for tests
 
-        return triton_aggregation.forward(features, view_codes, pixels, depth, reachable, ray_matrices, weights)
-    tables = _tables(features, view_codes)
+        return triton_aggregation.forward(inputs, weights)
+    tables = _tables(inputs)
     volume = features.new_empty(len(features), features.shape[-1], depth.shape[-1])
-    for samples, voxels in _tiles(depth):
-        seen = pixels[samples, :, voxels], depth[samples, :, voxels], reachable[voxels], ray_matrices[samples]
-        pairs = find_pairs(*seen, feature_size=features.shape[2:4])
-        merged = _merge_tile(pairs, _sample(tables[samples], pairs), weights, num_views=depth.shape[1])
-        of_tile = volume[samples, :, voxels]
+    for tile in _tiles(depth):
+        pairs = _pairs(inputs, tile)
+        merged = _merge_tile(pairs, _sample(tables[tile.samples], pairs), weights, num_views=depth.shape[1])
+        of_tile = volume[tile.samples, :, tile.voxels]
         of_tile.copy_(merged.unflatten(0, (len(of_tile), -1)).mT)
     return volume
 
 
 @torch.library.custom_op("viewdiff::unproject_aggregate_backward", mutates_args=())
-def _backward(
-    gradient: Tensor,
-    features: Tensor,
-    view_codes: Tensor,
-    pixels: Tensor,
-    depth: Tensor,
-    reachable: Tensor,
-    ray_matrices: Tensor,
-    weights: list[Tensor],
-) -> list[Tensor]:
-    """Gradients of features, codes and weights for that of the volume [B, C, N]."""
-    if version_for(features) == "triton" and weights:
+def _backward(gradient: Tensor, inputs: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    """Gradients of features, codes and weights for that of the volume [B, C, N]; inputs are `AggregationInputs`."""
+    views = AggregationInputs(*inputs)
+    if version_for(views.features) == "triton" and weights:
         from model.kernels import triton_aggregation
 
-        return triton_aggregation.backward(
-            gradient, features, view_codes, pixels, depth, reachable, ray_matrices, weights
-        )
-    tables = _tables(features, view_codes)
+        return triton_aggregation.backward(gradient, views, weights)
+    tables, num_views = _tables(views), views.depth.shape[1]
     of_tables, of_weights = torch.zeros_like(tables), [torch.zeros_like(weight) for weight in weights]
-    for samples, voxels in _tiles(depth):
-        seen = pixels[samples, :, voxels], depth[samples, :, voxels], reachable[voxels], ray_matrices[samples]
-        pairs = find_pairs(*seen, feature_size=features.shape[2:4])
+    for tile in _tiles(views.depth):
+        pairs = _pairs(views, tile)
         # autograd itself is switched off inside of an operator, its functional form is not.
         _, differentiate = torch.func.vjp(
-            lambda *inputs, pairs=pairs: _merge_tile(pairs, inputs[0], inputs[1:], num_views=depth.shape[1]),
-            _sample(tables[samples], pairs),
+            lambda *inputs, pairs=pairs: _merge_tile(pairs, inputs[0], inputs[1:], num_views=num_views),
+            _sample(tables[tile.samples], pairs),
             *weights,
         )
-        of_shown, *of_tile_weights = differentiate(gradient[samples, :, voxels].mT.flatten(0, 1))
+        of_shown, *of_tile_weights = differentiate(gradient[tile.samples, :, tile.voxels].mT.flatten(0, 1))
         shares = pairs.row_weights[..., None] * of_shown[:, None]
-        # index_add is slow for other indices than int64
-        of_tables[samples].flatten(0, 1).index_add_(0, pairs.rows.flatten().long(), shares.flatten(0, 1))
+        of_rows = of_tables[tile.samples].flatten(0, 1)
+        of_rows.index_add_(0, pairs.rows.flatten().long(), shares.flatten(0, 1))  # slow for other indices
         for total, part in zip(of_weights, of_tile_weights, strict=True):
             total += part
-    of_features, of_codes = of_tables.split([of_tables.shape[1] - view_codes.shape[1], view_codes.shape[1]], dim=1)
-    return [of_features.reshape(features.shape).contiguous(), of_codes.clone(), *of_weights]
+    num_codes = views.view_codes.shape[1]
+    of_features, of_codes = of_tables.split([of_tables.shape[1] - num_codes, num_codes], dim=1)
+    return [of_features.reshape(views.features.shape).contiguous(), of_codes.clone(), *of_weights]
 
 
 @unproject_aggregate.register_fake
@@ -128,8 +129,8 @@ def _(features, view_codes, pixels, depth, reachable, ray_matrices, weights):  #
 
 
 @_backward.register_fake
-def _(gradient, features, view_codes, pixels, depth, reachable, ray_matrices, weights):  # type: ignore[no-untyped-def]
-    return [torch.empty_like(tensor) for tensor in (features, view_codes, *weights)]
+def _(gradient, inputs, weights):  # type: ignore[no-untyped-def]
+    return [torch.empty_like(tensor) for tensor in (*inputs[:2], *weights)]
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -139,31 +140,42 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _differentiate(ctx, gradient):  # type: ignore[no-untyped-def]
     saved = ctx.saved_tensors  # read once: recomputation gives them only once
-    tensors, weights = saved[:6], list(saved[6:])
-    of_features, of_codes, *of_weights = _backward(gradient.contiguous(), *tensors, weights)
+    inputs, weights = saved[: len(AggregationInputs._fields)], saved[len(AggregationInputs._fields) :]
+    of_features, of_codes, *of_weights = _backward(gradient.contiguous(), inputs, weights)
     return of_features, of_codes, None, None, None, None, of_weights
 
 
 unproject_aggregate.register_autograd(_differentiate, setup_context=_save)
 
 
-def _tiles(depth: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Samples and voxels of each tile: several samples whole, or a part of one sample's voxels. Neighbours in storage
-    are neighbours in space, so a view sees most or none of a part.
-    """
+class _Tile(NamedTuple):
+    """Voxels that are computed together: those of several samples whole, or a part of one sample's."""
+
+    samples: slice
+    voxels: slice
+
+
+def _tiles(depth: Tensor) -> Iterator[_Tile]:
+    """All samples' voxels. Neighbours in storage are neighbours in space, so a view sees most or none of a part."""
     num_samples, num_views, num_voxels = depth.shape
     size = max(1, PAIRS_PER_THREAD * min(torch.get_num_threads(), MOST_THREADS) // num_views)
     whole = max(1, size // num_voxels)
     return (
-        (slice(sample, sample + whole), slice(start, min(start + size, num_voxels)))
+        _Tile(slice(sample, sample + whole), slice(start, min(start + size, num_voxels)))
         for sample in range(0, num_samples, whole)
         for start in range(0, num_voxels, size)
     )
 
 
-def _tables(features: Tensor, view_codes: Tensor) -> Tensor:
+def _pairs(inputs: AggregationInputs, tile: _Tile) -> Pairs:
+    features, _, pixels, depth, reachable, ray_matrices = inputs
+    seen = pixels[tile.samples, :, tile.voxels], depth[tile.samples, :, tile.voxels]
+    return find_pairs(*seen, reachable[tile.voxels], ray_matrices[tile.samples], feature_size=features.shape[2:4])
+
+
+def _tables(inputs: AggregationInputs) -> Tensor:
     """Each sample's pixels and below them its views' codes, so that one lookup adds them up: [B, V*h*w + V, C]."""
-    return torch.cat([features.flatten(1, 3), view_codes], dim=1)
+    return torch.cat([inputs.features.flatten(1, 3), inputs.view_codes], dim=1)
 
 
 def _sample(tables: Tensor, pairs: Pairs) -> Tensor:

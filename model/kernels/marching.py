@@ -25,6 +25,17 @@ from model.kernels.selection import version_for
 POSITIONS_PER_PART = 32_768
 
 
+class MarchInputs(NamedTuple):
+    """What rays are marched through, and where."""
+
+    volume: Tensor  # [B, C, G, G, G]
+    ray_codes: Tensor  # [B, V, R, C]
+    points: Tensor  # [B, V, R, S, 3], as depths and intervals those of `model.rendering.RaySamples`
+    depths: Tensor  # [B, V, R, S]
+    intervals: Tensor  # [B, V, R, S]
+    noise: Tensor | None  # [B, V, R, S]
+
+
 class MarchWeights(NamedTuple):
     """Matrices and biases of `VolumeRenderer`, in the order in which they are applied."""
 
@@ -67,37 +78,30 @@ def march(
     [B, V, R, S] are those of `model.rendering.RaySamples`; noise [B, V, R, S] is added to the density's input. weights
     are `MarchWeights`. Differentiable in volume, codes and weights.
     """
+    inputs = MarchInputs(volume, ray_codes, points, depths, intervals, noise)
     if version_for(ray_codes) == "triton":
         from model.kernels import triton_marching  # Triton is only installed where there is CUDA, or for tests
 
-        return triton_marching.forward(volume, ray_codes, points, depths, intervals, noise, weights)
+        return triton_marching.forward(inputs, weights)
     voxels, codes = _channels_last(volume), ray_codes.flatten(0, 2)
     seen = codes.new_empty(len(codes), codes.shape[1] + 2)
-    for part in _parts(points, depths, intervals, noise, grid_size=volume.shape[-1]):
+    for part in _parts(inputs):
         seen[part.rays] = _march_part(part, _sample(voxels, part), codes[part.rays], weights)
     return seen.view(*ray_codes.shape[:3], -1)
 
 
 @torch.library.custom_op("viewdiff::march_backward", mutates_args=())
-def _backward(
-    gradient: Tensor,
-    volume: Tensor,
-    ray_codes: Tensor,
-    points: Tensor,
-    depths: Tensor,
-    intervals: Tensor,
-    noise: Tensor | None,
-    weights: list[Tensor],
-) -> list[Tensor]:
-    """Gradients of volume, codes and weights for that of the result [B, V, R, C + 2]."""
-    if version_for(ray_codes) == "triton":
+def _backward(gradient: Tensor, inputs: list[Tensor | None], weights: list[Tensor]) -> list[Tensor]:
+    """Gradients of volume, codes and weights for that of the result [B, V, R, C + 2]; inputs are `MarchInputs`."""
+    given = MarchInputs(*inputs)
+    if version_for(given.ray_codes) == "triton":
         from model.kernels import triton_marching
 
-        return triton_marching.backward(gradient, volume, ray_codes, points, depths, intervals, noise, weights)
-    voxels, codes, of_seen = _channels_last(volume), ray_codes.flatten(0, 2), gradient.flatten(0, 2)
+        return triton_marching.backward(gradient, given, weights)
+    voxels, codes, of_seen = _channels_last(given.volume), given.ray_codes.flatten(0, 2), gradient.flatten(0, 2)
     of_voxels, of_codes = torch.zeros_like(voxels), torch.empty_like(codes)  # one buffer for what all parts send back
     of_weights = [torch.zeros_like(weight) for weight in weights]
-    for part in _parts(points, depths, intervals, noise, grid_size=volume.shape[-1]):
+    for part in _parts(given):
         # autograd itself is switched off inside of an operator, its functional form is not.
         _, differentiate = torch.func.vjp(
             lambda *inputs, part=part: _march_part(part, inputs[0], inputs[1], inputs[2:]),
@@ -107,10 +111,10 @@ def _backward(
         )
         of_shown, of_codes[part.rays], *of_part_weights = differentiate(of_seen[part.rays])
         shares = part.corner_weights[..., None] * of_shown[:, None]
-        of_voxels.index_add_(0, part.corners.flatten().long(), shares.flatten(0, 1))  # fast for int64 alone
+        of_voxels.index_add_(0, part.corners.flatten().long(), shares.flatten(0, 1))  # slow for other indices
         for total, addend in zip(of_weights, of_part_weights, strict=True):
             total += addend
-    return [_channels_first(of_voxels, volume), of_codes.view_as(ray_codes), *of_weights]
+    return [_channels_first(of_voxels, given.volume), of_codes.view_as(given.ray_codes), *of_weights]
 
 
 @march.register_fake
@@ -119,7 +123,8 @@ def _(volume, ray_codes, points, depths, intervals, noise, weights):  # type: ig
 
 
 @_backward.register_fake
-def _(gradient, volume, ray_codes, points, depths, intervals, noise, weights):  # type: ignore[no-untyped-def]
+def _(gradient, inputs, weights):  # type: ignore[no-untyped-def]
+    volume, ray_codes, *_ = inputs
     of_volume = _channels_first(volume.new_empty(volume.numel() // volume.shape[1], volume.shape[1]), volume)
     return [of_volume, torch.empty_like(ray_codes), *(torch.empty_like(weight) for weight in weights)]
 
@@ -131,29 +136,30 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _differentiate(ctx, gradient):  # type: ignore[no-untyped-def]
     saved = ctx.saved_tensors  # read once: recomputation gives them only once
-    tensors, weights = saved[:6], list(saved[6:])
-    of_volume, of_codes, *of_weights = _backward(gradient.contiguous(), *tensors, weights)
+    inputs, weights = saved[: len(MarchInputs._fields)], saved[len(MarchInputs._fields) :]
+    of_volume, of_codes, *of_weights = _backward(gradient.contiguous(), inputs, weights)
     return of_volume, of_codes, None, None, None, None, of_weights
 
 
 march.register_autograd(_differentiate, setup_context=_save)
 
 
-def _parts(
-    points: Tensor, depths: Tensor, intervals: Tensor, noise: Tensor | None, *, grid_size: int
-) -> Iterator[_Part]:
+def _parts(inputs: MarchInputs) -> Iterator[_Part]:
     """All samples' rays, of all their views, in parts."""
-    rays_per_sample, num_positions = points[0, ..., 0, 0].numel(), points.shape[3]
+    grid_size, (_, num_views, num_rays, num_positions) = inputs.volume.shape[-1], inputs.depths.shape
     size = max(1, POSITIONS_PER_PART // num_positions)
-    points, depths, intervals = points.flatten(0, 2), depths.flatten(0, 2), intervals.flatten(0, 2)
-    noise = noise if noise is None else noise.flatten(0, 2)
+    of_rays = (inputs.depths, inputs.intervals, inputs.noise)
+    points, along = (
+        inputs.points.flatten(0, 2),
+        [None if values is None else values.flatten(0, 2) for values in of_rays],
+    )
     for start in range(0, len(points), size):
         rays = slice(start, min(start + size, len(points)))
         corners, corner_weights = trilinear_corners(points[rays].flatten(0, 1), grid_size)
-        sample = torch.arange(rays.start, rays.stop, dtype=corners.dtype, device=points.device) // rays_per_sample
-        corners.unflatten(0, (-1, num_positions)).add_((sample * grid_size**3)[:, None, None])
-        along = (None if values is None else values[rays] for values in (depths, intervals, noise))
-        yield _Part(rays, corners, corner_weights, *along)
+        ray = torch.arange(rays.start, rays.stop, dtype=corners.dtype, device=points.device)
+        first_voxel = ray // (num_views * num_rays) * grid_size**3  # of the ray's sample
+        corners.unflatten(0, (-1, num_positions)).add_(first_voxel[:, None, None])
+        yield _Part(rays, corners, corner_weights, *(None if values is None else values[rays] for values in along))
 
 
 def trilinear_corners(points: Tensor, grid_size: int) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from model.kernels.aggregation import AggregationInputs
 from model.kernels.selection import TRITON_CHANNELS
 from model.kernels.triton_aggregation_backward import differentiate_views
 from model.kernels.triton_aggregation_forward import aggregate_views
@@ -41,45 +42,26 @@ class _Launch(NamedTuple):
     registers: int  # of a thread, at most
 
 
-def forward(
-    features: Tensor,
-    view_codes: Tensor,
-    pixels: Tensor,
-    depth: Tensor,
-    reachable: Tensor,
-    ray_matrices: Tensor,
-    weights: list[Tensor],
-) -> Tensor:
+def forward(inputs: AggregationInputs, weights: list[Tensor]) -> Tensor:
     """`model.kernels.aggregation.unproject_aggregate`."""
-    views = _views(features, view_codes, pixels, depth, reachable, ray_matrices)
-    channels = features.shape[-1]
+    views, channels = _views(inputs), inputs.features.shape[-1]
     programs, warps, registers = _launch(views, channels, FORWARD_WARPS)
-    volume = features.new_empty(views.num_samples, channels, views.num_voxels)
-    scratch = features.new_empty(programs, views.num_views, BLOCK.value, channels)
+    volume = views.features.new_empty(views.num_samples, channels, views.num_voxels)
+    scratch = views.features.new_empty(programs, views.num_views, BLOCK.value, channels)
     aggregate_views[(programs,)](
         views, _pack(weights, channels), scratch, volume, C=channels, num_warps=warps, maxnreg=registers
     )
     return volume
 
 
-def backward(
-    gradient: Tensor,
-    features: Tensor,
-    view_codes: Tensor,
-    pixels: Tensor,
-    depth: Tensor,
-    reachable: Tensor,
-    ray_matrices: Tensor,
-    weights: list[Tensor],
-) -> list[Tensor]:
+def backward(gradient: Tensor, inputs: AggregationInputs, weights: list[Tensor]) -> list[Tensor]:
     """Gradients of features, codes and weights for that of the volume [B, C, N]."""
-    views = _views(features, view_codes, pixels, depth, reachable, ray_matrices)
-    channels = features.shape[-1]
+    views, channels = _views(inputs), inputs.features.shape[-1]
     programs, warps, registers = _launch(views, channels, BACKWARD_WARPS)
-    scratch = features.new_empty(programs, 2, views.num_views, BLOCK.value, channels)
+    scratch = views.features.new_empty(programs, 2, views.num_views, BLOCK.value, channels)
     of_features = torch.zeros_like(views.features)
-    of_weights = features.new_zeros(programs * warps, place("end", channels))
-    of_codes = features.new_zeros(programs * warps, *view_codes.shape)
+    of_weights = views.features.new_zeros(programs * warps, place("end", channels))
+    of_codes = views.features.new_zeros(programs * warps, *views.codes.shape)
     differentiate_views[(programs,)](
         gradient.contiguous(), views, _pack(weights, channels), of_weights, scratch, of_features, of_codes,
         C=channels, GROUPS=warps, num_warps=warps, maxnreg=registers,
@@ -87,9 +69,8 @@ def backward(
     return [of_features, of_codes.sum(0), *_unpack(of_weights.sum(0), weights, channels)]
 
 
-def _views(
-    features: Tensor, view_codes: Tensor, pixels: Tensor, depth: Tensor, reachable: Tensor, ray_matrices: Tensor
-) -> Views:
+def _views(inputs: AggregationInputs) -> Views:
+    features, view_codes, pixels, depth, reachable, ray_matrices = inputs
     num_samples, num_views, height, width, channels = features.shape
     if features.dtype != torch.float32 or channels not in TRITON_CHANNELS:
         raise ValueError(

@@ -15,6 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
+from model.kernels.marching import MarchInputs
 from model.kernels.selection import TRITON_CHANNELS
 from model.kernels.triton_marching_backward import differentiate_rays
 from model.kernels.triton_marching_forward import march_rays
@@ -41,47 +42,24 @@ class _Tiles(NamedTuple):
     launch: dict[str, int]
 
 
-def forward(
-    volume: Tensor,
-    ray_codes: Tensor,
-    points: Tensor,
-    depths: Tensor,
-    intervals: Tensor,
-    noise: Tensor | None,
-    weights: list[Tensor],
-) -> Tensor:
+def forward(inputs: MarchInputs, weights: list[Tensor]) -> Tensor:
     """`model.kernels.marching.march`."""
-    tiles = _tiles(volume, points, noise)
-    seen = ray_codes.new_empty(*ray_codes.shape[:3], ray_codes.shape[3] + 2)
-    march_rays[(tiles.number,)](
-        seen,
-        *_inputs(volume, ray_codes, points, depths, intervals, noise, weights),
-        *tiles[:3],
-        **tiles.shape,
-        **tiles.launch,
-    )
+    tiles, codes = _tiles(inputs), inputs.ray_codes
+    seen = codes.new_empty(*codes.shape[:3], codes.shape[3] + 2)
+    march_rays[(tiles.number,)](seen, *_arguments(inputs, weights), *tiles[:3], **tiles.shape, **tiles.launch)
     return seen
 
 
-def backward(
-    gradient: Tensor,
-    volume: Tensor,
-    ray_codes: Tensor,
-    points: Tensor,
-    depths: Tensor,
-    intervals: Tensor,
-    noise: Tensor | None,
-    weights: list[Tensor],
-) -> list[Tensor]:
+def backward(gradient: Tensor, inputs: MarchInputs, weights: list[Tensor]) -> list[Tensor]:
     """Gradients of volume, codes and weights for that of the result [B, V, R, C + 2]."""
-    tiles = _tiles(volume, points, noise)
+    tiles, volume = _tiles(inputs), inputs.volume
     programs = min(tiles.number, _programs(volume.device))
     of_voxels = volume.new_zeros(len(volume), volume[0, 0].numel(), volume.shape[1])  # [B, G³, C]
-    of_codes = torch.empty_like(ray_codes, memory_format=torch.contiguous_format)
+    of_codes = torch.empty_like(inputs.ray_codes, memory_format=torch.contiguous_format)
     of_weights = volume.new_zeros(programs, sum(weight.numel() for weight in weights))
     differentiate_rays[(programs,)](
         gradient.contiguous(),
-        *_inputs(volume, ray_codes, points, depths, intervals, noise, weights),
+        *_arguments(inputs, weights),
         of_voxels,
         of_codes,
         of_weights,
@@ -94,7 +72,8 @@ def backward(
     return [of_volume, of_codes, *_unpack(of_weights.sum(0), weights)]
 
 
-def _tiles(volume: Tensor, points: Tensor, noise: Tensor | None) -> _Tiles:
+def _tiles(inputs: MarchInputs) -> _Tiles:
+    volume, _, points, _, _, noise = inputs
     channels, (num_samples, num_views, num_rays, num_positions, _) = volume.shape[1], points.shape
     if points.dtype != torch.float32 or channels not in TRITON_CHANNELS:
         raise ValueError(
@@ -116,20 +95,12 @@ def _tiles(volume: Tensor, points: Tensor, noise: Tensor | None) -> _Tiles:
     )
 
 
-def _inputs(
-    volume: Tensor,
-    ray_codes: Tensor,
-    points: Tensor,
-    depths: Tensor,
-    intervals: Tensor,
-    noise: Tensor | None,
-    weights: list[Tensor],
-) -> list[Tensor]:
+def _arguments(inputs: MarchInputs, weights: list[Tensor]) -> list[Tensor]:
     """The kernels' inputs; all channels of a voxel lie side by side, since rays see all of them at once."""
-    voxels = volume.flatten(2).mT.contiguous()  # [B, G³, C]
+    voxels = inputs.volume.flatten(2).mT.contiguous()  # [B, G³, C]
     packed = torch.cat([weight.flatten() for weight in weights])
-    along = (points, depths, intervals, depths if noise is None else noise)  # in place of no noise, any tensor
-    return [voxels, ray_codes.contiguous(), *(tensor.contiguous() for tensor in along), packed]
+    tensors = [inputs.depths if tensor is None else tensor for tensor in inputs[1:]]  # any in place of no noise
+    return [voxels, *(tensor.contiguous() for tensor in tensors), packed]
 
 
 def _unpack(packed: Tensor, weights: list[Tensor]) -> list[Tensor]:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from model.kernels.aggregation import unproject_aggregate
+from model.kernels.aggregation import AggregationInputs, unproject_aggregate
 from model.kernels.selection import use
-from model.volume import VoxelProjections
+from model.volume import ViewAggregator, VoxelProjections
 from tests.numerics.comparison import assert_same
 from tests.numerics.kernel_cases import AggregationCase, aggregation_case
 from tests.numerics.triton_process import SHARED_MEMORY, triton_process
@@ -115,24 +116,29 @@ def test_voxels_need_not_be_a_cube(interpreter: ProcessPoolExecutor) -> None:
 def _propagates_nan() -> bool:
     from model.kernels import triton_aggregation
 
-    features, *others = _inputs()
-    return bool(triton_aggregation.forward(features * torch.nan, *others).isnan().any())
+    inputs, weights = _inputs()
+    spoiled = inputs._replace(features=inputs.features * torch.nan)
+    return bool(triton_aggregation.forward(spoiled, weights).isnan().any())
 
 
 def test_errors_show(interpreter: ProcessPoolExecutor) -> None:
     assert interpreter.submit(_propagates_nan).result()
 
 
-def _inputs(channels: int = 16, num_views: int = 2, dtype: torch.dtype = torch.float32) -> list[Any]:
-    """Arguments of `unproject_aggregate` without gradients."""
+def _inputs(
+    channels: int = 16, num_views: int = 2, dtype: torch.dtype = torch.float32
+) -> tuple[AggregationInputs, list[Tensor]]:
+    """What `unproject_aggregate` takes, and its weights, without gradients."""
     case = aggregation_case(grid_size=4, num_samples=1, num_views=num_views, channels=channels, dtype=dtype)
     features = case.features.movedim(2, -1).contiguous()
     codes = torch.randn(1, num_views, channels, dtype=dtype)
-    return [features, codes, *case.voxels, [weight.detach() for weight in case.aggregator.weights()]]
+    assert isinstance(case.aggregator, ViewAggregator)
+    weights = [weight.detach() for weight in case.aggregator.weights()]
+    return AggregationInputs(features, codes, *case.voxels), weights
 
 
 def _check_operator() -> None:
-    features, codes, *others, weights = _inputs()
+    (features, codes, *others), weights = _inputs()
     weights = [weight.requires_grad_() for weight in weights]
     with use("triton"):
         torch.library.opcheck(
@@ -203,7 +209,10 @@ def _compile(direction: str, capability: int, channels: int, num_views: int) -> 
     inputs = _inputs(channels, num_views)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(version, name, kernel)
-        version.forward(*inputs) if direction == "forward" else version.backward(torch.randn(1, channels, 64), *inputs)
+        if direction == "forward":
+            version.forward(*inputs)
+        else:
+            version.backward(torch.randn(1, channels, 64), *inputs)
     return kernel.shared_memory
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.kernels.marching import march
+from model.kernels.marching import MarchInputs, march
 from model.kernels.selection import use
 from tests.numerics.comparison import assert_same
 from tests.numerics.kernel_cases import march_case
@@ -53,12 +53,12 @@ def test_opaque_volume_equals_the_plain_one(interpreter: ProcessPoolExecutor) ->
     interpreter.submit(_compare, 25.0, {"background": False, "num_positions": 9}).result()
 
 
-def _inputs(channels: int = 16, num_positions: int = 5) -> list[Any]:
-    """Arguments of `march` without gradients."""
+def _inputs(channels: int = 16, num_positions: int = 5) -> tuple[MarchInputs, list[Tensor]]:
+    """What `march` takes, and its weights, without gradients."""
     case = march_case(grid_size=4, num_samples=2, channels=channels, size=(2, 3), num_positions=num_positions)
     codes = torch.randn(2, 2, 6, channels)
     weights = [weight.detach() for weight in case.renderer.weights()]
-    return [case.volume, codes, *case.rays[:3], case.noise, weights]
+    return MarchInputs(case.volume, codes, *case.rays[:3], case.noise), weights
 
 
 def _strided(tensor: Tensor) -> Tensor:
@@ -69,12 +69,12 @@ def _strided(tensor: Tensor) -> Tensor:
 def _compare_strides() -> None:
     from model.kernels import triton_marching
 
-    *tensors, weights = _inputs()
+    inputs, weights = _inputs()
     gradient = torch.randn(2, 2, 6, 18)
-    strided = [*map(_strided, tensors), [*map(_strided, weights)]]
-    torch.testing.assert_close(triton_marching.forward(*strided), triton_marching.forward(*tensors, weights))
+    strided = MarchInputs(*map(_strided, inputs)), [*map(_strided, weights)]
+    torch.testing.assert_close(triton_marching.forward(*strided), triton_marching.forward(inputs, weights))
     torch.testing.assert_close(
-        triton_marching.backward(_strided(gradient), *strided), triton_marching.backward(gradient, *tensors, weights)
+        triton_marching.backward(_strided(gradient), *strided), triton_marching.backward(gradient, inputs, weights)
     )
 
 
@@ -83,7 +83,7 @@ def test_inputs_need_not_be_contiguous(interpreter: ProcessPoolExecutor) -> None
 
 
 def _check_operator() -> None:
-    volume, codes, *others, weights = _inputs()
+    (volume, codes, *others), weights = _inputs()
     weights = [weight.requires_grad_() for weight in weights]
     with use("triton"):
         torch.library.opcheck(march, (volume.requires_grad_(), codes.requires_grad_(), *others, weights))
@@ -97,11 +97,12 @@ def test_operator_keeps_the_compilers_rules(interpreter: ProcessPoolExecutor) ->
 def _refused_inputs() -> list[str]:
     from model.kernels import triton_marching
 
-    volume, codes, points, *others = _inputs()
+    inputs, weights = _inputs()
+    fewer_channels = inputs._replace(volume=inputs.volume[:, :8], ray_codes=inputs.ray_codes[..., :8])
     messages = []
-    for refused in ((volume[:, :8], codes[..., :8], points), (volume.double(), codes.double(), points.double())):
+    for refused in (fewer_channels, inputs._replace(points=inputs.points.double())):
         with pytest.raises(ValueError, match="float32") as error:
-            triton_marching.forward(*refused, *others)
+            triton_marching.forward(refused, weights)
         messages.append(str(error.value))
     return messages
 
