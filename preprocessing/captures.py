@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,11 @@ class Viewpoint:
     focal_length: tuple[float, ...]  # (x, y), in units of the format
     principal_point: tuple[float, ...]  # (x, y), in units of the format, from the image's centre to the left and up
     intrinsics_format: str
+
+    def is_finite(self) -> bool:
+        """Whether all values are numbers."""
+        values = (*self.rotation, *self.translation, *self.focal_length, *self.principal_point)
+        return all(map(math.isfinite, values))
 
     def to_opencv(self, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """world_to_camera [4, 4] and intrinsics [3, 3] in pixels, float64, in the conventions of `model.cameras`.
@@ -61,3 +67,4 @@ class Sequence:
     frames: tuple[Frame, ...]
     point_cloud_path: str | None
     viewpoint_quality: float | None  # higher is better; None where the file says null or NaN
+    point_cloud_quality: float | None = None  # likewise

@@ -168,14 +168,20 @@ def _frame(entry: Mapping[str, Any], path: Path, position: int) -> Frame:
 
 def _sequence(category: str, name: str, frames: list[Frame], annotation: Mapping[str, Any], path: Path) -> Sequence:
     point_cloud = _object(annotation.get("point_cloud"))
-    quality = _floats([annotation.get("viewpoint_quality_score")], 1)
     return Sequence(
         category=category,
         name=name,
         frames=tuple(sorted(frames, key=lambda frame: frame.number)),
         point_cloud_path=_inside(point_cloud.get("path"), path, name),
-        viewpoint_quality=quality[0] if quality and math.isfinite(quality[0]) else None,
+        viewpoint_quality=_score(annotation.get("viewpoint_quality_score")),
+        point_cloud_quality=_score(point_cloud.get("quality_score")),
     )
+
+
+def _score(value: Any) -> float | None:
+    """A number; null, NaN and whatever is no number mean that there is none."""
+    numbers = _floats([value], 1)
+    return numbers[0] if numbers and math.isfinite(numbers[0]) else None
 
 
 def _object(value: Any) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ Nothing that takes seconds to import is imported here, so that the command line 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from infra.errors import UserError
@@ -25,13 +26,36 @@ class PreprocessConfig:
     """A sequence with fewer usable frames is rejected."""
     minimum_viewpoint_quality: float | None = None
     """A sequence whose cameras' quality score is lower, or unknown, is rejected; without a value none is."""
+    minimum_point_cloud_quality: float | None = None
+    """The same for the point cloud's quality score."""
+    minimum_coverage_degrees: float = 0.0
+    """A sequence whose cameras leave less of the turn around the object than this, the largest gap between two of them
+    taken away, is rejected; in [0, 360)."""
+    maximum_epipolar_pixels: float | None = None
+    """A sequence whose stored pictures disagree more with their cameras is rejected: median distance of matches between
+    neighbouring frames from their epipolar lines. Without a value this is not looked at, as it takes a second for ten
+    frames."""
+    minimum_image_side: int = 1
+    """A frame with a shorter side than this, pixels of the raw image, is dropped."""
+    minimum_mask_share: float = 0.0
+    """A frame whose mask covers less of the stored picture is dropped; in [0, 1)."""
+    minimum_sharpness: float = 0.0
+    """A frame is dropped as blurred if the Laplacian of its stored picture, grey levels in [0, 255], has a lower
+    variance than this; a sharp photo has hundreds."""
     split_fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)
     """Shares of train, val and test among the sequences that the set lists do not put wholly into one of them."""
 
     def __post_init__(self) -> None:
-        for name, smallest in (("image_size", 8), ("sequences_per_shard", 1), ("minimum_frames", 1)):
+        least = {"image_size": 8, "sequences_per_shard": 1, "minimum_frames": 1, "minimum_image_side": 1}
+        for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise UserError(f"preprocess: {name} is {getattr(self, name)}, must be at least {smallest}")
+        ends = {"minimum_coverage_degrees": 360, "minimum_mask_share": 1, "minimum_sharpness": math.inf}
+        for name, end in ends.items():
+            if not 0 <= getattr(self, name) < end:
+                raise UserError(f"preprocess: {name} is {getattr(self, name)}, must be at least 0 and below {end}")
+        if self.maximum_epipolar_pixels is not None and not self.maximum_epipolar_pixels > 0:
+            raise UserError(f"preprocess: maximum_epipolar_pixels is {self.maximum_epipolar_pixels}, must be positive")
         if min(self.split_fractions) < 0 or abs(sum(self.split_fractions) - 1) > 1e-6:
             raise UserError(f"preprocess: split_fractions {self.split_fractions} must not be negative and sum to 1")
 

@@ -112,6 +112,18 @@ def intensity(image: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(values.var())
 
 
+def sharpness(image: np.ndarray) -> float:
+    """Variance of the Laplacian of a picture's grey levels in [0, 255]: low where nothing is in focus (Pech-Pacheco et
+    al. 2000).
+    """
+    return float(cv2.Laplacian(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
+
+
+def mask_share(mask: np.ndarray) -> float:
+    """Share of a mask [H, W] that is foreground."""
+    return float((mask >= 128).mean())
+
+
 def encode_image(image: np.ndarray) -> bytes:
     """RGB [H, W, 3] uint8 as JPEG, quality 95, colour at full resolution (4:4:4)."""
     buffer = io.BytesIO()

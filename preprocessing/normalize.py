@@ -120,6 +120,15 @@ def upright_rotation(world_to_camera: np.ndarray) -> np.ndarray:
     return np.stack([x, np.cross(z, x), z])
 
 
+def coverage_degrees(world_to_camera: np.ndarray) -> float:
+    """How much of the turn around the origin cameras [N, 4, 4] of the normalised world leave, in degrees: 360 less the
+    largest angle about the z axis between two neighbours.
+    """
+    x, y, _ = camera_centers(world_to_camera).T
+    azimuths = np.sort(np.degrees(np.arctan2(y, x)))
+    return float(360 - np.diff(azimuths, append=azimuths[0] + 360).max())
+
+
 def robust_box(points: np.ndarray) -> np.ndarray:
     """[2, 3] minimum and maximum corner of points [N, 3], without those that fly far outside."""
     low = np.quantile(points, TAIL_FRACTION, axis=0, method="higher")

@@ -1,10 +1,13 @@
 """From one captured sequence to one stored sample, or to the reason why there is none.
 
-A sequence is rejected for: an odd name, two frames of one number, too few frames, viewpoint quality, no usable point
-cloud, cameras without a plane or an up. A frame is dropped for: no or broken camera, a camera far from all others, an
-image that is missing, undecodable, truncated, black or of another size than annotated. A missing, empty or broken mask
-drops nothing: the frame is stored without one and cropped around the object's projected centre, since a mask serves
-only the crop and the evaluation.
+A sequence is rejected for: an odd name, two frames of one number, too few frames, the quality scores of its cameras or
+its point cloud, no usable point cloud, cameras without a plane or an up, cameras that do not go around the object,
+pictures that disagree with their cameras. A frame is dropped for: no or broken camera, a camera far from all others, an
+image that is missing, undecodable, truncated, black, blurred, small or of another size than annotated, an object that
+is small in it. Which of these apply, and their limits, are settings (`PreprocessConfig`).
+
+A missing, empty or broken mask drops nothing: the frame is stored without one and cropped around the object's projected
+centre, since a mask serves only the crop and the evaluation.
 """
 
 from __future__ import annotations
@@ -22,7 +25,15 @@ from model.cameras import ROTATION_TOLERANCE, Cameras
 from preprocessing import images
 from preprocessing.captures import Frame, Sequence
 from preprocessing.config import PreprocessConfig
-from preprocessing.normalize import Normalization, RejectionError, load_points, normalization, plausible
+from preprocessing.epipolar import PosedPhoto, sequence_distance
+from preprocessing.normalize import (
+    Normalization,
+    RejectionError,
+    coverage_degrees,
+    load_points,
+    normalization,
+    plausible,
+)
 
 _KEPT = " (frame kept)"
 # Names become tar member names and webdataset keys, in which a dot would end the key and a slash would make a folder.
@@ -63,11 +74,15 @@ def screen(sequence: Sequence, config: PreprocessConfig) -> None:
     numbers = [frame.number for frame in sequence.frames]
     if len(set(numbers)) < len(numbers):
         raise RejectionError("a frame number occurs twice")
-    _require_frames(len(numbers), config, [])
-    if config.minimum_viewpoint_quality is not None:
-        quality = sequence.viewpoint_quality
-        if quality is None or quality < config.minimum_viewpoint_quality:
-            raise RejectionError(f"viewpoint quality below {config.minimum_viewpoint_quality:g} or unknown")
+    defects = [(frame.number, _annotated_defect(frame, config)) for frame in sequence.frames]
+    found = [(number, defect) for number, defect in defects if defect is not None]
+    _require_frames(len(numbers) - len(found), config, found)
+    for name, quality, least in (
+        ("viewpoint", sequence.viewpoint_quality, config.minimum_viewpoint_quality),
+        ("point cloud", sequence.point_cloud_quality, config.minimum_point_cloud_quality),
+    ):
+        if least is not None and (quality is None or quality < least):
+            raise RejectionError(f"{name} quality below {least:g} or unknown")
 
 
 def store_sequence(root: Path, sequence: Sequence, config: PreprocessConfig) -> StoredSequence:
@@ -79,7 +94,7 @@ def store_sequence(root: Path, sequence: Sequence, config: PreprocessConfig) -> 
     assert sequence.point_cloud_path is not None, "screened before"
     points = load_points(root / sequence.point_cloud_path)
     defects: list[tuple[int, str]] = []
-    frames, world_to_camera, intrinsics = _usable_cameras(sequence.frames, points, defects)
+    frames, world_to_camera, intrinsics = _usable_cameras(sequence.frames, points, config, defects)
     _require_frames(len(frames), config, defects)
     transform = normalization(points, world_to_camera)
     poses = torch.from_numpy(transform.cameras(world_to_camera))
@@ -87,13 +102,28 @@ def store_sequence(root: Path, sequence: Sequence, config: PreprocessConfig) -> 
     for frame, pose, matrix in zip(frames, poses, torch.from_numpy(intrinsics), strict=True):
         assert frame.image_size is not None, "frames without are not usable"
         try:
-            stored.append(
-                _store_frame(root, frame, Cameras(pose, matrix, frame.image_size), config.image_size, defects)
-            )
+            stored.append(_store_frame(root, frame, Cameras(pose, matrix, frame.image_size), config, defects))
         except images.DefectError as error:
             defects.append((frame.number, str(error)))
     _require_frames(len(stored), config, defects)
+    _require_agreement(stored, config)
     return StoredSequence(stored, transform, sorted(defects))
+
+
+def _require_agreement(frames: list[StoredFrame], config: PreprocessConfig) -> None:
+    """Check that the cameras go around the object, and that the pictures agree with them."""
+    if coverage_degrees(np.stack([frame.world_to_camera for frame in frames])) < config.minimum_coverage_degrees:
+        raise RejectionError(f"cameras cover less than {config.minimum_coverage_degrees:g} degrees")
+    limit, size = config.maximum_epipolar_pixels, (config.image_size, config.image_size)
+    if limit is None:
+        return
+    distance = sequence_distance(
+        [PosedPhoto(images.decode_image(f.image, size), f.world_to_camera, f.intrinsics) for f in frames]
+    )
+    if distance is None:
+        raise RejectionError("neighbouring pictures have nothing in common")
+    if distance > limit:
+        raise RejectionError(f"pictures are more than {limit:g} pixels off their cameras")
 
 
 def _require_frames(count: int, config: PreprocessConfig, defects: list[tuple[int, str]]) -> None:
@@ -108,13 +138,13 @@ def _require_frames(count: int, config: PreprocessConfig, defects: list[tuple[in
 
 
 def _usable_cameras(
-    frames: tuple[Frame, ...], points: np.ndarray, defects: list[tuple[int, str]]
+    frames: tuple[Frame, ...], points: np.ndarray, config: PreprocessConfig, defects: list[tuple[int, str]]
 ) -> tuple[list[Frame], np.ndarray, np.ndarray]:
     """Frames with a picture and a sane camera, their world_to_camera [N, 4, 4] and intrinsics [N, 3, 3]; appends the
     others to `defects`.
     """
     kept, poses, matrices = [], [np.empty((0, 4, 4))], [np.empty((0, 3, 3))]
-    for frame, pose, matrix in _cameras(frames, defects):
+    for frame, pose, matrix in _cameras(frames, config, defects):
         kept.append(frame)
         poses.append(pose[None])
         matrices.append(matrix[None])
@@ -127,26 +157,33 @@ def _usable_cameras(
 
 
 def _cameras(
-    frames: tuple[Frame, ...], defects: list[tuple[int, str]]
+    frames: tuple[Frame, ...], config: PreprocessConfig, defects: list[tuple[int, str]]
 ) -> Iterator[tuple[Frame, np.ndarray, np.ndarray]]:
     for frame in frames:
-        if frame.image_path is None or frame.image_size is None:
-            defects.append((frame.number, "no image in the annotation"))
-            continue
-        if frame.viewpoint is None:
-            defects.append((frame.number, "no camera in the annotation"))
-            continue
-        pose, matrix = frame.viewpoint.to_opencv(frame.image_size)
-        reason = _camera_defect(pose, matrix)
+        reason = _annotated_defect(frame, config)
+        if reason is None:
+            assert frame.viewpoint is not None
+            assert frame.image_size is not None
+            pose, matrix = frame.viewpoint.to_opencv(frame.image_size)
+            reason = _camera_defect(pose, matrix)
         if reason is None:
             yield frame, pose, matrix
         else:
             defects.append((frame.number, reason))
 
 
+def _annotated_defect(frame: Frame, config: PreprocessConfig) -> str | None:
+    """What makes a frame useless, as far as its annotation tells without any arithmetic."""
+    if frame.image_path is None or frame.image_size is None:
+        return "no image in the annotation"
+    if min(frame.image_size) < config.minimum_image_side:
+        return f"image side below {config.minimum_image_side} pixels"
+    if frame.viewpoint is None:
+        return "no camera in the annotation"
+    return None if frame.viewpoint.is_finite() else "camera not finite"
+
+
 def _camera_defect(pose: np.ndarray, matrix: np.ndarray) -> str | None:
-    if not (np.isfinite(pose).all() and np.isfinite(matrix).all()):
-        return "camera not finite"
     rotation = pose[:3, :3]
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > ROTATION_TOLERANCE or np.linalg.det(rotation) < 0:
         return "camera rotation is none"
@@ -156,7 +193,7 @@ def _camera_defect(pose: np.ndarray, matrix: np.ndarray) -> str | None:
 
 
 def _store_frame(
-    root: Path, frame: Frame, camera: Cameras, image_size: int, defects: list[tuple[int, str]]
+    root: Path, frame: Frame, camera: Cameras, config: PreprocessConfig, defects: list[tuple[int, str]]
 ) -> StoredFrame:
     assert frame.image_path is not None, "frames without are not usable"
     image = images.read_image(root / frame.image_path, camera.image_size)
@@ -166,7 +203,11 @@ def _store_frame(
             mask = images.read_mask(root / frame.mask_path, camera.image_size)
     except images.DefectError as error:
         defects.append((frame.number, f"{error}{_KEPT}"))
-    view = images.crop_and_resize(image, mask, camera, image_size)
+    view = images.crop_and_resize(image, mask, camera, config.image_size)
+    if view.mask is not None and images.mask_share(view.mask) < config.minimum_mask_share:
+        raise images.DefectError(f"mask covers less than {config.minimum_mask_share:g} of the picture")
+    if config.minimum_sharpness and images.sharpness(view.image) < config.minimum_sharpness:
+        raise images.DefectError("image blurred")
     return StoredFrame(
         number=frame.number,
         image=images.encode_image(view.image),

@@ -136,8 +136,14 @@ def write_files(root: Path, capture: Capture) -> None:
         image = random.integers(60, 200, (height // 8, width // 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
         cv2.imwrite(str(folder / "images" / f"frame{number:06d}.jpg"), image)
         cv2.imwrite(str(folder / "masks" / f"frame{number:06d}.png"), np.where(distance < 12, 255, 0).astype(np.uint8))
+    write_point_cloud(root, capture)
+
+
+def write_point_cloud(root: Path, capture: Capture) -> None:
+    """The capture's points as its PLY file."""
     vertices = np.array([tuple(point) for point in capture.points], dtype=[(axis, "f4") for axis in "xyz"])
-    PlyData([PlyElement.describe(vertices, "vertex")]).write(folder / "pointcloud.ply")
+    path = root / capture.category / capture.name / "pointcloud.ply"
+    PlyData([PlyElement.describe(vertices, "vertex")]).write(path)
 
 
 def write_annotations(

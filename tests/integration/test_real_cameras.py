@@ -1,8 +1,7 @@
 """A real CO3D sequence: its photos must agree with its cameras, as read and as stored.
 
-A point seen in two photos lies on the epipolar line that the two cameras draw in the other photo. The distance from it,
-over SIFT matches of neighbouring frames, is small only if axes, intrinsics format, pixel convention, crop, resize and
-recentring are all right.
+Their epipolar distance (preprocessing/epipolar.py) is small only if axes, intrinsics format, pixel convention, crop,
+resize and recentring are all right.
 """
 
 from __future__ import annotations
@@ -11,15 +10,16 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
+from preprocessing import epipolar
 from preprocessing.captures import FORMATS, Frame
 from preprocessing.co3d import read_category
 from preprocessing.commit import commit_folder
 from preprocessing.config import PreprocessConfig
 from preprocessing.dataset import FrameIndex, ShardReader
+from preprocessing.epipolar import Features
 from preprocessing.images import mask_center, read_image, read_mask, square_corner
 from preprocessing.plan import plan_shards
 from preprocessing.shards import write_shard
@@ -28,8 +28,6 @@ pytestmark = pytest.mark.timeout(600)  # SIFT on 20 photos: seconds, on a busy m
 
 IMAGE_SIZE = 256
 MAXIMUM_GAP = 20  # frame numbers apart, 0.7 s: further apart an apple shows another side
-MINIMUM_MATCHES = 10
-MATCH_RATIO = 0.75  # Lowe's test
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,7 @@ class Photo:
     frame: Frame
     corner: np.ndarray  # (left, top) of the square
     side: int
-    positions: np.ndarray  # [N, 2] pixels of the whole photo, centres at half-integers
-    descriptors: np.ndarray  # [N, 128]
+    features: Features  # pixels of the whole photo
 
     def stored(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels of the whole photo -> pixels of the stored picture."""
@@ -81,8 +78,8 @@ def pairs(root: Path) -> list[Pair]:
     found = []
     for first, second in pairwise(photos):
         if second.frame.number - first.frame.number <= MAXIMUM_GAP:
-            pixels = match(first, second)
-            if len(pixels[0]) >= MINIMUM_MATCHES:
+            pixels = epipolar.match(first.features, second.features)
+            if len(pixels[0]) >= epipolar.MINIMUM_MATCHES:
                 found.append(Pair(first, second, pixels))
     assert len(found) >= 12, "too few neighbouring frames with matches to say anything"
     return found
@@ -95,40 +92,9 @@ def detect(root: Path, frame: Frame) -> Photo:
     image = read_image(root / frame.image_path, frame.image_size)
     mask = read_mask(root / frame.mask_path, frame.image_size)
     top, left = square_corner(frame.image_size, mask_center(mask))
-    side = min(frame.image_size)
-    grey = cv2.cvtColor(image[top : top + side, left : left + side], cv2.COLOR_RGB2GRAY)
-    keypoints, descriptors = cv2.SIFT_create().detectAndCompute(grey, None)
-    # OpenCV puts pixel centres at whole numbers.
-    positions = np.array([keypoint.pt for keypoint in keypoints]) + 0.5 + (left, top)
-    return Photo(frame, np.array([left, top]), side, positions, descriptors)
-
-
-def match(first: Photo, second: Photo) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [M, 2] in both photos of features that choose each other clearly."""
-    forward, backward = choices(first, second), choices(second, first)
-    mutual = [(i, j) for i, j in forward.items() if backward.get(j) == i]
-    rows = np.array(mutual, dtype=int).reshape(-1, 2)
-    return first.positions[rows[:, 0]], second.positions[rows[:, 1]]
-
-
-def choices(first: Photo, second: Photo) -> dict[int, int]:
-    candidates = cv2.BFMatcher().knnMatch(first.descriptors, second.descriptors, k=2)
-    return {best.queryIdx: best.trainIdx for best, other in candidates if best.distance < MATCH_RATIO * other.distance}
-
-
-def epipolar_distance(
-    pixels: tuple[np.ndarray, np.ndarray], poses: tuple[np.ndarray, np.ndarray], matrices: tuple[np.ndarray, np.ndarray]
-) -> float:
-    """Median over matches of the mean distance in pixels from the epipolar lines in both pictures."""
-    relative = poses[1] @ np.linalg.inv(poses[0])
-    x, y, z = relative[:3, 3]
-    essential = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ relative[:3, :3]
-    fundamental = np.linalg.inv(matrices[1]).T @ essential @ np.linalg.inv(matrices[0])
-    first, second = (np.c_[points, np.ones(len(points))] for points in pixels)
-    lines_second, lines_first = first @ fundamental.T, second @ fundamental
-    product = np.abs((second * lines_second).sum(axis=1))
-    lengths = [np.linalg.norm(lines[:, :2], axis=1) for lines in (lines_first, lines_second)]
-    return float(np.median((product / lengths[0] + product / lengths[1]) / 2))
+    side, corner = min(frame.image_size), np.array([left, top])
+    features = epipolar.detect(image[top : top + side, left : left + side])
+    return Photo(frame, corner, side, features._replace(positions=features.positions + corner))
 
 
 def median_as_read(pairs: list[Pair], intrinsics_format: str | None = None) -> float:
@@ -144,7 +110,7 @@ def median_as_read(pairs: list[Pair], intrinsics_format: str | None = None) -> f
                 viewpoint = replace(viewpoint, intrinsics_format=intrinsics_format)
             cameras.append(viewpoint.to_opencv(photo.frame.image_size))
         (pose_1, matrix_1), (pose_2, matrix_2) = cameras
-        distances.append(epipolar_distance(pair.pixels, (pose_1, pose_2), (matrix_1, matrix_2)))
+        distances.append(epipolar.epipolar_distance(pair.pixels, (pose_1, pose_2), (matrix_1, matrix_2)))
     return float(np.median(distances))
 
 
@@ -167,7 +133,7 @@ def test_photos_agree_with_the_cameras_as_stored(pairs: list[Pair], index: Frame
         cameras = index.cameras([rows[photo.frame.number] for photo in (pair.first, pair.second)])
         poses, matrices = cameras.world_to_camera.double().numpy(), cameras.intrinsics.double().numpy()
         pixels = pair.first.stored(pair.pixels[0]), pair.second.stored(pair.pixels[1])
-        distances.append(epipolar_distance(pixels, (poses[0], poses[1]), (matrices[0], matrices[1])))
+        distances.append(epipolar.epipolar_distance(pixels, (poses[0], poses[1]), (matrices[0], matrices[1])))
     distance = float(np.median(distances))
     print(f"{len(pairs)} pairs, {IMAGE_SIZE}×{IMAGE_SIZE}, stored cameras: {distance:.3f} px")
     assert distance <= 0.35  # a quarter of the full size's, as the pictures are 4.2 times smaller
