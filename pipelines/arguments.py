@@ -10,7 +10,7 @@ import tyro
 from tyro import _errors as tyro_errors  # the one place where tyro says what was wrong instead of printing it
 
 from infra.errors import UserError
-from pipelines.config import GenerateRequest, RunConfig
+from pipelines.config import GenerateRequest, InspectConfig, RunConfig
 from pipelines.names import nearest
 from pipelines.presets import PRESETS
 from pipelines.runtime import RuntimeConfig
@@ -39,6 +39,15 @@ class GenerateArguments:
     request: Annotated[GenerateRequest, tyro.conf.arg(name="")] = field(default_factory=GenerateRequest)
 
 
+@dataclass(frozen=True, kw_only=True)
+class InspectArguments:
+    """Of `viewdiff inspect`."""
+
+    captures: tyro.conf.Positional[str]
+    """Folder of captures in CO3Dv2 layout."""
+    config: Annotated[InspectConfig, tyro.conf.arg(name="")] = field(default_factory=InspectConfig)
+
+
 def parse_run(command: str, arguments: Sequence[str], *, description: str) -> RunArguments:
     """Settings of a stage command: `--preset` first, then the overrides.
 
@@ -53,6 +62,11 @@ def parse_run(command: str, arguments: Sequence[str], *, description: str) -> Ru
 def parse_generate(arguments: Sequence[str], *, description: str) -> GenerateArguments:
     """Settings of `viewdiff generate`. Raises UserError as `parse_run`."""
     return _parse(GenerateArguments(), arguments, prog="viewdiff generate", description=description)
+
+
+def parse_inspect(arguments: Sequence[str], *, description: str) -> InspectArguments:
+    """Settings of `viewdiff inspect`. Raises UserError as `parse_run`, or no folder is named."""
+    return _parse(InspectArguments(captures=tyro.MISSING), arguments, prog="viewdiff inspect", description=description)
 
 
 def _preset(arguments: Sequence[str]) -> str:
@@ -89,6 +103,8 @@ def _refuse(event: tyro_errors.ParseErrorEvent) -> None:
         value = f" {event.offending_value!r}" if event.offending_value else ""
         reason = "needs a value" if event.reason == "too_few_values" else "takes no value"
         raise UserError(f"{_name(event.argument)}{value}: {reason}")
+    if isinstance(event, tyro_errors.MissingArgs):  # of all commands only inspect has an argument that must be given
+        raise UserError(f"name the folder of captures: {event.prog} FOLDER")
     if isinstance(event, tyro_errors.InvalidChoice):
         choices = ", ".join(event.choices)
         raise UserError(f"{_name(event.argument)} {event.value!r}: choose from {choices}")

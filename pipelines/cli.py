@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from infra.errors import UserError
 from pipelines.names import PRESET_NAMES, nearest
 
 COMMANDS = {
+    "inspect": "say what is in a folder of captures, and what is wrong with it",
     "run": "everything below, from captures to a registered model and a report",
     "synth": "write a synthetic data set in CO3Dv2 layout",
     "preprocess": "turn captures into shards",
@@ -70,6 +72,8 @@ def dispatch(arguments: Sequence[str]) -> None:
         _generate(rest)
     elif command == "retrain":
         _retrain(rest)
+    elif command == "inspect":
+        _inspect(rest)
     else:
         _run_stages(command, rest)
 
@@ -104,6 +108,14 @@ def _retrain(arguments: list[str]) -> None:
 
     parsed = parse_run("retrain", arguments, description=COMMANDS["retrain"])
     retrain(parsed.config, parsed.runtime, dry_run=parsed.dry_run)
+
+
+def _inspect(arguments: list[str]) -> None:
+    from pipelines.arguments import parse_inspect
+    from pipelines.inspection import inspect
+
+    parsed = parse_inspect(arguments, description=COMMANDS["inspect"])
+    inspect(Path(parsed.captures), parsed.config)
 
 
 def _generate(arguments: list[str]) -> None:

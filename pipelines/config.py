@@ -137,6 +137,16 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """What to look at in a folder of captures."""
+
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    """The checks that captures must pass, and the categories."""
+    contact_sheet: str | None = None
+    """PNG file to write: pictures of one category with their point clouds projected into them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerateRequest:
     """What to generate: a sequence of --shards from one of its frames, or an object from --text alone."""
 

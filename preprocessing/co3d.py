@@ -88,14 +88,16 @@ def read_category(root: Path, category: str) -> list[Sequence]:
     ]
 
 
-def read_set_lists(root: Path, category: str) -> dict[str, frozenset[str]]:
-    """Of every sequence that a set list names, the splits ("train", "val", "test") that hold any of its frames.
+def read_set_lists(root: Path, category: str) -> dict[str, dict[str, frozenset[str]]]:
+    """By subset ("fewview_train", "manyview_dev_0", ...) and sequence, the splits ("train", "val", "test") of the
+    subset's set list that hold any of the sequence's frames.
 
     Raises:
         UserError: a set list is not the JSON that CO3Dv2 defines.
     """
-    found: dict[str, set[str]] = defaultdict(set)
+    subsets: dict[str, dict[str, frozenset[str]]] = {}
     for path in sorted((root / category / "set_lists").glob("set_lists_*.json")):
+        found: dict[str, set[str]] = defaultdict(set)
         try:
             lists = json.loads(path.read_bytes())
             for split in SPLITS:
@@ -106,7 +108,9 @@ def read_set_lists(root: Path, category: str) -> dict[str, frozenset[str]]:
                 f"set list {path}: not a JSON object of lists of [sequence, frame number, path] ({error}); "
                 "download it again"
             ) from error
-    return {name: frozenset(splits) for name, splits in found.items()}
+        subset = path.stem.removeprefix("set_lists_")
+        subsets[subset] = {name: frozenset(splits) for name, splits in found.items()}
+    return subsets
 
 
 def read_jgz(path: Path, max_bytes: int = MAX_EXPANDED_BYTES) -> Any:

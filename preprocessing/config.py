@@ -18,6 +18,9 @@ class PreprocessConfig:
 
     categories: tuple[str, ...] = ()
     """Categories to take; none named means all in the root."""
+    subset: str | None = None
+    """Take only what the set lists of this subset name, such as fewview_train or manyview_dev_0, and their splits;
+    without it everything, and the splits of all subsets."""
     image_size: int = 256
     """Side of the stored square pictures, pixels."""
     sequences_per_shard: int = 32

@@ -74,9 +74,11 @@ def plan_shards(root: Path, config: PreprocessConfig) -> ShardPlan:
     planned: list[PlannedSequence] = []
     rejected: list[RejectedSequence] = []
     for category in select_categories(root, config.categories):
-        listed, captions = read_set_lists(root, category), read_captions(root, category)
+        listed, captions = _listed(root, category, config.subset), read_captions(root, category)
         for sequence in read_category(root, category):
             try:
+                if config.subset is not None and sequence.name not in listed:
+                    raise RejectionError(f"not in the set lists of {config.subset}")
                 screen(sequence, config)
             except RejectionError as reason:
                 rejected.append(RejectedSequence(category, sequence.name, str(reason)))
@@ -87,6 +89,14 @@ def plan_shards(root: Path, config: PreprocessConfig) -> ShardPlan:
     size = config.sequences_per_shard
     groups = [tuple(planned[start : start + size]) for start in range(0, len(planned), size)]
     return ShardPlan(tuple(ShardTask(number, group) for number, group in enumerate(groups)), tuple(rejected))
+
+
+def _listed(root: Path, category: str, subset: str | None) -> dict[str, frozenset[str]]:
+    """The splits that set lists put a sequence's frames into: those of one subset, or of all."""
+    subsets = read_set_lists(root, category)
+    chosen = subsets.values() if subset is None else [subsets.get(subset, {})]
+    names = {name for listed in chosen for name in listed}
+    return {name: frozenset().union(*(listed.get(name, frozenset()) for listed in chosen)) for name in names}
 
 
 def choose_split(sequence: Sequence, listed: frozenset[str], fractions: tuple[float, float, float]) -> str:

@@ -189,7 +189,10 @@ def test_set_lists_name_the_splits_of_sequences(tmp_path: Path) -> None:
             "manyview_dev_0": {"train": [["c", 0, "p"]], "val": None, "test": [["c", 1, "p"]], "more": 3},
         },
     )
-    assert read_set_lists(tmp_path, "apple") == {"a": {"train"}, "b": {"test"}, "c": {"train", "test"}}
+    assert read_set_lists(tmp_path, "apple") == {
+        "fewview_dev": {"a": {"train"}, "b": {"test"}},
+        "manyview_dev_0": {"c": {"train", "test"}},
+    }
 
 
 @pytest.mark.parametrize("value", [[], {"train": 3}, {"train": [3]}, {"test": [[]]}])

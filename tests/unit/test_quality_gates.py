@@ -76,6 +76,19 @@ def test_point_cloud_quality_can_be_asked_for(tmp_path: Path) -> None:
     assert {item.reason for item in rejected} == {"point cloud quality below 0 or unknown"}
 
 
+def test_one_subset_can_be_taken_alone(tmp_path: Path) -> None:
+    lists = {
+        "fewview_dev": {"train": [["a", 0, "p"]], "test": [["b", 0, "p"]]},
+        "manyview_dev_0": {"train": [["b", 0, "p"]], "test": [["b", 1, "p"]]},
+    }
+    write_annotations(tmp_path, [make_capture(name=name) for name in ("a", "b", "c")], lists)
+    plan = plan_shards(tmp_path, replace(CONFIG, subset="fewview_dev"))
+    splits = {item.sequence.name: item.split for task in plan.tasks for item in task.sequences}
+    assert splits == {"a": "train", "b": "test"}  # without the other subset, in which b is in two splits
+    assert [(item.sequence, item.reason) for item in plan.rejected] == [("c", "not in the set lists of fewview_dev")]
+    assert plan_shards(tmp_path, replace(CONFIG, subset="fewview_test")).tasks == ()
+
+
 def test_small_pictures_are_told_from_the_annotations_alone(tmp_path: Path) -> None:
     write_dataset(tmp_path, [make_capture()])
     height = min(SIZE)

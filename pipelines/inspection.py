@@ -1,0 +1,88 @@
+"""`viewdiff inspect`: what is in a root of captures, before anything is made of it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from infra.errors import UserError
+from infra.storage import atomic_write
+from pipelines.config import InspectConfig
+from pipelines.pictures import encode_png
+from preprocessing.co3d import select_categories
+from preprocessing.inspection import CategorySummary, contact_sheet, summarize_category
+
+# Annotations of one category can take gigabytes as Python objects.
+MOST_PROCESSES = 8
+
+
+def inspect(root: Path, config: InspectConfig) -> None:
+    """Print a summary of each category and, if asked for, write a contact sheet.
+
+    Raises:
+        UserError: the root is no CO3Dv2 dataset or damaged, lacks a wanted category; a contact sheet of several
+        categories is asked for, or cannot be written.
+    """
+    categories = select_categories(root, config.preprocess.categories)
+    if config.contact_sheet is not None and len(categories) > 1:
+        raise UserError(
+            f"contact sheet of {len(categories)} categories: name one with --preprocess.categories; there are "
+            f"{', '.join(categories)}"
+        )
+    summaries = []
+    for summary in _summaries(root, categories, config):
+        print("\n".join(category_lines(summary)), flush=True)
+        summaries.append(summary)
+    if len(summaries) > 1:
+        print(total_line(summaries))
+    if config.contact_sheet is not None:
+        path = Path(config.contact_sheet)
+        if not path.parent.is_dir():
+            raise UserError(f"contact sheet {path}: no folder {path.parent}; make it or choose another")
+        atomic_write(path, encode_png(contact_sheet(root, categories[0], config.preprocess)))
+        print(f"written: {path}")
+
+
+def category_lines(summary: CategorySummary) -> list[str]:
+    """A summary for a person."""
+    lines = [
+        f"{summary.category}: {_count(summary.num_sequences, 'sequence')}, {_count(summary.num_frames, 'frame')}, "
+        f"{summary.num_usable} usable"
+    ]
+    lines += [f"{count:>9}  {reason} (as {summary.examples[reason]})" for reason, count in summary.reasons.items()]
+    if summary.intrinsics_formats:
+        lines.append(f"  intrinsics: {_counts(summary.intrinsics_formats)}")
+    lines += [f"  set lists of {subset}: {_counts(splits)}" for subset, splits in summary.subsets.items()]
+    return lines
+
+
+def total_line(summaries: Sequence[CategorySummary]) -> str:
+    """Sums over the categories."""
+    sequences, frames, usable = (
+        sum(getattr(summary, name) for summary in summaries) for name in ("num_sequences", "num_frames", "num_usable")
+    )
+    return f"{len(summaries)} categories: {_count(sequences, 'sequence')}, {_count(frames, 'frame')}, {usable} usable"
+
+
+def _summaries(root: Path, categories: Sequence[str], config: InspectConfig) -> Iterator[CategorySummary]:
+    """In the categories' order; several at a time, since reading them takes a core some seconds each."""
+    summarize = partial(summarize_category, root, config=config.preprocess)
+    num_processes = min(len(categories), os.cpu_count() or 1, MOST_PROCESSES)
+    if num_processes == 1:
+        yield from map(summarize, categories)
+        return
+    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(summarize, categories)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in Counter(counts).most_common())

@@ -1,0 +1,150 @@
+"""What is in a root of captures, told from its annotations alone; and a picture of some of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from infra.errors import UserError
+from preprocessing.captures import Frame, Sequence
+from preprocessing.co3d import read_category, read_set_lists
+from preprocessing.config import PreprocessConfig
+from preprocessing.images import DefectError, read_image
+from preprocessing.normalize import RejectionError, load_points
+from preprocessing.samples import screen
+
+SHEET_SEQUENCES, SHEET_FRAMES = 8, 6
+TILE_SIDE = 192  # pixels
+TITLE_HEIGHT = 22
+MOST_POINTS = 600  # of a point cloud, drawn: more would hide the object
+_WHITE, _DARK = 255, (40, 40, 40)
+
+
+@dataclass(frozen=True)
+class CategorySummary:
+    """What the annotations of one category say."""
+
+    category: str
+    num_sequences: int
+    num_frames: int
+    num_usable: int  # sequences that pass every check of annotations; their files are not looked at
+    reasons: Mapping[str, int]  # why the others do not, with the number of sequences
+    examples: Mapping[str, str]  # of each reason, the name of the first sequence
+    intrinsics_formats: Mapping[str, int]  # frames with a camera
+    subsets: Mapping[str, Mapping[str, int]]  # set lists: sequences of each split
+
+
+def summarize_category(root: Path, category: str, config: PreprocessConfig) -> CategorySummary:
+    """Read a category's annotations and apply the checks of `config` that need nothing else.
+
+    Raises:
+        UserError: an annotation file or a set list is missing, damaged or not what CO3Dv2 defines.
+    """
+    sequences, reasons, examples = read_category(root, category), Counter[str](), dict[str, str]()
+    for sequence in sequences:
+        try:
+            screen(sequence, config)
+        except RejectionError as reason:
+            reasons[str(reason)] += 1
+            examples.setdefault(str(reason), sequence.name)
+    viewpoints = (frame.viewpoint for sequence in sequences for frame in sequence.frames)
+    return CategorySummary(
+        category=category,
+        num_sequences=len(sequences),
+        num_frames=sum(len(sequence.frames) for sequence in sequences),
+        num_usable=len(sequences) - reasons.total(),
+        reasons=dict(reasons.most_common()),
+        examples=examples,
+        intrinsics_formats=Counter(viewpoint.intrinsics_format for viewpoint in viewpoints if viewpoint is not None),
+        subsets={
+            subset: Counter(split for splits in named.values() for split in splits)
+            for subset, named in read_set_lists(root, category).items()
+        },
+    )
+
+
+def contact_sheet(root: Path, category: str, config: PreprocessConfig) -> np.ndarray:
+    """Some usable sequences of a category, a row each: evenly spaced frames with the point cloud projected into them,
+    uint8 [H, W, 3] RGB. Nearer points are brighter. A picture that cannot be read is a tile that says why.
+
+    Raises:
+        UserError: as `summarize_category`, or no sequence passes the checks.
+    """
+    usable = [sequence for sequence in read_category(root, category) if _passes(sequence, config)]
+    if not usable:
+        raise UserError(f"contact sheet of {category}: no sequence passes the checks of preprocess; relax them")
+    chosen = [usable[place] for place in _spread(len(usable), SHEET_SEQUENCES)]
+    return np.concatenate([_row(root, sequence) for sequence in chosen])
+
+
+def _passes(sequence: Sequence, config: PreprocessConfig) -> bool:
+    try:
+        screen(sequence, config)
+    except RejectionError:
+        return False
+    return True
+
+
+def _row(root: Path, sequence: Sequence) -> np.ndarray:
+    title = np.full((TITLE_HEIGHT, TILE_SIDE * SHEET_FRAMES, 3), _WHITE, np.uint8)
+    try:
+        assert sequence.point_cloud_path is not None, "screened before"
+        points = load_points(root / sequence.point_cloud_path)
+        points, remark = points[:: max(1, len(points) // MOST_POINTS)], ""
+    except RejectionError as reason:
+        points, remark = np.empty((0, 3)), f"  {reason}"
+    _write(title, f"{sequence.category}/{sequence.name}  {len(sequence.frames)} frames{remark}", (4, 15))
+    frames = [sequence.frames[place] for place in _spread(len(sequence.frames), SHEET_FRAMES)]
+    tiles = [_tile(root, frame, points) for frame in frames]
+    tiles += [np.full((TILE_SIDE, TILE_SIDE, 3), _WHITE, np.uint8)] * (SHEET_FRAMES - len(tiles))
+    return np.concatenate([title, np.concatenate(tiles, axis=1)])
+
+
+def _tile(root: Path, frame: Frame, points: np.ndarray) -> np.ndarray:
+    """A whole picture, scaled into a square, with the points on it."""
+    tile = np.full((TILE_SIDE, TILE_SIDE, 3), _WHITE, np.uint8)
+    try:
+        if frame.image_path is None or frame.image_size is None:
+            raise DefectError("no image in the annotation")
+        image = read_image(root / frame.image_path, frame.image_size)
+    except DefectError as reason:
+        _write(tile, f"{frame.number}: {reason}", (4, TILE_SIDE // 2))
+        return tile
+    scale = TILE_SIDE / max(frame.image_size)
+    width, height = round(frame.image_size[1] * scale), round(frame.image_size[0] * scale)
+    part = tile[:height, :width]
+    part[:] = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    if frame.viewpoint is not None and frame.viewpoint.is_finite():
+        _draw_points(part, points, *frame.viewpoint.to_opencv(frame.image_size), scale=scale)
+    _write(tile, str(frame.number), (4, TILE_SIDE - 6))
+    return tile
+
+
+def _draw_points(image: np.ndarray, points: np.ndarray, pose: np.ndarray, matrix: np.ndarray, *, scale: float) -> None:
+    """Put points [N, 3] onto `image`, which shows what the camera sees, scaled; far ones first."""
+    seen = points @ pose[:3, :3].T + pose[:3, 3]
+    seen = seen[seen[:, 2] > 0]
+    seen = seen[np.argsort(-seen[:, 2])]
+    pixels = scale * (seen @ matrix.T)[:, :2] / seen[:, 2:]
+    nearness = np.linspace(0, 255, len(pixels)).astype(np.uint8).reshape(-1, 1)
+    colors = cv2.applyColorMap(nearness, cv2.COLORMAP_VIRIDIS).reshape(-1, 3)[:, ::-1] if len(pixels) else []
+    inside = ((pixels >= 0) & (pixels < (image.shape[1], image.shape[0]))).all(axis=1)
+    for (u, v), color, is_inside in zip(pixels, colors, inside, strict=True):
+        if is_inside:
+            image[int(v), int(u)] = color
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` places of `count`, evenly spread."""
+    return [round(place) for place in np.linspace(0, count - 1, min(count, wanted))]
+
+
+def _write(image: np.ndarray, text: str, place: tuple[int, int]) -> None:
+    """Dark letters on a light edge, which can be read on any picture."""
+    for color, thickness in (((_WHITE,) * 3, 3), (_DARK, 1)):
+        cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, color, thickness, cv2.LINE_AA)
