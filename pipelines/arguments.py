@@ -10,7 +10,7 @@ import tyro
 from tyro import _errors as tyro_errors  # the one place where tyro says what was wrong instead of printing it
 
 from infra.errors import UserError
-from pipelines.config import GenerateRequest, InspectConfig, RunConfig
+from pipelines.config import GenerateRequest, ImportConfig, InspectConfig, RunConfig
 from pipelines.names import nearest
 from pipelines.presets import PRESETS
 from pipelines.runtime import RuntimeConfig
@@ -48,6 +48,15 @@ class InspectArguments:
     config: Annotated[InspectConfig, tyro.conf.arg(name="")] = field(default_factory=InspectConfig)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportArguments:
+    """Of `viewdiff import`."""
+
+    source: tyro.conf.Positional[str]
+    """Folder with a COLMAP model, or with nerfstudio's transforms.json."""
+    config: Annotated[ImportConfig, tyro.conf.arg(name="")]
+
+
 def parse_run(command: str, arguments: Sequence[str], *, description: str) -> RunArguments:
     """Settings of a stage command: `--preset` first, then the overrides.
 
@@ -67,6 +76,14 @@ def parse_generate(arguments: Sequence[str], *, description: str) -> GenerateArg
 def parse_inspect(arguments: Sequence[str], *, description: str) -> InspectArguments:
     """Settings of `viewdiff inspect`. Raises UserError as `parse_run`, or no folder is named."""
     return _parse(InspectArguments(captures=tyro.MISSING), arguments, prog="viewdiff inspect", description=description)
+
+
+def parse_import(arguments: Sequence[str], *, description: str) -> ImportArguments:
+    """Settings of `viewdiff import`. Raises UserError as `parse_run`, or something that must be named is not."""
+    default = ImportArguments(
+        source=tyro.MISSING, config=ImportConfig(output=tyro.MISSING, category=tyro.MISSING, name=tyro.MISSING)
+    )
+    return _parse(default, arguments, prog="viewdiff import", description=description)
 
 
 def _preset(arguments: Sequence[str]) -> str:
@@ -103,8 +120,10 @@ def _refuse(event: tyro_errors.ParseErrorEvent) -> None:
         value = f" {event.offending_value!r}" if event.offending_value else ""
         reason = "needs a value" if event.reason == "too_few_values" else "takes no value"
         raise UserError(f"{_name(event.argument)}{value}: {reason}")
-    if isinstance(event, tyro_errors.MissingArgs):  # of all commands only inspect has an argument that must be given
-        raise UserError(f"name the folder of captures: {event.prog} FOLDER")
+    if isinstance(event, tyro_errors.MissingArgs):
+        arguments = [missing.arg for missing in event.missing_arguments]
+        needs = [f"{_name(argument)} ({argument.field.helptext().rstrip('.')})" for argument in arguments]
+        raise UserError(f"{event.prog} needs {', '.join(needs)}")
     if isinstance(event, tyro_errors.InvalidChoice):
         choices = ", ".join(event.choices)
         raise UserError(f"{_name(event.argument)} {event.value!r}: choose from {choices}")

@@ -12,6 +12,7 @@ from pipelines.names import PRESET_NAMES, nearest
 
 COMMANDS = {
     "inspect": "say what is in a folder of captures, and what is wrong with it",
+    "import": "add one's own capture, from COLMAP or nerfstudio, to a folder of captures",
     "run": "everything below, from captures to a registered model and a report",
     "synth": "write a synthetic data set in CO3Dv2 layout",
     "preprocess": "turn captures into shards",
@@ -74,6 +75,8 @@ def dispatch(arguments: Sequence[str]) -> None:
         _retrain(rest)
     elif command == "inspect":
         _inspect(rest)
+    elif command == "import":
+        _import(rest)
     else:
         _run_stages(command, rest)
 
@@ -116,6 +119,14 @@ def _inspect(arguments: list[str]) -> None:
 
     parsed = parse_inspect(arguments, description=COMMANDS["inspect"])
     inspect(Path(parsed.captures), parsed.config)
+
+
+def _import(arguments: list[str]) -> None:
+    from pipelines.arguments import parse_import
+    from pipelines.capture_import import run_import
+
+    parsed = parse_import(arguments, description=COMMANDS["import"])
+    run_import(Path(parsed.source), parsed.config)
 
 
 def _generate(arguments: list[str]) -> None:

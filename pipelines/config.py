@@ -137,6 +137,23 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Where a capture goes, and what comes with it."""
+
+    output: str
+    """Folder of a CO3Dv2 dataset, which the capture is added to; it need not exist."""
+    category: str
+    """What kind of thing it shows, such as teddybear."""
+    name: str
+    """Name of the sequence."""
+    images: str | None = None
+    """Folder of the photos, for a COLMAP model; transforms.json says itself where they are."""
+    masks: str | None = None
+    """Folder of masks (PNG, white where the object is), named as their photos. Without masks the object is taken to be
+    where the cameras look."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class InspectConfig:
     """What to look at in a folder of captures."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_FLIP = np.diag([-1.0, -1.0, 1.0])  # OpenCV's right and down <-> PyTorch3D's left and up
 FORMATS = ("ndc_norm_image_bounds", "ndc_isotropic")  # the first is what a file without the field means
 
 
@@ -22,6 +23,30 @@ class Viewpoint:
     principal_point: tuple[float, ...]  # (x, y), in units of the format, from the image's centre to the left and up
     intrinsics_format: str
 
+    @classmethod
+    def from_opencv(
+        cls, world_to_camera: np.ndarray, intrinsics: np.ndarray, image_size: tuple[int, int], intrinsics_format: str
+    ) -> Viewpoint:
+        """The inverse of `to_opencv`."""
+        size, units = np.array(image_size[::-1], dtype=np.float64), _ndc_units(image_size, intrinsics_format)
+        return cls(
+            rotation=tuple((_FLIP @ world_to_camera[:3, :3]).T.ravel().tolist()),
+            translation=tuple((_FLIP @ world_to_camera[:3, 3]).tolist()),
+            focal_length=tuple((np.diag(intrinsics)[:2] / units).tolist()),
+            principal_point=tuple(((size / 2 - intrinsics[:2, 2]) / units).tolist()),
+            intrinsics_format=intrinsics_format,
+        )
+
+    def entry(self) -> dict[str, object]:
+        """As it stands in frame_annotations."""
+        return {
+            "R": [list(self.rotation[row : row + 3]) for row in (0, 3, 6)],
+            "T": list(self.translation),
+            "focal_length": list(self.focal_length),
+            "principal_point": list(self.principal_point),
+            "intrinsics_format": self.intrinsics_format,
+        }
+
     def is_finite(self) -> bool:
         """Whether all values are numbers."""
         values = (*self.rotation, *self.translation, *self.focal_length, *self.principal_point)
@@ -35,16 +60,21 @@ class Viewpoint:
         no shift.
         """
         height, width = image_size
-        isotropic = self.intrinsics_format == "ndc_isotropic"
-        units = np.array([min(height, width)] * 2 if isotropic else [width, height], dtype=np.float64) / 2
+        units = _ndc_units(image_size, self.intrinsics_format)
         intrinsics = np.eye(3)
         intrinsics[(0, 1), (0, 1)] = np.array(self.focal_length) * units
         intrinsics[:2, 2] = np.array([width, height]) / 2 - np.array(self.principal_point) * units
-        flip = np.diag([-1.0, -1.0, 1.0])  # left and up become right and down
         world_to_camera = np.eye(4)
-        world_to_camera[:3, :3] = flip @ np.array(self.rotation).reshape(3, 3).T
-        world_to_camera[:3, 3] = flip @ np.array(self.translation)
+        world_to_camera[:3, :3] = _FLIP @ np.array(self.rotation).reshape(3, 3).T
+        world_to_camera[:3, 3] = _FLIP @ np.array(self.translation)
         return world_to_camera, intrinsics
+
+
+def _ndc_units(image_size: tuple[int, int], intrinsics_format: str) -> np.ndarray:
+    """Pixels of one NDC unit along x and y."""
+    height, width = image_size
+    isotropic = intrinsics_format == "ndc_isotropic"
+    return np.array([min(height, width)] * 2 if isotropic else [width, height], dtype=np.float64) / 2
 
 
 @dataclass(frozen=True, slots=True)

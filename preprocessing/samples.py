@@ -37,7 +37,7 @@ from preprocessing.normalize import (
 
 _KEPT = " (frame kept)"
 # Names become tar member names and webdataset keys, in which a dot would end the key and a slash would make a folder.
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_\-]{1,80}")
+SAFE_NAME = re.compile(r"[A-Za-z0-9_\-]{1,80}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ def screen(sequence: Sequence, config: PreprocessConfig) -> None:
     Raises:
         RejectionError: with the reason.
     """
-    if not _SAFE_NAME.fullmatch(sequence.name):
+    if not SAFE_NAME.fullmatch(sequence.name):
         raise RejectionError("name has other characters than letters, digits, - and _ (or over 80)")
     if sequence.point_cloud_path is None:
         raise RejectionError("no point cloud")

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from preprocessing.camera_paths import FrameCamera, look_at
+from preprocessing.captures import Viewpoint
 from preprocessing.procedural import bounding_sphere
 from preprocessing.raytrace import Picture, Scene, render, trace
 from preprocessing.scenes import SequencePlan, sequence_random
@@ -23,7 +24,6 @@ from preprocessing.scenes import SequencePlan, sequence_random
 FRAMES_PER_SECOND = 10.0
 JPEG_QUALITY = 95
 NUM_CLOUD_EYES, RAYS_PER_EYE, NUM_CLOUD_POINTS = 14, 500, 2000
-_FLIP = np.diag([-1.0, -1.0, 1.0])  # OpenCV's right and down <-> PyTorch3D's left and up
 
 
 def write_frames(plan: SequencePlan, folder: Path) -> list[dict[str, Any]]:
@@ -54,27 +54,19 @@ def write_frames(plan: SequencePlan, folder: Path) -> list[dict[str, Any]]:
                     "mask_path": f"{root}/depth_masks/{stem}.png",
                 },
                 "mask": {"path": f"{root}/masks/{stem}.png", "mass": float(coverage.sum() / 255)},
-                "viewpoint": viewpoint(plan.path.world.camera(camera), plan.intrinsics_format),
+                "viewpoint": _viewpoint(plan.path.world.camera(camera), plan.intrinsics_format),
                 "meta": None,
             }
         )
     return entries
 
 
-def viewpoint(camera: FrameCamera, intrinsics_format: str) -> dict[str, Any]:
-    """A camera as CO3D stores it, in PyTorch3D's convention.
-
-    Row vectors, X_cam = X R + T, x left, y up, focal length and principal point in NDC.
-    """
-    size = np.array([camera.width, camera.height], np.float64)
-    half = np.full(2, size.min() / 2) if intrinsics_format == "ndc_isotropic" else size / 2
-    return {
-        "R": (_FLIP @ camera.rotation).T.tolist(),
-        "T": (_FLIP @ camera.translation).tolist(),
-        "focal_length": (camera.focal / half).tolist(),
-        "principal_point": ((size / 2 - camera.center) / half).tolist(),
-        "intrinsics_format": intrinsics_format,
-    }
+def _viewpoint(camera: FrameCamera, intrinsics_format: str) -> dict[str, object]:
+    """A camera as CO3D stores it."""
+    pose, matrix = np.eye(4), np.eye(3)
+    pose[:3, :3], pose[:3, 3] = camera.rotation, camera.translation
+    matrix[(0, 1), (0, 1)], matrix[:2, 2] = camera.focal, camera.center
+    return Viewpoint.from_opencv(pose, matrix, (camera.height, camera.width), intrinsics_format).entry()
 
 
 def write_point_cloud(plan: SequencePlan, seed: int, index: int, folder: Path) -> dict[str, Any]:

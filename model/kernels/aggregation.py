@@ -86,7 +86,7 @@ def unproject_aggregate(
         return triton_aggregation.forward(inputs, weights)
     tables = _tables(inputs)
     volume = features.new_empty(len(features), features.shape[-1], depth.shape[-1])
-    for tile in _tiles(depth):
+    for tile in _tiles(depth, PAIRS_PER_THREAD):
         pairs = _pairs(inputs, tile)
         merged = _merge_tile(pairs, _sample(tables[tile.samples], pairs), weights, num_views=depth.shape[1])
         of_tile = volume[tile.samples, :, tile.voxels]
@@ -104,7 +104,7 @@ def _backward(gradient: Tensor, inputs: list[Tensor], weights: list[Tensor]) -> 
         return triton_aggregation.backward(gradient, views, weights)
     tables, num_views = _tables(views), views.depth.shape[1]
     of_tables, of_weights = torch.zeros_like(tables), [torch.zeros_like(weight) for weight in weights]
-    for tile in _tiles(views.depth):
+    for tile in _tiles(views.depth, PAIRS_PER_THREAD // 2):  # all of a tile's intermediate results are kept here
         pairs = _pairs(views, tile)
         # autograd itself is switched off inside of an operator, its functional form is not.
         _, differentiate = torch.func.vjp(
@@ -155,10 +155,10 @@ class _Tile(NamedTuple):
     voxels: slice
 
 
-def _tiles(depth: Tensor) -> Iterator[_Tile]:
+def _tiles(depth: Tensor, pairs_per_thread: int) -> Iterator[_Tile]:
     """All samples' voxels. Neighbours in storage are neighbours in space, so a view sees most or none of a part."""
     num_samples, num_views, num_voxels = depth.shape
-    size = max(1, PAIRS_PER_THREAD * min(torch.get_num_threads(), MOST_THREADS) // num_views)
+    size = max(1, pairs_per_thread * min(torch.get_num_threads(), MOST_THREADS) // num_views)
     whole = max(1, size // num_voxels)
     return (
         _Tile(slice(sample, sample + whole), slice(start, min(start + size, num_voxels)))

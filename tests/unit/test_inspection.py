@@ -56,7 +56,7 @@ def test_the_command_prints_every_category_and_their_sum(root: Path, capsys: pyt
 
 
 def test_wrong_use_is_one_line(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="name the folder of captures: viewdiff inspect FOLDER"):
+    with pytest.raises(UserError, match=r"^viewdiff inspect needs captures \(Folder of captures in CO3Dv2 layout\)$"):
         cli.dispatch(["inspect"])
     with pytest.raises(UserError, match=r"no such folder"):
         cli.dispatch(["inspect", str(tmp_path / "nowhere")])

@@ -1,0 +1,26 @@
+"""`viewdiff import`: one's own capture, reconstructed elsewhere, as a sequence of a CO3Dv2 dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.config import ImportConfig
+from preprocessing.capture_import import import_capture
+from preprocessing.reconstructions import read_reconstruction
+
+
+def run_import(source: Path, config: ImportConfig) -> None:
+    """Read, write, say what to do next.
+
+    Raises:
+        UserError: see `read_reconstruction` and `import_capture`.
+    """
+    images, masks = (None if folder is None else Path(folder) for folder in (config.images, config.masks))
+    capture = read_reconstruction(source, images, masks)
+    root = Path(config.output)
+    num_points = import_capture(capture, root, category=config.category, name=config.name)
+    print(
+        f"{config.category}/{config.name}: {len(capture.photos)} photos, {num_points} of {len(capture.points)} points "
+        f"are the object's\nlook at it: viewdiff inspect {root} --preprocess.categories {config.category} "
+        f"--contact-sheet sheet.png"
+    )
