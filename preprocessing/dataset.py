@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import mmap
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -61,6 +62,8 @@ class FrameIndex:
         self.shards: tuple[str, ...]
         self.shards, self.shard_numbers = _codes(table["shard"])  # names; [N] position of each frame's shard among them
         self.image_spans = _pairs(table, "image_offset", "image_length")  # [N, 2] bytes: offset and length in the shard
+        self.image_sums: np.ndarray = table["image_crc32"].to_numpy()  # [N] CRC-32 of those bytes
+        self.mask_sums: np.ndarray = table["mask_crc32"].to_numpy()
         self.mask_spans = _pairs(table, "mask_offset", "mask_length")  # [N, 2]; length 0 where there is no mask
         self.sizes = _pairs(table, "height", "width")  # [N, 2] pixels
         self._world_to_camera = _matrices(table["world_to_camera"], (4, 4))
@@ -130,27 +133,32 @@ class ShardReader:
 
     def image(self, row: int) -> np.ndarray:
         """RGB [H, W, 3] uint8. Raises UserError when the shard is missing or damaged."""
-        return self._decode(decode_image, row, self._index.image_spans[row])
+        return self._decode(decode_image, row, self._index.image_spans[row], self._index.image_sums[row])
 
     def mask(self, row: int) -> np.ndarray | None:
         """Foreground probability · 255, [H, W] uint8; None for a frame without mask. Raises as `image`."""
         if self._index.mask_spans[row, 1] == 0:
             return None
-        return self._decode(decode_mask, row, self._index.mask_spans[row])
+        return self._decode(decode_mask, row, self._index.mask_spans[row], self._index.mask_sums[row])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_maps": {}}
 
-    def _decode(self, decode: Decoder, row: int, span: np.ndarray) -> np.ndarray:
+    def _decode(self, decode: Decoder, row: int, span: np.ndarray, crc32: np.uint32) -> np.ndarray:
         name = self._index.shards[self._index.shard_numbers[row]]
         if name not in self._maps:
             self._maps[name] = self._open(name)
         height, width = self._index.sizes[row]
+        data = self._maps[name][int(span[0]) : int(span[0] + span[1])]
         try:
-            return decode(self._maps[name][int(span[0]) : int(span[0] + span[1])], (int(height), int(width)))
+            if zlib.crc32(data) != crc32:
+                raise DefectError("its checksum is another")
+            return decode(data, (int(height), int(width)))
         except DefectError as error:
             path = self._folder / name
-            raise UserError(f"shard {path}: frame in row {row} is damaged ({error}); preprocess again") from error
+            raise UserError(
+                f"shard {path}: frame in row {row} is damaged ({error}); restore it or preprocess again"
+            ) from error
 
     def _open(self, name: str) -> mmap.mmap:
         path = self._folder / name

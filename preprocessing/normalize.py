@@ -15,6 +15,7 @@ import numpy as np
 from plyfile import PlyData, PlyParseError
 
 MINIMUM_POINTS = 16
+MAX_HEADER_BYTES = 1 << 16
 # Cameras along a line have no plane; arcs that a person walks have a second extent of more than a tenth of the first.
 MINIMUM_PLANE_RATIO = 0.02
 # Cosine between the images' mean up and the cameras' plane's normal below which up and down are a coin toss.
@@ -71,8 +72,10 @@ def load_points(path: Path) -> np.ndarray:
         RejectionError: the file is missing, no PLY, or holds fewer than 16 finite points.
     """
     try:
+        _check_counts(path)
         vertices = PlyData.read(path)["vertex"]
-        points = np.stack([np.asarray(vertices[axis], dtype=np.float64) for axis in "xyz"], axis=-1)
+        with np.errstate(invalid="ignore"):  # what is no number is left out below
+            points = np.stack([np.asarray(vertices[axis], dtype=np.float64) for axis in "xyz"], axis=-1)
     except FileNotFoundError as error:
         raise RejectionError("point cloud file missing") from error
     except (PlyParseError, KeyError, ValueError, TypeError, IndexError) as error:
@@ -81,6 +84,16 @@ def load_points(path: Path) -> np.ndarray:
     if len(points) < MINIMUM_POINTS:
         raise RejectionError(f"point cloud has {len(points)} finite points, fewer than {MINIMUM_POINTS}")
     return points
+
+
+def _check_counts(path: Path) -> None:
+    """Raise ValueError when a PLY file says that it holds more things than it has bytes: they would be allocated."""
+    with path.open("rb") as file:
+        header = file.read(MAX_HEADER_BYTES).partition(b"end_header")[0]
+    for line in header.splitlines():
+        words = line.split()
+        if words[:1] == [b"element"] and len(words) == 3 and int(words[2]) > path.stat().st_size:
+            raise ValueError(f"{words[1]!r}: {words[2]!r} in a file of {path.stat().st_size} bytes")
 
 
 def camera_centers(world_to_camera: np.ndarray) -> np.ndarray:

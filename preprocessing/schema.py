@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from infra.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DATASET_NAME = "dataset.json"
 INDEX_NAME = "index.parquet"
 SPLITS = ("train", "val", "test")
@@ -38,8 +38,10 @@ INDEX_SCHEMA = pa.schema(
         ("shard", pa.dictionary(pa.int32(), pa.string())),
         ("image_offset", pa.int64()),  # first byte of the JPEG in the shard
         ("image_length", pa.int64()),
+        ("image_crc32", pa.uint32()),  # of the JPEG: a flipped bit in it may decode to another picture without an error
         ("mask_offset", pa.int64()),
         ("mask_length", pa.int64()),  # 0: the frame has no mask
+        ("mask_crc32", pa.uint32()),
         ("world_to_camera", pa.list_(pa.float32(), 16)),
         ("intrinsics", pa.list_(pa.float32(), 9)),  # pixels of the stored image
         ("height", pa.int32()),

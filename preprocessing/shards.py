@@ -11,6 +11,7 @@ import json
 import os
 import tarfile
 import uuid
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -202,6 +203,8 @@ def _rows(planned: PlannedSequence, stored: StoredSequence, shard: str, image_si
             "frame_number": frame.number,
             "split": planned.split,
             "shard": shard,
+            "image_crc32": zlib.crc32(frame.image),
+            "mask_crc32": zlib.crc32(frame.mask or b""),
             "world_to_camera": frame.world_to_camera.ravel().tolist(),
             "intrinsics": frame.intrinsics.ravel().tolist(),
             "height": image_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
 import cv2
@@ -58,7 +59,8 @@ def _write_shards(folder: Path) -> None:
             np.outer(ramp, ramp) / 255,
         ]
         _, data = cv2.imencode(".jpg", np.stack(channels, axis=-1).astype(np.uint8))
-        row |= {"shard": SHARD, "image_offset": len(shard), "image_length": len(data)}
+        crc32 = zlib.crc32(data)
+        row |= {"shard": SHARD, "image_offset": len(shard), "image_length": len(data), "image_crc32": crc32}
         shard += data.tobytes()
     (folder / SHARD).write_bytes(shard)
     pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), folder / INDEX_NAME)

@@ -98,8 +98,8 @@ def test_incomplete_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     broken = copy(folder, tmp_path / "broken")
     manifest = json.loads((broken / "dataset.json").read_bytes())
     for change, message in (
-        ({"schema_version": 2}, "format version 2, this code reads 1; update"),
-        ({"schema_version": 0}, "format version 0, this code reads 1; preprocess again"),
+        ({"schema_version": 3}, "format version 3, this code reads 2; update"),
+        ({"schema_version": 1}, "format version 1, this code reads 2; preprocess again"),
     ):
         (broken / "dataset.json").write_text(json.dumps(manifest | change))
         with pytest.raises(UserError, match=message):
@@ -131,6 +131,20 @@ def test_damaged_pictures_are_named(folder: Path, tmp_path: Path) -> None:
     shard.write_bytes(data)
     with pytest.raises(UserError, match=r"shard-000000.tar: .* damaged"):
         ShardReader(broken, index).image(0)
+
+
+@pytest.mark.parametrize("kind", ["image", "mask"])
+def test_a_single_flipped_bit_is_found(folder: Path, tmp_path: Path, kind: str) -> None:
+    """Most of them decode without an error."""
+    broken = copy(folder, tmp_path / "broken")
+    index = FrameIndex.open(broken)
+    offset, length = (index.image_spans if kind == "image" else index.mask_spans)[0]
+    shard = broken / index.shards[index.shard_numbers[0]]
+    data = bytearray(shard.read_bytes())
+    data[offset + 3 * length // 4] ^= 4
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match=r"frame in row 0 is damaged \(its checksum is another\); restore it"):
+        getattr(ShardReader(broken, index), kind)(0)
 
 
 def test_truncated_shards_are_refused(folder: Path, tmp_path: Path) -> None:

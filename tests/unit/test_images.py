@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,9 @@ from preprocessing.images import (
     read_mask,
     square_corner,
 )
+
+ROTATED = Image.Exif()
+ROTATED[0x0112] = 6  # orientation: turn by 90 degrees
 
 
 def camera(size: tuple[int, int]) -> Cameras:
@@ -128,6 +132,19 @@ def test_pictures_are_read(jpeg: Path) -> None:
     Image.open(jpeg).convert("L").save(jpeg.with_suffix(".png"))
     grey = read_image(jpeg.with_suffix(".png"), (48, 64))
     assert grey.shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 2}, {"progressive": True}, {"quality": 30}, {"exif": ROTATED}])
+def test_fast_decoding_gives_pillows_pixels(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Also where the file says that it should be turned: annotations are those of the pixels as they are stored."""
+    noise = np.random.default_rng(0).integers(40, 220, (31, 45, 3), dtype=np.uint8)
+    path = tmp_path / "image.jpg"
+    Image.fromarray(noise).save(path, **options)
+    with Image.open(path) as picture:
+        np.testing.assert_array_equal(read_image(path, (31, 45)), np.asarray(picture))
+    path.write_bytes(path.read_bytes() + b"more")  # cameras put other things behind a picture
+    with Image.open(path) as picture:
+        np.testing.assert_array_equal(read_image(path, (31, 45)), np.asarray(picture))
 
 
 def test_truncated_pictures_are_refused(jpeg: Path) -> None:

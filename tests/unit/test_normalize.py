@@ -140,6 +140,11 @@ def test_point_clouds_are_read_or_rejected(tmp_path: Path) -> None:
         path.write_bytes(broken)
         with pytest.raises(RejectionError, match="unreadable"):
             load_points(path)
+    # With a list in it the library would make room for all points before it reads the first.
+    listed = data.replace(b"property float x", b"property list uchar float x")
+    path.write_bytes(listed.replace(b"element vertex 40", b"element vertex 99999999999999"))
+    with pytest.raises(RejectionError, match="unreadable"):
+        load_points(path)
     points[:30, 1] = np.nan
     write_ply(path, points)
     with pytest.raises(RejectionError, match="10 finite points, fewer than 16"):

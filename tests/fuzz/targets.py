@@ -1,0 +1,130 @@
+"""What is given damaged files: everything that reads captures, and everything that reads shards."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from infra.errors import UserError
+from preprocessing.captions import read_captions
+from preprocessing.commit import commit_folder
+from preprocessing.config import PreprocessConfig
+from preprocessing.dataset import FrameIndex, ShardReader
+from preprocessing.images import DefectError, read_image, read_mask
+from preprocessing.normalize import RejectionError, load_points
+from preprocessing.plan import plan_shards
+from preprocessing.shards import write_shard
+from tests.captures import SIZE, make_capture, write_dataset
+from tests.fuzz import mutations
+from tests.fuzz.mutations import Mutation
+
+CONFIG = PreprocessConfig(image_size=32, minimum_frames=4, sequences_per_shard=2)
+SEQUENCE = "apple/seq_1"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of file, and what reads it."""
+
+    name: str
+    path: Path  # the file that is damaged
+    mutations: tuple[Mutation, ...]
+    read: Callable[[], None]  # returns if it accepts the file; then what it gave has been checked
+    must_refuse: bool  # after the commit every change is damage
+
+
+def make_targets(folder: Path) -> list[Target]:
+    """Small captures and shards made of them below `folder`, and all that reads them."""
+    raw, shards = folder / "raw", folder / "shards"
+    write_dataset(raw, [make_capture(name=name, num_frames=6) for name in ("seq_1", "seq_2")])
+    (raw / "apple/set_lists/set_lists_x.json").write_text('{"train": [["seq_1", 0, "p"]], "test": [["seq_2", 0, "p"]]}')
+    (raw / "apple/captions.json").write_text('{"seq_1": ["an apple"], "seq_2": "one more"}')
+    shards.mkdir()
+    plan = plan_shards(raw, CONFIG)
+    records = [write_shard(task, raw, shards, CONFIG) for task in plan.tasks]
+    commit_folder(shards, records, plan.rejected, CONFIG.image_size)
+    truth = _all_pictures(shards)
+    json = (*mutations.BYTES, mutations.wrong_json)
+    jgz, ply = (*json, mutations.gzip_bomb), (*mutations.BYTES, mutations.ply_bomb)
+    image, mask = (raw / SEQUENCE / f"{name}/frame000002.{end}" for name, end in (("images", "jpg"), ("masks", "png")))
+    cloud = raw / SEQUENCE / "pointcloud.ply"
+
+    def plans() -> None:
+        _check_plan(raw)
+
+    def rewritten() -> None:
+        _check_rewritten(raw, folder / "again")
+
+    def shards_equal() -> None:
+        _check_shards(shards, truth)
+
+    return [
+        Target("frame annotations", raw / "apple/frame_annotations.jgz", jgz, plans, must_refuse=False),
+        Target("sequence annotations", raw / "apple/sequence_annotations.jgz", jgz, plans, must_refuse=False),
+        Target("set list", raw / "apple/set_lists/set_lists_x.json", json, plans, must_refuse=False),
+        Target("captions", raw / "apple/captions.json", json, lambda: _check_captions(raw), must_refuse=False),
+        Target("JPEG", image, mutations.BYTES, lambda: _check_picture(read_image(image, SIZE), (*SIZE, 3)), False),
+        Target("mask PNG", mask, mutations.BYTES, lambda: _check_picture(read_mask(mask, SIZE), SIZE), False),
+        Target("point cloud PLY", cloud, ply, lambda: _check_points(load_points(cloud)), False),
+        Target("a whole sequence", cloud, ply, rewritten, must_refuse=False),
+        # Not all of a tar is read: its headers and padding may change, but no picture may.
+        Target("shard tar", shards / "shard-000000.tar", mutations.BYTES, shards_equal, must_refuse=False),
+        Target("index Parquet", shards / "index.parquet", mutations.BYTES, shards_equal, must_refuse=True),
+        Target("dataset.json", shards / "dataset.json", json, shards_equal, must_refuse=False),
+    ]
+
+
+REFUSALS = (UserError, DefectError, RejectionError)  # what says a reason
+
+
+def _check_plan(raw: Path) -> None:
+    plan = plan_shards(raw, CONFIG)
+    planned = [item.sequence for task in plan.tasks for item in task.sequences]
+    for sequence in planned:
+        paths = [sequence.point_cloud_path, *(frame.image_path for frame in sequence.frames)]
+        assert all(path is None or not (Path(path).is_absolute() or ".." in Path(path).parts) for path in paths)
+
+
+def _check_captions(raw: Path) -> None:
+    captions = read_captions(raw, "apple")
+    assert all(isinstance(text, str) and text.strip() for texts in captions.values() for text in texts)
+
+
+def _check_picture(picture: np.ndarray, shape: tuple[int, ...]) -> None:
+    assert picture.shape == shape
+    assert picture.dtype == np.uint8
+
+
+def _check_points(points: np.ndarray) -> None:
+    assert points.ndim == 2
+    assert points.shape[1] == 3
+    assert np.isfinite(points).all()
+
+
+def _check_rewritten(raw: Path, folder: Path) -> None:
+    """What is made of the captures is well-formed, whatever they hold."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    plan = plan_shards(raw, CONFIG)
+    for task in plan.tasks:
+        record = write_shard(task, raw, folder, CONFIG)
+        assert record.num_sequences + len(record.rejected) == len(task.sequences)
+
+
+def _all_pictures(shards: Path) -> list[np.ndarray]:
+    index = FrameIndex.open(shards)
+    reader = ShardReader(shards, index)
+    masks = (reader.mask(row) for row in range(len(index)))
+    return [reader.image(row) for row in range(len(index))] + [mask for mask in masks if mask is not None]
+
+
+def _check_shards(shards: Path, truth: list[np.ndarray]) -> None:
+    """What is read is what was written."""
+    found = _all_pictures(shards)
+    assert len(found) == len(truth)
+    assert all(cv2.norm(a, b, cv2.NORM_INF) == 0 for a, b in zip(found, truth, strict=True))
