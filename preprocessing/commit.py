@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from infra.storage import atomic_write, digest_file
 from preprocessing.plan import RejectedSequence
-from preprocessing.schema import DATASET_NAME, INDEX_NAME, INDEX_SCHEMA, SCHEMA_VERSION, SPLITS, shard_name, stable_json
+from preprocessing.schema import INDEX_NAME, INDEX_SCHEMA, SCHEMA_VERSION, SPLITS, shard_name, write_manifest
 from preprocessing.shards import ShardRecord, record_path
 
 
@@ -57,7 +57,7 @@ def commit_folder(
             for category, sequence, number, reason in record.defects
         ],
     }
-    atomic_write(folder / DATASET_NAME, stable_json(manifest))
+    write_manifest(folder, manifest)
     remove_records(folder)
     return manifest
 

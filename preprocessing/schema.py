@@ -7,12 +7,13 @@ shard-000000.tar ...  webdataset; one sample = one sequence, key `<category>/<se
     <key>.meta.json        captions, split, scene_bounds, normalization (capture's -> normalised world, 4×4), source
 index.parquet         one row per frame, sorted by (category, sequence, frame_number); the row number is the frame's
                       id everywhere else
-dataset.json          written last: without it the folder does not count. Version, counts, digests, splits, captions,
-                      what was rejected and why
+dataset.json          written last: without it the folder does not count. Version, counts, digests (also of itself),
+                      splits, captions, what was rejected and why
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from infra.errors import UserError
+from infra.storage import atomic_write
 
 SCHEMA_VERSION = 2
 DATASET_NAME = "dataset.json"
@@ -89,6 +91,11 @@ def stable_json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a folder's dataset.json, with a digest of what else is in it."""
+    atomic_write(folder / DATASET_NAME, stable_json({**manifest, "sha256": _digest(manifest)}))
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The contents of a folder's dataset.json.
 
@@ -105,10 +112,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(path.read_bytes())
-        version = int(manifest["schema_version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"shards {folder}: {DATASET_NAME} is damaged ({error}); preprocess again") from error
+        version = manifest["schema_version"]
+        if version == SCHEMA_VERSION and manifest.pop("sha256") != _digest(manifest):
+            raise ValueError("its digest is another")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"shards {folder}: {DATASET_NAME} is damaged ({error}); restore it or preprocess again"
+        ) from error
     if version != SCHEMA_VERSION:
-        remedy = "update this checkout" if version > SCHEMA_VERSION else "preprocess again"
-        raise UserError(f"shards {folder}: format version {version}, this code reads {SCHEMA_VERSION}; {remedy}")
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
+        remedy = "update this checkout" if newer else "preprocess again"
+        raise UserError(f"shards {folder}: format version {version!r}, this code reads {SCHEMA_VERSION}; {remedy}")
     return manifest
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(stable_json(manifest)).hexdigest()

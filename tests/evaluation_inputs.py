@@ -19,7 +19,7 @@ from model.tiny_base import build_tiny_base
 from model.unet import ViewDiffUNet
 from pipelines.artifacts import RECORD_NAME, Artifact, BaseFolder, Checkpoint, Shards
 from preprocessing.dataset import FrameIndex, ShardReader
-from preprocessing.schema import DATASET_NAME, INDEX_NAME, INDEX_SCHEMA, SCHEMA_VERSION
+from preprocessing.schema import INDEX_NAME, INDEX_SCHEMA, SCHEMA_VERSION, write_manifest
 from tests.training_inputs import BASE, IMAGE_SIZE, index_table, train_config
 
 HELD_OUT = "val"  # split of the one sequence that is not for training
@@ -69,7 +69,7 @@ def _write_shards(folder: Path) -> None:
         "index_sha256": digest_file(folder / INDEX_NAME),
         "shards": [{"name": SHARD, "bytes": len(shard)}],
     }
-    (folder / DATASET_NAME).write_text(json.dumps(manifest))
+    write_manifest(folder, manifest)
 
 
 def _publish(

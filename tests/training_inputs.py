@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from pipelines.config import TrainConfig
 from preprocessing.config import LatentsConfig
 from preprocessing.dataset import FrameIndex
 from preprocessing.latents import write_latents
-from preprocessing.schema import DATASET_NAME, INDEX_NAME, INDEX_SCHEMA, SCHEMA_VERSION
+from preprocessing.schema import INDEX_NAME, INDEX_SCHEMA, SCHEMA_VERSION, write_manifest
 from tests.factories import look_at_cameras
 
 IMAGE_SIZE, NUM_FRAMES = 32, 5
@@ -60,7 +59,7 @@ def write_inputs(root: Path) -> dict[str, Artifact]:
     pq.write_table(table, folders["shards"] / INDEX_NAME)
     digest = digest_file(folders["shards"] / INDEX_NAME)
     manifest = {"schema_version": SCHEMA_VERSION, "shards": [], "index_sha256": digest}
-    (folders["shards"] / DATASET_NAME).write_text(json.dumps(manifest))
+    write_manifest(folders["shards"], manifest)
     base = build_tiny_base(BASE, words=["red", "apple"], seed=0).frozen()
     save_base(base, folders["base"])
     settings = LatentsConfig(batch_size=8, num_prior_images=3, prior_num_steps=2)

@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
 
 from infra.errors import UserError
@@ -48,7 +48,7 @@ def make_targets(folder: Path) -> list[Target]:
     plan = plan_shards(raw, CONFIG)
     records = [write_shard(task, raw, shards, CONFIG) for task in plan.tasks]
     commit_folder(shards, records, plan.rejected, CONFIG.image_size)
-    truth = _all_pictures(shards)
+    truth = _contents(shards)
     json = (*mutations.BYTES, mutations.wrong_json)
     jgz, ply = (*json, mutations.gzip_bomb), (*mutations.BYTES, mutations.ply_bomb)
     image, mask = (raw / SEQUENCE / f"{name}/frame000002.{end}" for name, end in (("images", "jpg"), ("masks", "png")))
@@ -116,15 +116,18 @@ def _check_rewritten(raw: Path, folder: Path) -> None:
         assert record.num_sequences + len(record.rejected) == len(task.sequences)
 
 
-def _all_pictures(shards: Path) -> list[np.ndarray]:
+def _contents(shards: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """dataset.json, and all pictures and masks."""
     index = FrameIndex.open(shards)
     reader = ShardReader(shards, index)
     masks = (reader.mask(row) for row in range(len(index)))
-    return [reader.image(row) for row in range(len(index))] + [mask for mask in masks if mask is not None]
+    pictures = [reader.image(row) for row in range(len(index))] + [mask for mask in masks if mask is not None]
+    return index.manifest, pictures
 
 
-def _check_shards(shards: Path, truth: list[np.ndarray]) -> None:
+def _check_shards(shards: Path, truth: tuple[dict[str, Any], list[np.ndarray]]) -> None:
     """What is read is what was written."""
-    found = _all_pictures(shards)
-    assert len(found) == len(truth)
-    assert all(cv2.norm(a, b, cv2.NORM_INF) == 0 for a, b in zip(found, truth, strict=True))
+    manifest, pictures = _contents(shards)
+    assert manifest == truth[0]
+    assert len(pictures) == len(truth[1])
+    assert all(np.array_equal(a, b) for a, b in zip(pictures, truth[1], strict=True))

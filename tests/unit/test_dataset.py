@@ -107,6 +107,9 @@ def test_incomplete_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     (broken / "dataset.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         FrameIndex.open(broken)
+    (broken / "dataset.json").write_text(json.dumps(manifest | {"num_frames": 1}))
+    with pytest.raises(UserError, match=r"damaged \(its digest is another\); restore it"):
+        FrameIndex.open(broken)
     (broken / "dataset.json").write_text(json.dumps(manifest))
     whole = (broken / "index.parquet").read_bytes()
     middle = len(whole) // 2

@@ -135,7 +135,7 @@ def test_pictures_are_read(jpeg: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"subsampling": 2}, {"progressive": True}, {"quality": 30}, {"exif": ROTATED}])
-def test_fast_decoding_gives_pillows_pixels(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_pixels_are_those_that_are_stored(tmp_path: Path, options: dict[str, Any]) -> None:
     """Also where the file says that it should be turned: annotations are those of the pixels as they are stored."""
     noise = np.random.default_rng(0).integers(40, 220, (31, 45, 3), dtype=np.uint8)
     path = tmp_path / "image.jpg"

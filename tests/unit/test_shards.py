@@ -19,6 +19,7 @@ from preprocessing.captures import Sequence
 from preprocessing.commit import commit_folder
 from preprocessing.config import PreprocessConfig
 from preprocessing.plan import ShardPlan, choose_split, plan_shards, require_sequences
+from preprocessing.schema import read_manifest
 from preprocessing.shards import ShardRecord, committed_record, record_path, require_record, sweep, write_shard
 from tests.captures import Capture, make_capture, write_annotations, write_dataset, write_files
 
@@ -280,7 +281,7 @@ def test_manifest_counts(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     plan, records = write_all(root, folder)
     manifest = commit_folder(folder, records, plan.rejected, CONFIG.image_size)
-    assert json.loads((folder / "dataset.json").read_bytes()) == manifest
+    assert read_manifest(folder) == manifest
     assert (manifest["num_sequences"], manifest["num_frames"], manifest["image_size"]) == (3, 36, 32)
     assert manifest["categories"] == {"apple": 2, "hydrant": 1}
     assert manifest["captions"] == ["a photo of a hydrant", "a photo of an apple", "a red apple", "an apple"]
