@@ -39,7 +39,7 @@ ADDED_PARTS = {"processor", "projection", "projection_out", "norm_projection"}
 SAVED_WHOLE = ["projection", "projection_out", "norm_projection", "timestep_code"]
 # Settings that trade memory for time, and the one whose fields are compared one by one.
 MEMORY_SETTINGS = ("gradient_checkpointing", "projection.recompute_volumes", "projection")
-# Values of each tensor that the base's digest reads: every fine-tuning changes some, and reading all takes minutes.
+# Values of each tensor that the base's digest reads: fine-tuning the whole changes some, and reading all takes minutes.
 DIGEST_VALUES = 64
 
 
@@ -100,7 +100,7 @@ def read_adapter(folder: Path | str) -> Adapter:
     if metadata.get("kind") != KIND:
         raise ValueError(f"{path}: kind is {metadata.get('kind')!r}, not {KIND!r}; it is an adapter of something else")
     version = metadata.get("format_version", "")
-    check_version(path, int(version) if version.isdigit() else version, FORMAT_VERSION)
+    check_version(path, int(version) if version.isdecimal() else version, FORMAT_VERSION)
     try:
         config = parse_config(json.loads(metadata["viewdiff"]))
         return Adapter(config, metadata["base_digest"], weights, folder)

@@ -31,6 +31,8 @@ from torch import Tensor
 
 # Points nearer than this, or behind the camera, are divided by it instead of by their depth: pixels stay finite.
 MIN_DEPTH = 1e-8
+# Of intrinsics, in image areas: a focal length of a thousandth of the image's side sees 179.9 degrees.
+MIN_DETERMINANT = 1e-6
 # A rotation read from a file as rounded text or float32 is this orthonormal at least; a wrong one is off by far more.
 ROTATION_TOLERANCE = 1e-3
 
@@ -56,8 +58,13 @@ class Cameras:
         for name, matrix in (("world_to_camera", self.world_to_camera), ("intrinsics", self.intrinsics)):
             if matrix.dtype not in (torch.float32, torch.float64):
                 raise ValueError(f"cameras: {name} has dtype {matrix.dtype}, must be float32 or float64")
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            raise ValueError(f"cameras: image_size {self.image_size} must be a positive (height, width)")
+        if self.world_to_camera.dtype != self.intrinsics.dtype:
+            raise ValueError(
+                f"cameras: world_to_camera is {self.world_to_camera.dtype}, intrinsics are {self.intrinsics.dtype}; "
+                "they must be alike"
+            )
+        if len(self.image_size) != 2 or not all(isinstance(side, int) and side > 0 for side in self.image_size):
+            raise ValueError(f"cameras: image_size {self.image_size} must be whole numbers (height, width), from 1 on")
 
     @property
     def shape(self) -> torch.Size:
@@ -151,12 +158,19 @@ class Cameras:
         focal_lengths = self.intrinsics[..., (0, 1), (0, 1)]
         if not bool((focal_lengths > 0).all()):
             raise ValueError(f"cameras: focal lengths must be positive, the smallest is {focal_lengths.min().item()}")
-        if not torch.equal(self.world_to_camera[..., 3, :3], torch.zeros_like(self.world_to_camera[..., 3, :3])):
+        last_row = self.world_to_camera.new_tensor([0.0, 0.0, 0.0, 1.0])
+        if not torch.equal(self.world_to_camera[..., 3, :], last_row.expand(*self.shape, 4)):
             raise ValueError("cameras: the last row of world_to_camera must be [0, 0, 0, 1]; is it transposed?")
-        last_row = self.intrinsics.new_tensor([0.0, 0.0, 1.0])
-        if not torch.equal(self.intrinsics[..., 2, :], last_row.expand(*self.shape, 3)):
+        if not torch.equal(self.intrinsics[..., 2, :], last_row[1:].expand(*self.shape, 3)):
             raise ValueError(
                 "cameras: the last row of intrinsics must be [0, 0, 1]; these would be singular or no pixels"
+            )
+        height, width = self.image_size
+        determinants = torch.linalg.det(self.intrinsics) / (height * width)
+        if not bool((determinants > MIN_DETERMINANT).all()):
+            raise ValueError(
+                f"cameras: intrinsics are singular; the smallest determinant is {determinants.min().item():.3g} of the "
+                "image's area"
             )
         return self
 

@@ -202,5 +202,5 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"sampling: num_steps {self.num_steps} must be at least 1")
-        if self.guidance_scale < 1:
+        if not self.guidance_scale >= 1:
             raise ValueError(f"sampling: guidance_scale {self.guidance_scale} must be at least 1 (1 = off)")

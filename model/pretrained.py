@@ -45,20 +45,24 @@ def write_network(
 
 
 def read_network(folder: Path | str, build: Callable[[UNet2DConditionModel, ViewDiffConfig], Network]) -> Network:
-    """The network in `folder`, on the CPU; `build` makes it from a stock U-Net and its config.
+    """The network in `folder`, on the CPU, in the precision that it was saved in; `build` makes it from a stock U-Net
+    and its config.
 
     Raises ValueError when the folder holds something else, a newer format, or weights that do not fit its config.
     """
     folder = Path(folder)
     record = _read_config(folder / CONFIG_FILE)
     try:
+        if not isinstance(record["unet"], dict):  # a name would be looked up on the hub
+            raise TypeError(f"unet is {record['unet']!r}")
         network = build(UNet2DConditionModel.from_config(record["unet"]), parse_config(record["viewdiff"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / CONFIG_FILE}: does not describe a network ({error})") from error
     weights = read_weights(folder / WEIGHTS_FILE)
     check_fit(folder, network.state_dict(), weights)
     network.load_state_dict(weights)
-    return network
+    (dtype, *others) = {value.dtype for value in weights.values()}
+    return network if others else network.to(dtype)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -72,7 +76,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); give a folder that save_pretrained wrote") from error
     kind = record.get("kind") if isinstance(record, dict) else None
     if kind != KIND:
@@ -103,9 +107,10 @@ def _lists_to_tuples(value: Any) -> Any:
 
 
 def check_fit(folder: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    """Raise ValueError naming the first keys that are missing, not known or of another shape."""
+    """Raise ValueError naming the first keys that are missing, not known, of another shape or not of floating point."""
     differences = [f"missing {key}" for key in expected if key not in found]
     differences += [f"unknown {key}" for key in found if key not in expected]
+    differences += [f"{key} of {value.dtype}" for key, value in found.items() if not value.is_floating_point()]
     differences += [
         f"{key} {tuple(found[key].shape)} instead of {tuple(value.shape)}"
         for key, value in expected.items()

@@ -27,7 +27,11 @@ GROUP_NORM_EPSILON = 1e-5
 
 
 class ResnetBlock3d(nn.Module):
-    """A residual block of two 3×3×3 convolutions that sees the time between them."""
+    """A residual block of two 3×3×3 convolutions, with the time added between them.
+
+    The second normalisation, of each channel alone, takes the time out again but for rounding: as in the published
+    model, see docs/decisions/008.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, timestep_channels: int) -> None:
         super().__init__()

@@ -61,9 +61,17 @@ class ViewRequest:
         for name, shape in (("cameras", self.scene.cameras.shape), ("known", self.known.shape)):
             if tuple(shape) != batch:
                 raise ValueError(f"view request: {name} {tuple(shape)} must be (samples, views) {batch}")
-        for name, tensor in (("text", self.text), ("scene_bounds", self.scene.scene_bounds)):
-            if len(tensor) != batch[0]:
-                raise ValueError(f"view request: {name} {tuple(tensor.shape)} must start with {batch[0]} samples")
+        if len(self.text) != batch[0]:
+            raise ValueError(f"view request: text {tuple(self.text.shape)} must start with {batch[0]} samples")
+        for name, tensor, expected in (
+            ("scene_bounds", self.scene.scene_bounds, (batch[0], 2, 3)),
+            ("intensity", self.scene.intensity, (*batch, 2)),
+        ):
+            if tuple(tensor.shape) != expected:
+                raise ValueError(f"view request: {name} {tuple(tensor.shape)} must be {expected}")
+        if self.empty_text.shape != self.text.shape[1:]:
+            shape = tuple(self.text.shape[1:])
+            raise ValueError(f"view request: empty_text {tuple(self.empty_text.shape)} must be {shape}, like a text")
         if bool(self.known.all(dim=1).any()):
             sample = int(self.known.all(dim=1).nonzero()[0])
             raise ValueError(f"view request: all views of sample {sample} are known; leave one to be generated")
@@ -117,6 +125,8 @@ def generate_views(
     """
     # Known views first: the projection layers take the noise level of the volume from the last view.
     order = request.known.int().argsort(dim=1, descending=True, stable=True)
+    if torch.equal(order, torch.arange(order.shape[1], device=order.device).expand_as(order)):
+        return denoise(unet, scheduler, request, config, noise=request.noise(), progress=progress)
     noise = reorder_views(request.noise(), order)
     latents = denoise(unet, scheduler, request.reorder(order), config, noise=noise, progress=progress)
     return reorder_views(latents, order.argsort(dim=1))

@@ -66,8 +66,10 @@ class ViewDiffUNet(nn.Module):
         """
         self._check(latents, timesteps, text, scene)
         num_samples, num_views = latents.shape[:2]
-        if opacity_noise_seeds is not None and opacity_noise_seeds.shape != (num_samples,):
-            raise ValueError(f"opacity_noise_seeds: shape {tuple(opacity_noise_seeds.shape)} must be ({num_samples},)")
+        if opacity_noise_seeds is not None:
+            dtype, shape = opacity_noise_seeds.dtype, tuple(opacity_noise_seeds.shape)
+            if dtype != torch.int64 or shape != (num_samples,):
+                raise ValueError(f"opacity_noise_seeds: {dtype} {shape} must be torch.int64 ({num_samples},)")
         if not 0 <= hidden_views < num_views:
             raise ValueError(f"hidden_views {hidden_views} must lie in [0, {num_views - 1}] for {num_views} views")
         latent_size = (latents.shape[-2], latents.shape[-1])
@@ -169,7 +171,7 @@ class ViewDiffUNet(nn.Module):
     def _check(self, latents: Tensor, timesteps: Tensor, text: Tensor, scene: Scene) -> None:
         """Raise ValueError naming the first shape that does not fit."""
         channels = self.unet.config.in_channels
-        if latents.ndim != 5 or 0 in latents.shape[:2] or latents.shape[2] != channels:
+        if latents.ndim != 5 or 0 in latents.shape or latents.shape[2] != channels:
             raise ValueError(
                 f"latents: shape {tuple(latents.shape)} must be [samples ≥ 1, views ≥ 1, {channels}, height, width]"
             )
@@ -179,6 +181,8 @@ class ViewDiffUNet(nn.Module):
             raise ValueError(f"latents: size {(height, width)} must be divisible by {factor}, the U-Net's downsampling")
         batch = tuple(latents.shape[:2])
         text_shape = (batch[0], text.shape[1] if text.ndim == 3 else 0, self.unet.config.cross_attention_dim)
+        if not latents.is_floating_point():
+            raise ValueError(f"latents: dtype {latents.dtype} must be a floating-point type")
         for name, value, shape in (
             ("timesteps", timesteps, batch),
             ("text", text, text_shape),

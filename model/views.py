@@ -23,6 +23,9 @@ from model.conditioning import NEUTRAL_INTENSITY
 from model.config import ProjectionConfig
 from model.geometry import Geometry
 
+# World units. Shorter sides of a scene are a mistake, and their inverse is no number soon.
+MIN_SIDE = 1e-6
+
 
 class Prepared(NamedTuple):
     """The geometry of a network's layers, and what it was computed from."""
@@ -86,11 +89,12 @@ class Scene:
             if not bool(torch.isfinite(values).all()):
                 raise ValueError(f"{name}: must be finite; some value is NaN or infinite")
         low, high = self.scene_bounds.unbind(-2)
-        if not bool((high > low).all()):
-            sample = int((high <= low).any(-1).nonzero()[0])
+        flat = (high - low < MIN_SIDE).any(-1)
+        if bool(flat.any()):
+            sample = int(flat.nonzero()[0])
             raise ValueError(
-                f"scene_bounds: the maximum corner must lie above the minimum on every axis; sample {sample} has "
-                f"{low[sample].tolist()} and {high[sample].tolist()}"
+                f"scene_bounds: the maximum corner must lie {MIN_SIDE} above the minimum on every axis; sample "
+                f"{sample} has {low[sample].tolist()} and {high[sample].tolist()}"
             )
         return self
 

@@ -104,6 +104,8 @@ def run_writers(
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours says how much is left
+    # It keeps half of the cores for operators that wait for results of this one, of which there are none.
+    context.op_resource_reservation_enabled = False
     context.enable_fallback_to_arrow_object_ext_type = True  # plans travel pickled; without this Ray warns of it
     results = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=len(tasks)).map(
         write_planned_shard,

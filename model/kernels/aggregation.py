@@ -209,12 +209,12 @@ def _merge_tile(pairs: Pairs, shown: Tensor, weights: list[Tensor] | tuple[Tenso
     encoded = encoded + residual
     visible = encoded * visible.sigmoid()
     weight = F.linear(_layer(visible, w.weight_in, w.weight_in_bias), w.weight_out, w.weight_out_bias).sigmoid()
-    total = _sum(weight, pairs)
-    share = 1 / (total + WEIGHT_EPSILON)  # [T, 1], of a pair's weight
-    mean = _sum(weight * encoded, pairs) * share
+    # Normalised before anything is multiplied by them: their gradients then lose fewer digits.
+    weight = weight * _spread(1 / (_sum(weight, pairs) + WEIGHT_EPSILON), pairs)
+    mean = _sum(weight * encoded, pairs)
     difference = encoded - _spread(mean, pairs)
-    variance = _sum(weight * difference * difference, pairs) * share
-    return _layer(torch.cat([mean, variance, total * share / num_views], dim=-1), w.output, w.output_bias)
+    variance = _sum(weight * difference * difference, pairs)
+    return _layer(torch.cat([mean, variance, _sum(weight, pairs) / num_views], dim=-1), w.output, w.output_bias)
 
 
 def _layer(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

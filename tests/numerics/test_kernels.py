@@ -28,6 +28,14 @@ def test_tiles_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(case, "tiled")
 
 
+@pytest.mark.parametrize("num_samples", [1, 3, 4, 7])
+def test_tiles_of_several_samples_join_without_a_seam(monkeypatch: pytest.MonkeyPatch, num_samples: int) -> None:
+    """Of 27 voxels and 3 views; three samples a tile forwards, one backwards."""
+    monkeypatch.setattr("model.kernels.aggregation.PAIRS_PER_THREAD", 3 * 27 * 3)
+    monkeypatch.setattr("model.kernels.aggregation.MOST_THREADS", 1)
+    assert_same(aggregation_case(grid_size=3, num_samples=num_samples), "tiled")
+
+
 def test_mean_over_views_equals_the_plain_one() -> None:
     case = aggregation_case(grid_size=8)._replace(aggregator=MeanAggregator())
     assert_same(case, "tiled", without=("timestep_embedding",))

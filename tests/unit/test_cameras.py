@@ -106,8 +106,9 @@ def test_wrong_shapes_are_refused() -> None:
         Cameras(torch.eye(3), torch.eye(3), (8, 8))
     with pytest.raises(ValueError, match=r"\[..., 4, 4\]"):
         Cameras(torch.eye(4).expand(2, 4, 4), torch.eye(3), (8, 8))
-    with pytest.raises(ValueError, match="image_size"):
-        Cameras(torch.eye(4), torch.eye(3), (0, 8))
+    for image_size in ((0, 8), (8.0, 8), (8,)):
+        with pytest.raises(ValueError, match="image_size"):
+            Cameras(torch.eye(4), torch.eye(3), image_size)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -120,3 +121,19 @@ def test_check_names_what_is_wrong(pose_entry: float, focal: float, message: str
     with pytest.raises(ValueError, match=message):
         Cameras(pose, intrinsics, (8, 8)).check()
     _random_cameras(2, 3).check()
+
+
+def test_both_matrices_have_one_type() -> None:
+    with pytest.raises(ValueError, match=r"world_to_camera is torch\.float32, intrinsics are torch\.float64"):
+        Cameras(torch.eye(4), torch.eye(3, dtype=torch.float64), (8, 8))
+
+
+def test_singular_intrinsics_and_scaled_poses_are_refused() -> None:
+    """Positive focal lengths do not suffice: here both rows are the same."""
+    intrinsics, pose = torch.tensor([[8.0, 8.0, 4.0], [8.0, 8.0, 4.0], [0.0, 0.0, 1.0]]), torch.eye(4)
+    for singular in (intrinsics, torch.diag(torch.tensor([1e-9, 8.0, 1.0]))):
+        with pytest.raises(ValueError, match="intrinsics are singular"):
+            Cameras(torch.eye(4), singular, (8, 8)).check()
+    pose[3, 3] = 2.0
+    with pytest.raises(ValueError, match="last row of world_to_camera"):
+        Cameras(pose, 8 * torch.eye(3).index_fill(0, torch.tensor([2]), 1 / 8), (8, 8)).check()

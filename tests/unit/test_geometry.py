@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import model.unet
 from model.config import ProjectionConfig, SamplingConfig
 from model.geometry import LayerShape, compute_geometry
 from model.sampling import generate_views, render_depth
+from model.views import Scene, reorder_views
 from model.volume import SceneFrame, voxel_grid
 from tests.tiny_network import (
     BLOCKS,
@@ -52,6 +54,27 @@ def test_generation_computes_the_geometry_once(guidance_scale: float, monkeypatc
     request = random_request(num_samples=2).prepared_by(network)
     render_depth(network, request, generate_views(network, base_scheduler(), request, config))
     assert num_samples == [2]  # with guidance, which asks for every sample twice, and for the depth too
+
+
+def test_a_prepared_scene_stays_prepared_when_its_views_change() -> None:
+    network, scene = tiny_network(), random_scene(2, 4)
+    prepared, order = network.prepare(scene, (8, 8)), torch.tensor([[3, 0, 2, 1], [1, 2, 0, 3]])
+    changes: list[Callable[[Scene], Scene]] = [
+        lambda x: x.map_views(lambda values: reorder_views(values, order)),
+        lambda x: x.map_views(lambda values: values[:, [2, 0]]),
+        lambda x: x.repeat(2),
+    ]
+    for change in changes:
+        ours, anew = change(prepared), network.prepare(change(scene), (8, 8))
+        assert ours.prepared is not None
+        assert anew.prepared is not None
+        assert ours.prepared.layers.keys() == anew.prepared.layers.keys()
+        assert torch.equal(ours.scene_bounds, anew.scene_bounds)
+        assert torch.equal(ours.intensity, anew.intensity)
+        for shape, layer in anew.prepared.layers.items():
+            for part, expected in zip(ours.prepared.layers[shape], layer, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(part, expected, strict=True))
+    assert prepared.to("cpu").prepared is None  # on another device it is prepared anew
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from model.config import ViewDiffConfig
 from model.pretrained import FORMAT_VERSION
@@ -72,6 +73,7 @@ def test_loading_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         ({"viewdiff": settings | {"without": ["everything"]}}, "does not describe a network .*everything"),
         ({"viewdiff": settings | {"flavour": 3}}, "does not describe a network .*flavour"),
         ({"viewdiff": settings | {"projection": None}}, "does not describe a network"),
+        ({"unet": "some/model"}, r"does not describe a network \(unet is 'some/model'\)"),  # not looked up on the hub
     ):
         path.write_text(json.dumps(record | change))
         with pytest.raises(ValueError, match=message):
@@ -80,6 +82,20 @@ def test_loading_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(record))
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"model\.safetensors: cannot be read"):
+        ViewDiffUNet.from_pretrained(tmp_path)
+
+
+def test_a_network_keeps_its_precision(tmp_path: Path) -> None:
+    network = tiny_network().bfloat16()
+    network.save_pretrained(tmp_path)
+    loaded = ViewDiffUNet.from_pretrained(tmp_path)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    inputs = random_inputs(1, 2)
+    assert torch.equal(loaded(**inputs), network(**inputs))
+    weights = load_file(tmp_path / "model.safetensors")
+    key = next(iter(weights))
+    save_file(weights | {key: weights[key].long()}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"another architecture .* of torch\.int64"):
         ViewDiffUNet.from_pretrained(tmp_path)
 
 

@@ -105,6 +105,14 @@ def test_one_view_works_and_none_is_refused() -> None:
 
 
 @torch.no_grad()
+def test_the_volume_is_refined_at_the_last_views_time() -> None:
+    """The last view is never a known one."""
+    layer, (tokens, views), seen = _layer(), _inputs(2, 3, 1), list[Tensor]()
+    layer.refiner.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[1]))
+    layer(tokens, *SIZE, views)
+    assert torch.equal(seen[0], views.timestep_embedding[[2, 5]])
+
+
 def test_samples_do_not_mix() -> None:
     layer = _layer()
     tokens, views = _inputs(2, 3, hidden_views=1)
@@ -163,9 +171,17 @@ def test_the_plain_versions_give_the_same(aggregation: str) -> None:
 def test_refining_in_several_levels_keeps_the_shape() -> None:
     refiner = VolumeRefiner((4, 8, 12), TIMESTEP_CHANNELS)
     volume = torch.randn(2, 4, 8, 8, 8)
-    first = refiner(volume, torch.randn(2, TIMESTEP_CHANNELS))
-    assert first.shape == volume.shape
-    assert not torch.equal(first, refiner(volume, torch.randn(2, TIMESTEP_CHANNELS)))
+    refined = refiner(volume, torch.randn(2, TIMESTEP_CHANNELS))
+    assert refined.shape == volume.shape
+    assert (refined - volume).abs().max() > 0.1
+
+
+def test_the_refiners_time_cancels() -> None:
+    """Not a wish but the published arithmetic: docs/decisions/008."""
+    refiner = VolumeRefiner((4, 8), TIMESTEP_CHANNELS).double()
+    volume = torch.randn(2, 4, 8, 8, 8, dtype=torch.float64)
+    times = torch.randn(2, 2, TIMESTEP_CHANNELS, dtype=torch.float64)
+    torch.testing.assert_close(refiner(volume, times[0]), refiner(volume, 100 * times[1]), rtol=0, atol=1e-9)
 
 
 def test_renderer_parameters_are_those_of_the_renderers() -> None:

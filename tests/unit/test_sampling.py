@@ -172,6 +172,15 @@ def test_a_trajectory_of_one_window_is_one_generation() -> None:
     assert torch.equal(generate_trajectory(unet, schedule, asked, config, windows=windows), expected)
 
 
+def test_a_window_starts_from_the_noise_of_its_own_views() -> None:
+    asked = random_request(num_samples=1, num_views=5, num_known=0)
+    oracle = Oracle(asked.known_latents[0], asked.scene.cameras[0], base_scheduler())
+    windows = WindowConfig(num_views=3, num_context=1)
+    generate_trajectory(oracle, base_scheduler(), asked, SamplingConfig(num_steps=1, guidance_scale=1), windows=windows)
+    second = oracle.calls[1]["latents"][0, 1:]
+    torch.testing.assert_close(second, asked.noise()[0, 3:])
+
+
 def test_later_windows_see_earlier_ones_and_use_no_guidance() -> None:
     asked, schedule = random_request(num_samples=1, num_views=7, num_known=0), base_scheduler()
     oracle = Oracle(asked.known_latents[0], asked.scene.cameras[0], schedule)
@@ -249,8 +258,11 @@ def test_bad_requests_are_refused() -> None:
         dataclasses.replace(asked, scene=asked.scene.map_views(lambda x: x[:, :3]))
     with pytest.raises(ValueError, match="text"):
         dataclasses.replace(asked, text=asked.text[:1])
-    with pytest.raises(ValueError, match="guidance_scale"):
-        SamplingConfig(guidance_scale=0.5)
+    with pytest.raises(ValueError, match=r"empty_text \(4, \d+\) must be \(5, \d+\), like a text"):
+        dataclasses.replace(asked, empty_text=asked.empty_text[1:])
+    for guidance_scale in (0.5, float("nan")):
+        with pytest.raises(ValueError, match="guidance_scale"):
+            SamplingConfig(guidance_scale=guidance_scale)
     with pytest.raises(ValueError, match="num_steps"):
         SamplingConfig(num_steps=0)
     with pytest.raises(ValueError, match="num_context"):

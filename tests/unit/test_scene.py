@@ -101,6 +101,8 @@ def _scene(**changes: Any) -> dict[str, Scene]:
     [
         ({"latents": torch.zeros(2, 0, 4, 8, 8)}, "views ≥ 1"),
         ({"latents": torch.zeros(2, 3, 5, 8, 8)}, r"views ≥ 1, 4, height"),
+        ({"latents": torch.zeros(2, 3, 4, 8, 8).long()}, r"latents: dtype torch\.int64 must be a floating"),
+        ({"latents": torch.zeros(2, 3, 4, 0, 8)}, r"latents: shape \(2, 3, 4, 0, 8\) must be"),
         ({"latents": torch.zeros(2, 3, 4, 9, 8)}, r"\(9, 8\) must be divisible by 2"),
         ({"timesteps": torch.zeros(2, 2)}, r"timesteps: shape \(2, 2\) must be \(2, 3\)"),
         ({"text": torch.zeros(1, 5, TEXT_CHANNELS)}, "text"),
@@ -110,7 +112,8 @@ def _scene(**changes: Any) -> dict[str, Scene]:
         (_scene(scene_bounds=torch.zeros(2, 3)), "scene_bounds"),
         (_scene(intensity=torch.zeros(2, 3)), "intensity"),
         ({"hidden_views": 3}, "hidden_views 3"),
-        ({"opacity_noise_seeds": torch.tensor([1])}, r"opacity_noise_seeds: shape \(1,\) must be \(2,\)"),
+        ({"opacity_noise_seeds": torch.tensor([1])}, r"opacity_noise_seeds: torch.int64 \(1,\) must be .* \(2,\)"),
+        ({"opacity_noise_seeds": torch.ones(2)}, r"opacity_noise_seeds: torch.float32 \(2,\) must be torch.int64"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], message: str) -> None:
