@@ -3,7 +3,7 @@
 What views show is computed once for a block and kept in the program's memory `shown`, since its mean must be known
 before anything is encoded. That memory is small enough to stay in the GPU's cache.
 
-See model/kernels/aggregation.py, and triton_aggregation_views.py for shape letters.
+See the paper, section 3.2, model/kernels/aggregation.py, and triton_aggregation_views.py for shape letters.
 """
 
 # A kernel's arguments have the types that it is compiled for.
