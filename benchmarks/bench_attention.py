@@ -53,8 +53,8 @@ def main() -> None:
         ],
     )  # fmt: skip
     text += (
-        "\nWhat is saved is the copying of keys and values. How much of the time that is depends on the processor: where "
-        "memory is fast, products of matrices take the larger part.\n"
+        "\nWhat is saved is the copying of keys and values. How much of the time that is depends on the processor: "
+        "where memory is fast, products of matrices take the larger part.\n"
     )
     write("attention", title="Cross-frame attention", text=text, results={"results": rows})
 
