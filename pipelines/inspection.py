@@ -29,23 +29,29 @@ def inspect(root: Path, config: InspectConfig) -> None:
         categories is asked for, or cannot be written.
     """
     categories = select_categories(root, config.preprocess.categories)
-    if config.contact_sheet is not None and len(categories) > 1:
-        raise UserError(
-            f"contact sheet of {len(categories)} categories: name one with --preprocess.categories; there are "
-            f"{', '.join(categories)}"
-        )
+    sheet = None if config.contact_sheet is None else Path(config.contact_sheet)
+    if sheet is not None:
+        _check_sheet(sheet, categories)
     summaries = []
     for summary in _summaries(root, categories, config):
         print("\n".join(category_lines(summary)), flush=True)
         summaries.append(summary)
     if len(summaries) > 1:
         print(total_line(summaries))
-    if config.contact_sheet is not None:
-        path = Path(config.contact_sheet)
-        if not path.parent.is_dir():
-            raise UserError(f"contact sheet {path}: no folder {path.parent}; make it or choose another")
-        atomic_write(path, encode_png(contact_sheet(root, categories[0], config.preprocess)))
-        print(f"written: {path}")
+    if sheet is not None:
+        atomic_write(sheet, encode_png(contact_sheet(root, categories[0], config.preprocess)))
+        print(f"written: {sheet}")
+
+
+def _check_sheet(path: Path, categories: Sequence[str]) -> None:
+    """Tell before any work what cannot work."""
+    if len(categories) > 1:
+        raise UserError(
+            f"contact sheet of {len(categories)} categories: name one with --preprocess.categories; there are "
+            f"{', '.join(categories)}"
+        )
+    if not path.parent.is_dir():
+        raise UserError(f"contact sheet {path}: no folder {path.parent}; make it or choose another")
 
 
 def category_lines(summary: CategorySummary) -> list[str]:

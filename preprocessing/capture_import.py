@@ -6,8 +6,6 @@ is that of the object: points that the masks show, or without masks those near t
 
 from __future__ import annotations
 
-import gzip
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from infra.errors import UserError
 from infra.log import Progress
 from infra.storage import atomic_write
 from preprocessing.captures import Viewpoint
-from preprocessing.co3d import FRAMES_NAME, SEQUENCES_NAME, read_jgz
+from preprocessing.co3d import FRAMES_NAME, SEQUENCES_NAME, encode_jgz, read_jgz
 from preprocessing.images import DefectError, encode_image, encode_mask, read_image, read_mask
 from preprocessing.normalize import MINIMUM_POINTS, camera_centers
 from preprocessing.reconstructions import Photo, Reconstruction
@@ -171,4 +169,4 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 
 def _write_entries(path: Path, entries: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, gzip.compress(json.dumps(entries).encode(), mtime=0))
+    atomic_write(path, encode_jgz(entries))

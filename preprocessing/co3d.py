@@ -138,6 +138,11 @@ def read_jgz(path: Path, max_bytes: int = MAX_EXPANDED_BYTES) -> Any:
         ) from error
 
 
+def encode_jgz(value: Any) -> bytes:
+    """JSON inside a gzip file, without a time stamp: the same data gives the same bytes."""
+    return gzip.compress(json.dumps(value).encode(), mtime=0)
+
+
 def _entries(path: Path) -> list[Mapping[str, Any]]:
     entries = read_jgz(path)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):

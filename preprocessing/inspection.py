@@ -47,11 +47,10 @@ def summarize_category(root: Path, category: str, config: PreprocessConfig) -> C
     """
     sequences, reasons, examples = read_category(root, category), Counter[str](), dict[str, str]()
     for sequence in sequences:
-        try:
-            screen(sequence, config)
-        except RejectionError as reason:
-            reasons[str(reason)] += 1
-            examples.setdefault(str(reason), sequence.name)
+        reason = _rejection(sequence, config)
+        if reason is not None:
+            reasons[reason] += 1
+            examples.setdefault(reason, sequence.name)
     viewpoints = (frame.viewpoint for sequence in sequences for frame in sequence.frames)
     return CategorySummary(
         category=category,
@@ -75,19 +74,20 @@ def contact_sheet(root: Path, category: str, config: PreprocessConfig) -> np.nda
     Raises:
         UserError: as `summarize_category`, or no sequence passes the checks.
     """
-    usable = [sequence for sequence in read_category(root, category) if _passes(sequence, config)]
+    usable = [sequence for sequence in read_category(root, category) if _rejection(sequence, config) is None]
     if not usable:
         raise UserError(f"contact sheet of {category}: no sequence passes the checks of preprocess; relax them")
     chosen = [usable[place] for place in _spread(len(usable), SHEET_SEQUENCES)]
     return np.concatenate([_row(root, sequence) for sequence in chosen])
 
 
-def _passes(sequence: Sequence, config: PreprocessConfig) -> bool:
+def _rejection(sequence: Sequence, config: PreprocessConfig) -> str | None:
+    """Why a sequence does not pass the checks of its annotations; None if it does."""
     try:
         screen(sequence, config)
-    except RejectionError:
-        return False
-    return True
+    except RejectionError as reason:
+        return str(reason)
+    return None
 
 
 def _row(root: Path, sequence: Sequence) -> np.ndarray:

@@ -13,7 +13,6 @@ categories or objects change no existing one.
 
 from __future__ import annotations
 
-import gzip
 import json
 import multiprocessing
 import shutil
@@ -27,6 +26,7 @@ from infra.errors import UserError
 from infra.fingerprint import fingerprint
 from infra.log import Progress
 from infra.storage import atomic_write
+from preprocessing.co3d import encode_jgz
 from preprocessing.config import SyntheticConfig
 from preprocessing.defects import add_defect, defect_of
 from preprocessing.scenes import plan_sequence, sequence_random
@@ -164,8 +164,8 @@ def _write_category(config: SyntheticConfig, root: Path, category: str) -> None:
             "frame_splits": [SUBSET],
         }
     frames = [frame for record in records.values() for frame in record["frames"]]
-    atomic_write(folder / "frame_annotations.jgz", _zipped(frames))
-    atomic_write(folder / "sequence_annotations.jgz", _zipped([record["sequence"] for record in records.values()]))
+    atomic_write(folder / "frame_annotations.jgz", encode_jgz(frames))
+    atomic_write(folder / "sequence_annotations.jgz", encode_jgz([record["sequence"] for record in records.values()]))
     atomic_write(folder / "captions.json", _json({name: record["captions"] for name, record in records.items()}))
     (folder / "set_lists").mkdir(exist_ok=True)
     atomic_write(folder / "set_lists" / f"set_lists_{SUBSET}.json", _json(splits))
@@ -200,7 +200,3 @@ def _write_root(root: Path) -> None:
 
 def _json(value: object) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
-
-
-def _zipped(value: object) -> bytes:
-    return gzip.compress(json.dumps(value).encode(), mtime=0)  # no time stamp: the same data gives the same bytes
