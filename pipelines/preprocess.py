@@ -6,7 +6,6 @@ bytes.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
@@ -16,6 +15,7 @@ from typing import Any
 from infra.errors import UserError
 from infra.log import Progress
 from infra.storage import require_space
+from infra.tasks import run_tasks
 from pipelines.artifacts import RawDataset
 from pipelines.runtime import RuntimeConfig
 from preprocessing.commit import commit_folder, discard, remove_records
@@ -92,25 +92,7 @@ def run_writers(
     """Have Ray write the shards; yields each one's result as it is committed, in any order. Ray repeats the tasks of
     workers that die.
     """
-    if not tasks:
-        return
-    # Here, because Ray takes seconds to import and bad captures are told of before.
-    import ray.data
-
-    from infra.cluster import ensure_ray
-
-    ensure_ray(num_cpus=num_workers)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # ours says how much is left
-    # It keeps half of the cores for operators that wait for results of this one, of which there are none.
-    context.op_resource_reservation_enabled = False
-    context.enable_fallback_to_arrow_object_ext_type = True  # plans travel pickled; without this Ray warns of it
-    results = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=len(tasks)).map(
-        write_planned_shard,
-        fn_kwargs={"root": root.absolute(), "folder": folder.absolute(), "config": config},
-        compute=ray.data.TaskPoolStrategy(size=min(num_workers, len(tasks))),
-        num_cpus=1,
+    settings = {"root": root.absolute(), "folder": folder.absolute(), "config": config}
+    yield from run_tasks(
+        write_planned_shard, [{"task": task} for task in tasks], settings=settings, num_workers=num_workers
     )
-    yield from results.iter_rows()

@@ -1,0 +1,55 @@
+"""Independent pieces of work on a Ray cluster, through Ray Data. The only file that imports ray.data.
+
+Each piece is committed by whoever does it, so results come in any order, and Ray repeats the pieces of workers that
+die.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+Item = dict[str, Any]
+
+
+def run_tasks(
+    function: Callable[..., Item], items: Sequence[Item], *, settings: dict[str, Any], num_workers: int
+) -> Generator[Item, None, None]:
+    """Call `function(item, **settings)` for every item, one CPU and at most `num_workers` at a time; yields each result
+    as it is there.
+    """
+    yield from _mapped(function, items, num_workers=num_workers, fn_kwargs=settings, num_cpus=1)
+
+
+def run_actors(
+    actor: type, items: Sequence[Item], *, settings: dict[str, Any], num_workers: int, use_gpu: bool
+) -> Generator[Item, None, None]:
+    """As `run_tasks` with objects that are made once per worker, `actor(**settings)`, and called with the items: for
+    work that needs a model in memory. One CPU and, with `use_gpu`, one GPU each.
+    """
+    resources = {"num_cpus": 1, "num_gpus": 1 if use_gpu else 0}
+    yield from _mapped(actor, items, num_workers=num_workers, fn_constructor_kwargs=settings, **resources)
+
+
+def _mapped(function: Any, items: Sequence[Item], *, num_workers: int, **options: Any) -> Generator[Item, None, None]:
+    if not items:
+        return
+    # Here, because Ray takes seconds to import, and bad input is told of before.
+    import ray.data
+
+    from infra.cluster import ensure_ray
+
+    ensure_ray(num_cpus=num_workers)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # ours says how much is left
+    # It keeps half of the cores for operators that wait for results of this one, of which there are none.
+    context.op_resource_reservation_enabled = False
+    context.enable_fallback_to_arrow_object_ext_type = True  # items travel pickled; without this Ray warns of it
+    size = min(num_workers, len(items))
+    actors = isinstance(function, type)
+    strategy = ray.data.ActorPoolStrategy(size=size) if actors else ray.data.TaskPoolStrategy(size=size)
+    dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
+    yield from dataset.map(function, compute=strategy, **options).iter_rows()
