@@ -1,4 +1,4 @@
-"""Files that are either complete or not there."""
+"""Files that are either complete or not there, on this machine's disks or in an object store."""
 
 from __future__ import annotations
 
@@ -7,17 +7,39 @@ import hashlib
 import os
 import shutil
 import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from infra.errors import UserError
+from infra.s3 import SCHEME, S3Path
+
+StoragePath = Path | S3Path
 
 _CHUNK_BYTES = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def atomic_write(path: Path, data: bytes) -> None:
+def open_path(address: str) -> StoragePath:
+    """The path of a folder's name or of an s3:// address.
+
+    Raises:
+        UserError: an address of another kind, or a malformed one.
+    """
+    if address.startswith(SCHEME):
+        return S3Path.parse(address)
+    if "://" in address:
+        raise UserError(f"address {address!r}: name a folder, or s3://bucket/folder")
+    return Path(address).expanduser()
+
+
+def atomic_write(path: StoragePath, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old file or the whole new one, also after a crash."""
+    if isinstance(path, S3Path):
+        path.write_bytes(data)
+        return
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
         partial = Path(file.name)
         try:
@@ -31,6 +53,26 @@ def atomic_write(path: Path, data: bytes) -> None:
             partial.unlink(missing_ok=True)
             raise
     _sync_folder(path.parent)
+
+
+@contextmanager
+def publishing(final: StoragePath) -> Iterator[Path]:
+    """A local path to write a file to, which becomes `final` when the block ends without an error, whole or not at all.
+    Where the block leaves no file nothing is published.
+    """
+    folder = Path(tempfile.gettempdir()) if isinstance(final, S3Path) else final.parent
+    partial = folder / f".{final.stem}-{uuid.uuid4().hex}.tmp"
+    try:
+        yield partial
+        if not partial.exists():
+            return
+        if isinstance(final, S3Path):
+            final.upload(partial)
+        else:
+            _sync_file(partial)
+            partial.replace(final)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def publish_folder(partial: Path, final: Path) -> None:
@@ -51,7 +93,14 @@ def publish_folder(partial: Path, final: Path) -> None:
     _sync_folder(final.parent)
 
 
-def digest_file(path: Path) -> str:
+def num_bytes(path: StoragePath) -> int:
+    """Size of a file; 0 where there is none."""
+    if not path.is_file():
+        return 0
+    return path.num_bytes() if isinstance(path, S3Path) else path.stat().st_size
+
+
+def digest_file(path: StoragePath) -> str:
     """SHA-256 of a file's bytes, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -66,12 +115,15 @@ def digest_folder(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
 
 
-def require_space(folder: Path, num_bytes: int) -> None:
-    """Check that `num_bytes` can be written below `folder`, which need not exist yet. Creates nothing.
+def require_space(folder: StoragePath, num_bytes: int) -> None:
+    """Check that `num_bytes` can be written below `folder`, which need not exist yet. Creates nothing. Object stores
+    have no end.
 
     Raises:
         UserError: `folder` or a parent of it is a file, may not be written to, or its disk has too little space left.
     """
+    if isinstance(folder, S3Path):
+        return
     existing = folder
     while not existing.exists():
         existing = existing.parent
@@ -89,13 +141,13 @@ def require_space(folder: Path, num_bytes: int) -> None:
         )
 
 
-def as_user_error(error: OSError, folder: Path) -> UserError | None:
+def as_user_error(error: OSError, folder: StoragePath) -> UserError | None:
     """The message for a person when `error` says that `folder` cannot take more, else None."""
     if error.errno in _FULL:
         return UserError(
             f"output folder {folder}: the disk is full; make space and run the same command again, it resumes"
         )
-    if error.errno in _FORBIDDEN and Path(str(error.filename)).is_relative_to(folder):
+    if error.errno in _FORBIDDEN and Path(str(error.filename)).is_relative_to(str(folder)):
         return UserError(
             f"output folder {folder}: no permission to write {error.filename}; "
             "change its owner or choose another folder"

@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from infra.errors import UserError
 from infra.fingerprint import fingerprint
-from infra.storage import digest_file
+from infra.storage import StoragePath, digest_file, open_path
 
 RECORD_NAME = "artifact.json"
+DATA_FACT = "data"  # the fact that says where an artifact's files are when not in its folder
 _ANNOTATION_PATTERNS = (
     "category_to_subset_name_list.json",
     "*/frame_annotations.jgz",
@@ -28,21 +29,26 @@ class Artifact:
     fingerprint: str
     folder: Path
     facts: Mapping[str, Any] = field(default_factory=dict)
+    is_bulk: ClassVar[bool] = False
+    """Whether it is large and read file by file, so that its files may be kept in an object store."""
+
+    @property
+    def data(self) -> StoragePath:
+        """Where its files are: in its folder, or in the object store that it was written to or read from."""
+        address = self.facts.get(DATA_FACT)
+        return self.folder if address is None else open_path(address)
 
 
 @dataclass(frozen=True)
 class RawDataset(Artifact):
-    """Captures in CO3Dv2 layout."""
-
-    @property
-    def root(self) -> Path:
-        """The CO3Dv2 root: the artifact's folder itself."""
-        return self.folder
+    """Captures in CO3Dv2 layout; `data` is the root."""
 
 
 @dataclass(frozen=True)
 class Shards(Artifact):
     """Preprocessed sequences: webdataset shards, index.parquet, dataset.json."""
+
+    is_bulk = True
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ class BaseFolder(Artifact):
 @dataclass(frozen=True)
 class Latents(Artifact):
     """Cached VAE moments, caption embeddings and prior samples of one `Shards` under one base model."""
+
+    is_bulk = True
 
 
 @dataclass(frozen=True)
@@ -152,7 +160,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def external_dataset(root: Path) -> RawDataset:
+def external_dataset(root: StoragePath) -> RawDataset:
     """Captures that no stage wrote.
 
     Their identity is the content of the annotation and set-list files, wherever these lie; images are not read.
@@ -164,11 +172,15 @@ def external_dataset(root: Path) -> RawDataset:
         raise UserError(
             f"data set {root}: no such folder; name the folder that holds category_to_subset_name_list.json"
         )
-    files = sorted(path for pattern in _ANNOTATION_PATTERNS for path in root.glob(pattern))
-    if not any(path.name == "frame_annotations.jgz" for path in files):
+    paths: list[StoragePath] = [path for pattern in _ANNOTATION_PATTERNS for path in root.glob(pattern)]
+    files = {str(path).removeprefix(f"{root}/"): path for path in paths}
+    if not any(name.endswith("/frame_annotations.jgz") for name in files):
         raise UserError(
             f"data set {root}: not in CO3Dv2 layout, it has no <category>/frame_annotations.jgz; "
             "name the folder that holds category_to_subset_name_list.json"
         )
-    digests = {path.relative_to(root).as_posix(): digest_file(path) for path in files}
-    return RawDataset(fingerprint=fingerprint({"dataset": digests}), folder=root.absolute())
+    digests = {name: digest_file(path) for name, path in sorted(files.items())}
+    identity = fingerprint({"dataset": digests})
+    if isinstance(root, Path):
+        return RawDataset(fingerprint=identity, folder=root.absolute())
+    return RawDataset(fingerprint=identity, folder=Path(), facts={DATA_FACT: str(root)})

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from infra.errors import UserError
 from infra.log import Progress
-from infra.storage import atomic_write
+from infra.storage import StoragePath, atomic_write
 from model.base import BaseModel, load_base, save_base, scale_latents
 from model.config import BaseConfig, FitConfig
 from model.tiny_base import build_tiny_base
@@ -45,9 +45,9 @@ def train_base(config: BaseConfig, inputs: Mapping[str, Any], folder: Path, runt
             raise UserError(f"{error}; name another with --base.source") from error
         return {"source": config.source}
     torch.set_num_threads(os.cpu_count() or 1)  # Ray limits the process of a submitted job to one
-    index = FrameIndex.open(inputs["shards"].folder)
+    index = FrameIndex.open(inputs["shards"].data)
     rows, captions = _training_frames(index)
-    images = _read_images(inputs["shards"].folder, index, rows)
+    images = _read_images(inputs["shards"].data, index, rows)
     base = build_tiny_base(config.tiny, words=_words(captions), seed=config.seed)
     vae_loss = _fit_vae(base, images, config, folder)
     unet_loss = _fit_unet(base, _encode(base, images), captions, config, folder)
@@ -66,7 +66,7 @@ def _training_frames(index: FrameIndex) -> tuple[list[int], list[tuple[str, ...]
     return rows, captions
 
 
-def _read_images(folder: Path, index: FrameIndex, rows: Sequence[int]) -> Tensor:
+def _read_images(folder: StoragePath, index: FrameIndex, rows: Sequence[int]) -> Tensor:
     """Frames as uint8 [N, 3, H, W]."""
     reader = ShardReader(folder, index)
     return torch.from_numpy(np.stack([reader.image(row) for row in rows])).permute(0, 3, 1, 2).contiguous()

@@ -23,8 +23,7 @@ from model.sampling import ViewRequest, generate_views
 from model.unet import ViewDiffUNet
 from model.views import Scene
 from pipelines.loop import StepInfo
-from preprocessing.dataset import FrameIndex
-from preprocessing.latents import LatentCache
+from preprocessing.batches import TrainBatches
 
 MODEL_PART, OPTIMIZER_PART = "model", "optimizer"  # file names inside a checkpoint
 PREVIEW_SAMPLING = SamplingConfig(num_steps=8, guidance_scale=1.0)  # guidance would double the time
@@ -126,16 +125,18 @@ class DrawPreviews:
         return np.concatenate(list(images), axis=1)
 
 
-def preview_request(index: FrameIndex, latents: LatentCache, num_views: int) -> ViewRequest:
-    """The first held-out object (of training where none is held out) from evenly spaced views, the first one known."""
+def preview_request(batches: TrainBatches, num_views: int, encoder: BaseModel | None) -> ViewRequest:
+    """The first held-out object (of training where none is held out) from evenly spaced views, the first one known.
+    `encoder` as `TrainBatches.views`.
+    """
+    index, latents = batches.index, batches.latents
     sequence = (index.sequences("val") or index.sequences("test") or index.sequences("train"))[0]
     rows = [sequence.rows[number * len(sequence.rows) // num_views] for number in range(num_views)]
-    truth = latents.latents(rows, torch.zeros(num_views, *latents.latent_shape))
     return ViewRequest(
         scene=Scene.neutral(index.cameras(rows)[None], torch.from_numpy(sequence.scene_bounds)[None]),
-        text=latents.text(sequence.captions[0])[None],
-        empty_text=latents.empty_text,
-        known_latents=truth[None],
+        text=latents.text([latents.caption_number(sequence.captions[0])]).float(),
+        empty_text=latents.text([0])[0].float(),
+        known_latents=batches.mean_latents(rows, encoder)[None],
         known=torch.arange(num_views)[None] == 0,
         seeds=(0,),
     )

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from infra.errors import UserError
+from infra.storage import StoragePath
 from pipelines.config import RunConfig
 from pipelines.runtime import RuntimeConfig
 
@@ -29,7 +30,7 @@ def check_settings(config: RunConfig, runtime: RuntimeConfig, *, stages: set[str
         _check_network(config)
 
 
-def check_held_out(config: RunConfig, shards_dir: Path) -> None:
+def check_held_out(config: RunConfig, shards_dir: StoragePath) -> None:
     """Check that finished shards hold something to evaluate.
 
     Raises:

@@ -60,8 +60,8 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Any], folder: Path, ru
     tracking = Tracking(runtime.tracking)
     tracking.check()
     shards, checkpoint = inputs["shards"], inputs["checkpoint"]
-    index = FrameIndex.open(shards.folder)
-    reader = ShardReader(shards.folder, index)
+    index = FrameIndex.open(shards.data)
+    reader = ShardReader(shards.data, index)
     pictures_dir = folder / "pictures"
     pictures_dir.mkdir(exist_ok=True)
     objects, texts = choose_objects(index, config), choose_texts(index, config)

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from infra.errors import UserError
+from infra.storage import StoragePath, open_path
 from model.cameras import Cameras
 from model.config import SamplingConfig
 from model.trajectories import from_file, orbit, orbit_like, spiral
 from model.windows import WindowConfig
-from pipelines.artifacts import RECORD_NAME, ModelVersion, load_artifact, newest, read_record
+from pipelines.artifacts import RECORD_NAME, ModelVersion, Shards, load_artifact, newest, read_record
 from pipelines.checks import check_gpus
 from pipelines.config import GenerateRequest
 from pipelines.evaluation_tasks import UNIT_CUBE, EvaluationTask, training_cameras
@@ -71,7 +72,7 @@ def prepare(request: GenerateRequest, runtime: RuntimeConfig) -> GenerateInputs:
     )
 
 
-def _from_capture(request: GenerateRequest, shards_dir: Path) -> Prepared:
+def _from_capture(request: GenerateRequest, shards_dir: StoragePath) -> Prepared:
     index = FrameIndex.open(shards_dir)
     sequence = _find_sequence(request, index, shards_dir)
     rows = _find_rows(request, index, sequence)
@@ -89,7 +90,7 @@ def _from_capture(request: GenerateRequest, shards_dir: Path) -> Prepared:
     return task, names, ShardReader(shards_dir, index)
 
 
-def _from_text(request: GenerateRequest, generator: SampleGenerator, shards_dir: Path | None) -> Prepared:
+def _from_text(request: GenerateRequest, generator: SampleGenerator, shards_dir: StoragePath | None) -> Prepared:
     assert request.text is not None
     cameras = _path(request, generator.image_size, shards_dir)
     num_views = len(cameras.world_to_camera)
@@ -106,7 +107,7 @@ def _from_text(request: GenerateRequest, generator: SampleGenerator, shards_dir:
     return task, tuple(f"{number:03d}" for number in range(num_views)), None
 
 
-def _path(request: GenerateRequest, image_size: tuple[int, int], shards_dir: Path | None) -> Cameras:
+def _path(request: GenerateRequest, image_size: tuple[int, int], shards_dir: StoragePath | None) -> Cameras:
     """Cameras [V]. An orbit is like the training cameras where these are still there."""
     num_views = request.num_views or DEFAULT_NUM_VIEWS
     if request.path == "spiral":
@@ -128,7 +129,7 @@ def _windows(request: GenerateRequest, num_views: int) -> WindowConfig | None:
     return WindowConfig(num_views=request.views_at_once, num_context=request.context_views)
 
 
-def _find_sequence(request: GenerateRequest, index: FrameIndex, shards_dir: Path) -> SequenceRecord:
+def _find_sequence(request: GenerateRequest, index: FrameIndex, shards_dir: StoragePath) -> SequenceRecord:
     by_name = {f"{item.category}/{item.sequence}": item for item in index.sequences()}
     if request.sequence is None:
         if len(by_name) > 1:
@@ -193,11 +194,14 @@ def _made_from(model_dir: Path, role: str) -> Path | None:
     return next((path.parent for path in found), None)
 
 
-def _shards_dir(request: GenerateRequest, model_dir: Path) -> Path:
+def _shards_dir(request: GenerateRequest, model_dir: Path) -> StoragePath:
     found = request.shards or _made_from(model_dir, "shards")
     if found is None:
         raise UserError(f"sequence {request.sequence!r}: name the folder of shards it is in with --shards")
-    return Path(found).expanduser().absolute()
+    address = open_path(str(found)).absolute()
+    if isinstance(address, Path) and (address / RECORD_NAME).is_file():
+        return load_artifact(address, Shards).data
+    return address
 
 
 def _check_size(image_size: tuple[int, int], generator: SampleGenerator) -> None:

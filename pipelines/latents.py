@@ -1,29 +1,98 @@
-"""Stage latents: everything that training needs of the frozen autoencoder, text encoder and base U-Net, cached."""
+"""Stage latents: everything that training needs of the frozen autoencoder, text encoder and base U-Net, cached by Ray
+actors that each hold the base model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 
+from infra.errors import UserError
+from infra.log import Progress
+from infra.storage import StoragePath, as_user_error
+from infra.tasks import run_actors
 from model.base import load_base
 from pipelines.runtime import RuntimeConfig
 from preprocessing.config import LatentsConfig
 from preprocessing.dataset import FrameIndex, ShardReader
-from preprocessing.latents import write_latents
+from preprocessing.encoding import LatentsWriter, commit_latents, plan_units, remove_records
+from preprocessing.latents import MANIFEST_NAME, LatentCache
 
 
 def cache_latents(
-    config: LatentsConfig, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig
+    config: LatentsConfig, inputs: Mapping[str, Any], folder: StoragePath, runtime: RuntimeConfig
 ) -> dict[str, Any]:
-    """Write the cache of the shards under the base model into `folder`; returns its counts."""
-    shards = inputs["shards"].folder
+    """Write the cache of the shards under the base model into `folder`, going on where an earlier run stopped; returns
+    its counts.
+    """
+    shards, base_dir = inputs["shards"].data, inputs["base"].folder
     index = FrameIndex.open(shards)
-    base = load_base(inputs["base"].folder).frozen().to("cuda" if runtime.use_gpu else "cpu")
-    counts = write_latents(index, ShardReader(shards, index), base, folder, config)
-    if runtime.use_gpu:
-        base.to("cpu")
-        torch.cuda.empty_cache()  # a training worker may get the same card
-    return dict(counts)
+    if not (folder / MANIFEST_NAME).is_file():
+        settings = {"base_dir": base_dir, "shards": shards, "config": config, "use_gpu": runtime.use_gpu}
+        _run_units(index, folder, settings, num_workers=runtime.num_workers)
+        vae = AutoencoderKL.load_config(base_dir, subfolder="vae")
+        commit_latents(
+            folder,
+            index,
+            config,
+            scaling_factor=vae["scaling_factor"],
+            shift_factor=vae.get("shift_factor") or 0.0,
+        )
+    remove_records(folder)
+    cache = LatentCache(folder)
+    return {
+        "num_frames": len(index),
+        "num_crops": cache.num_crops,
+        "num_captions": cache.num_captions,
+        "num_prior_images": cache.num_prior,
+    }
+
+
+def _run_units(index: FrameIndex, folder: StoragePath, settings: dict[str, Any], *, num_workers: int) -> None:
+    units = plan_units(index, settings["config"])
+    pending = [unit for unit in units if not unit.record_path(folder).is_file()]
+    results = run_actors(
+        LatentsActor,
+        [{"unit": unit} for unit in pending],
+        settings=settings | {"folder": folder},
+        num_workers=num_workers,
+        use_gpu=settings["use_gpu"],
+    )
+    total, left = sum(unit.size for unit in units), sum(unit.size for unit in pending)
+    with Progress("latents", total=total, unit="items", done=total - left) as progress, closing(results):
+        for result in results:
+            if result["error"]:
+                raise UserError(result["error"])
+            progress.advance(result["size"], kind=result["kind"])
+
+
+class LatentsActor:
+    """One worker: the base model in memory, and the units that it is given."""
+
+    def __init__(
+        self, *, base_dir: Path, shards: StoragePath, folder: StoragePath, config: LatentsConfig, use_gpu: bool
+    ) -> None:
+        torch.set_num_threads(1)  # one CPU each; sums also depend on the number of threads
+        base = load_base(base_dir).frozen().to("cuda" if use_gpu else "cpu")
+        index = FrameIndex.open(shards)
+        self._folder = folder
+        self._writer = LatentsWriter(base, index, ShardReader(shards, index), folder, config)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Do `row["unit"]`. What the user must mend comes back as `error`: an exception would lose its type."""
+        unit, error = row["unit"], ""
+        try:
+            self._writer.write(unit)
+        except UserError as problem:
+            error = str(problem)
+        except OSError as problem:
+            message = as_user_error(problem, self._folder)
+            if message is None:
+                raise
+            error = str(message)
+        return {"kind": unit.kind, "size": unit.size, "error": error}

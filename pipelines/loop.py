@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import chain, islice
+from typing import Any, Protocol
 
 import torch
 
 from infra.engine import Engine, sum_over_ranks
 from model.diffusion import PartLoss
 
-# Positions of samples in the run -> their share of one part of the step's objective.
-LossPart = Callable[[range], PartLoss]
+# A micro-batch of samples -> their share of one part of the step's objective.
+LossPart = Callable[[Any], PartLoss]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,15 @@ class Schedule:
         positions = range(first, first + share)
         return [positions[start : start + self.micro_batch_size] for start in range(0, share, self.micro_batch_size)]
 
+    @property
+    def num_micro_batches(self) -> int:
+        """Of one rank in a step."""
+        return -(-self.batch_size // self.num_ranks // self.micro_batch_size)
+
+    def positions(self, steps: range) -> Iterator[range]:
+        """This rank's positions of all these steps, a range for each micro-batch."""
+        return chain.from_iterable(map(self.micro_batches, steps))
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepInfo:
@@ -58,16 +68,23 @@ class Callback(Protocol):
 
 
 def train_steps(
-    engine: Engine, parts: Sequence[LossPart], schedule: Schedule, *, steps: range, callbacks: Sequence[Callback]
+    engine: Engine,
+    parts: Sequence[LossPart],
+    batches: Iterator[Any],
+    schedule: Schedule,
+    *,
+    steps: range,
+    callbacks: Sequence[Callback],
 ) -> None:
-    """Do the optimizer steps `steps`, counted from 0.
+    """Do the optimizer steps `steps`, counted from 0, with the samples at `schedule.positions(steps)`: `batches` yields
+    a micro-batch for each of these.
 
     Raises:
         FloatingPointError: loss or gradient are no longer finite; the last checkpoint is from before.
     """
     for step in steps:
         started = time.perf_counter()
-        scalars = _accumulate(engine, parts, schedule, step)
+        scalars = _accumulate(engine, parts, islice(batches, schedule.num_micro_batches))
         loss = scalars.pop("loss")
         if not math.isfinite(loss):
             raise FloatingPointError(f"step {step + 1}: the loss is {loss} ({scalars}); lower the learning rate")
@@ -83,12 +100,12 @@ def train_steps(
             callback(info)
 
 
-def _accumulate(engine: Engine, parts: Sequence[LossPart], schedule: Schedule, step: int) -> dict[str, float]:
+def _accumulate(engine: Engine, parts: Sequence[LossPart], micro_batches: Iterable[Any]) -> dict[str, float]:
     """Gradients of a whole step; returns its loss and scalars, summed over micro-batches and ranks."""
     sums: dict[str, torch.Tensor] = {}
-    for positions in schedule.micro_batches(step):
+    for batch in micro_batches:
         for part in parts:
-            loss, scalars = part(positions)
+            loss, scalars = part(batch)
             engine.backward(loss)
             for name, value in {"loss": loss.detach(), **scalars}.items():
                 sums[name] = value.double() + sums.get(name, 0.0)

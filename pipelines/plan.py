@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from infra.errors import UserError
+from infra.storage import open_path
 from pipelines import artifacts
 from pipelines.artifacts import Artifact, external_dataset
 from pipelines.checks import check_held_out, check_settings
@@ -82,16 +82,22 @@ def _register() -> StageFunction:
 
 STEPS: tuple[Step, ...] = (
     Step(name="synth", kind=artifacts.RawDataset, inputs=(), load=_synth),
-    Step(name="preprocess", kind=artifacts.Shards, inputs=(("raw", "synth"),), load=_preprocess),
+    Step(name="preprocess", kind=artifacts.Shards, inputs=(("raw", "synth"),), load=_preprocess, version=2),
     Step(name="base", kind=artifacts.BaseFolder, inputs=(("shards", "preprocess"),), load=_base),
-    Step(name="latents", kind=artifacts.Latents, inputs=(("shards", "preprocess"), ("base", "base")), load=_latents),
+    Step(
+        name="latents",
+        kind=artifacts.Latents,
+        inputs=(("shards", "preprocess"), ("base", "base")),
+        load=_latents,
+        version=2,
+    ),
     Step(
         name="train",
         kind=artifacts.Checkpoint,
         inputs=(("shards", "preprocess"), ("latents", "latents"), ("base", "base")),
         load=_train,
         tracks=True,
-        version=2,
+        version=3,
     ),
     Step(
         name="evaluate",
@@ -175,7 +181,7 @@ def run_chain(
             inputs |= _champion_evaluation(config, runtime, results)
         results[step.name] = run_stage(make_stage(step, config, inputs), runtime)
         if step.name == "preprocess" and until in ("evaluate", "report", "register"):
-            check_held_out(config, results["preprocess"].folder)
+            check_held_out(config, results["preprocess"].data)
     return results
 
 
@@ -185,7 +191,7 @@ def _given_captures(runtime: RuntimeConfig, until: str) -> dict[str, Artifact]:
         return {}
     if until == "synth":
         raise UserError("synth: writes a synthetic data set, --co3d-root names another; drop one of the two")
-    return {"synth": external_dataset(Path(runtime.co3d_root))}
+    return {"synth": external_dataset(open_path(runtime.co3d_root))}
 
 
 def _champion_evaluation(

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from infra.errors import UserError
 from infra.log import Progress
-from infra.storage import require_space
+from infra.storage import StoragePath, require_space
 from infra.tasks import run_tasks
 from pipelines.artifacts import RawDataset
 from pipelines.runtime import RuntimeConfig
@@ -29,7 +28,7 @@ _BYTES_PER_PIXEL, _BYTES_PER_FRAME = 1, 2048
 
 
 def preprocess(
-    config: PreprocessConfig, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig
+    config: PreprocessConfig, inputs: Mapping[str, Any], folder: StoragePath, runtime: RuntimeConfig
 ) -> dict[str, Any]:
     """Write the shards of `inputs["raw"]` into `folder`. Returns counts and what was rejected, by reason.
 
@@ -39,7 +38,7 @@ def preprocess(
     """
     raw: RawDataset = inputs["raw"]
     if not (folder / DATASET_NAME).is_file():
-        write_shards(raw.root, folder, config, num_workers=runtime.num_workers)
+        write_shards(raw.data, folder, config, num_workers=runtime.num_workers)
     remove_records(folder)  # when the last run was killed between its last two steps
     manifest = read_manifest(folder)
     return {
@@ -53,7 +52,7 @@ def preprocess(
     }
 
 
-def write_shards(root: Path, folder: Path, config: PreprocessConfig, *, num_workers: int) -> None:
+def write_shards(root: StoragePath, folder: StoragePath, config: PreprocessConfig, *, num_workers: int) -> None:
     """Plan, write the shards that are not committed yet, and commit the folder.
 
     Raises:
@@ -87,7 +86,7 @@ def write_shards(root: Path, folder: Path, config: PreprocessConfig, *, num_work
 
 
 def run_writers(
-    tasks: Sequence[ShardTask], root: Path, folder: Path, config: PreprocessConfig, *, num_workers: int
+    tasks: Sequence[ShardTask], root: StoragePath, folder: StoragePath, config: PreprocessConfig, *, num_workers: int
 ) -> Generator[dict[str, Any], None, None]:
     """Have Ray write the shards; yields each one's result as it is committed, in any order. Ray repeats the tasks of
     workers that die.

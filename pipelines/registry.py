@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import UserError
+from infra.storage import StoragePath
 from infra.tracking import CHALLENGER, CHAMPION, FINGERPRINT_TAG, RegisteredVersion, Tracking
 from pipelines.artifacts import Artifact, BaseFolder, Checkpoint, EvaluationReport, load_artifact
 from pipelines.config import RegisterConfig
@@ -47,7 +48,7 @@ def register(config: RegisterConfig, inputs: Mapping[str, Any], folder: Path, ru
         DATASET_TAG: inputs["raw"].fingerprint,
         "viewdiff.report": inputs["report"].fingerprint,
         RIVAL_TAG: "" if rival is None else str(rival.version),
-        CAPTURES_TAG: json.dumps(count_captures(inputs["raw"].folder)),
+        CAPTURES_TAG: json.dumps(count_captures(inputs["raw"].data)),
         "viewdiff.held_out_psnr": f"{psnr:.4f}",
     }
     version = tracking.register(config.model_name, model_id=model_id, run_id=run.id, tags=tags)
@@ -66,7 +67,7 @@ def mean_psnr(evaluation: EvaluationReport) -> float:
     return float(json.loads(evaluation.summary_path.read_text())["psnr"])
 
 
-def count_captures(root: Path) -> dict[str, int]:
+def count_captures(root: StoragePath) -> dict[str, int]:
     """Sequences of each category in a CO3Dv2 root, read from the annotations alone."""
     return {category: len(read_category(root, category)) for category in open_root(root)}
 

@@ -53,7 +53,7 @@ def write_report(
             _texts_section(evaluation.pictures_dir, summary["num_text_objects"]),
             section("Training", curves(checkpoint.metrics_path), note="Faint: every step. Bold: smoothed."),
             records_section(records),
-            rejected_section(read_manifest(inputs["shards"].folder)),
+            rejected_section(read_manifest(inputs["shards"].data)),
             runs_section(tracking, {"Training": checkpoint, "Evaluation": evaluation}),
         ],
         footer=_footer(records),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infra.errors import UserError
+from infra.storage import open_path
 from infra.tracking import RegisteredVersion, Tracking
 from pipelines.artifacts import external_dataset, newest
 from pipelines.config import RunConfig
@@ -71,11 +72,13 @@ def retrain(config: RunConfig, runtime: RuntimeConfig, *, dry_run: bool) -> None
             f"retrain: no champion of model {config.register.model_name!r} in {runtime.tracking}; "
             "run `viewdiff run` first"
         )
-    dataset = external_dataset(Path(runtime.co3d_root) if runtime.co3d_root else newest_synthetic(runtime.root_dir))
-    captures = count_captures(dataset.folder)
+    dataset = external_dataset(
+        open_path(runtime.co3d_root) if runtime.co3d_root else newest_synthetic(runtime.root_dir)
+    )
+    captures = count_captures(dataset.data)
     versions = Tracking(runtime.tracking).versions(config.register.model_name)
     decision = decide(captures, _seen(champion, versions), _trained_on(versions, dataset.fingerprint))
-    print(f"captures   {dataset.folder}")
+    print(f"captures   {dataset.data}")
     print(f"champion   {champion.name} version {champion.version}")
     for reason in decision.reasons:
         print(f"           {reason}")

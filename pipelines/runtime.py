@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.errors import UserError
+from infra.storage import StoragePath, open_path
 
 DATABASE_NAME = "mlflow.db"
 
@@ -17,24 +18,38 @@ class RuntimeConfig:
     root: str = "runs/demo"
     """Folder that everything is written below."""
     co3d_root: str | None = None
-    """Folder of captures in CO3Dv2 layout; without it the preset's synthetic data set is written and used."""
+    """Folder or s3:// address of captures in CO3Dv2 layout; without it the preset's synthetic data set is written and
+    used."""
+    data_root: str | None = None
+    """Folder or s3:// address that shards and latents are kept below; without it the root."""
     tracking_uri: str | None = None
     """MLflow server or database; without it an SQLite database below the root."""
     num_workers: int = 2
     """Worker processes for preprocessing, training and serving."""
+    num_loaders: int = 0
+    """Processes per training worker that read batches ahead; 0 reads each when it is needed."""
     use_gpu: bool = False
     """One GPU per worker."""
 
     def __post_init__(self) -> None:
         if not self.root:
             raise UserError("--root is empty: name a folder")
-        if self.num_workers < 1:
-            raise UserError(f"--num-workers {self.num_workers}: must be at least 1")
+        for address in (self.data_root, self.co3d_root):
+            if address is not None:
+                open_path(address)
+        for name, value, least in (("workers", self.num_workers, 1), ("loaders", self.num_loaders, 0)):
+            if value < least:
+                raise UserError(f"--num-{name} {value}: must be at least {least}")
 
     @property
     def root_dir(self) -> Path:
         """The root as an absolute path, because workers have other working directories."""
         return Path(self.root).expanduser().absolute()
+
+    @property
+    def data_dir(self) -> StoragePath:
+        """Where shards and latents are kept."""
+        return self.root_dir if self.data_root is None else open_path(self.data_root).absolute()
 
     @property
     def tracking(self) -> str:

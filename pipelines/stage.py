@@ -2,7 +2,8 @@
 
 Each stage's result lives in `<root>/<stage>/<fingerprint>/`. While it is being made it lives in
 `<root>/<stage>/.partial-<fingerprint>/`, the same folder when the command is run again, so that a stage that was killed
-resumes from what it left there.
+resumes from what it left there. With `--data-root` shards and latents are written there from the start (a file of their
+own, written last, says that they are complete), and only the record of where they are lives below the root.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from typing import Any
 from infra.errors import UserError
 from infra.fingerprint import fingerprint, plain
 from infra.log import format_seconds
-from infra.storage import as_user_error, atomic_write, publish_folder, require_space
-from pipelines.artifacts import RECORD_NAME, Artifact, load_artifact
+from infra.storage import StoragePath, as_user_error, atomic_write, publish_folder, require_space
+from pipelines.artifacts import DATA_FACT, RECORD_NAME, Artifact, load_artifact
 from pipelines.runtime import RuntimeConfig
 
-StageFunction = Callable[[Any, Mapping[str, Any], Path, RuntimeConfig], Mapping[str, Any]]
+StageFunction = Callable[[Any, Mapping[str, Any], Any, RuntimeConfig], Mapping[str, Any]]
 
 _LOCK_NAME = ".lock"
 _RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "ray", "deepspeed", "mlflow", "pyarrow", "webdataset")
@@ -72,6 +73,13 @@ def partial_dir(stage: Stage, runtime: RuntimeConfig) -> Path:
     return runtime.root_dir / stage.name / f".partial-{stage.fingerprint}"
 
 
+def data_dir(stage: Stage, runtime: RuntimeConfig) -> StoragePath:
+    """Folder that the stage writes into: the unfinished result's, or that of large results where `--data-root` says."""
+    if runtime.data_root is None or not stage.kind.is_bulk:
+        return partial_dir(stage, runtime)
+    return runtime.data_dir / stage.name / stage.fingerprint
+
+
 def is_finished(stage: Stage, runtime: RuntimeConfig) -> bool:
     """Whether running the stage would only open what is there."""
     return (published_dir(stage, runtime) / RECORD_NAME).is_file()
@@ -91,10 +99,14 @@ def run_stage(stage: Stage, runtime: RuntimeConfig) -> Artifact:
         if is_finished(stage, runtime):  # by the process that held the lock until now
             shutil.rmtree(partial)
             return _reuse(stage, final)
-        resumed = _holds_work(partial)
+        work = data_dir(stage, runtime)
+        work.mkdir(parents=True, exist_ok=True)
+        resumed = _holds_work(partial) or (work != partial and any(True for _ in work.iterdir()))
         print(f"{stage.name}  {'resumes' if resumed else 'starts'} · {stage.fingerprint}", flush=True)
         started = time.monotonic()
-        facts = stage.run(stage.config, stage.inputs, partial, runtime)
+        facts = dict(stage.run(stage.config, stage.inputs, work, runtime))
+        if work != partial:
+            facts[DATA_FACT] = str(work)
         seconds = time.monotonic() - started
         record = _record(stage, facts) | {"seconds": round(seconds, 3), "resumed": resumed}
         atomic_write(partial / RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())

@@ -25,10 +25,8 @@ from model.unet import ViewDiffUNet
 from pipelines.callbacks import drop_lines_after
 from pipelines.config import TrainConfig
 from pipelines.runtime import RuntimeConfig
-from pipelines.train_worker import TrainJob, train_in_worker
+from pipelines.train_worker import TrainJob, open_batches, train_in_worker
 from pipelines.watch import TrainingWatch
-from preprocessing.batches import ViewBatches
-from preprocessing.dataset import FrameIndex
 from preprocessing.latents import LatentCache
 
 _FACTS_NAME = "facts.json"
@@ -48,11 +46,12 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
     initial = inputs.get("initial")
     job = TrainJob(
         config=config,
-        shards_dir=inputs["shards"].folder,
-        latents_dir=inputs["latents"].folder,
+        shards_dir=inputs["shards"].data,
+        latents_dir=inputs["latents"].data,
         base_dir=inputs["base"].folder,
         initial_dir=None if initial is None else initial.model_dir,
         folder=folder,
+        num_loaders=runtime.num_loaders,
     )
     _check(job)
     if not (folder / _FACTS_NAME).exists():
@@ -72,9 +71,8 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
 def _check(job: TrainJob) -> None:
     """Everything that could be wrong with the config, in seconds and before workers are started."""
     config = job.config
-    ViewBatches(
-        FrameIndex.open(job.shards_dir), LatentCache(job.latents_dir), seed=config.seed, num_views=config.num_views
-    )
+    open_batches(job)
+    LatentCache(job.latents_dir).verify()
     try:
         network = ViewDiffUNet.meta(UNet2DConditionModel.load_config(job.base_dir, subfolder="unet"), config.model)
         if job.initial_dir is not None:

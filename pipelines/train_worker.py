@@ -14,8 +14,9 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from infra.checkpoint import Snapshot, SnapshotFolder
 from infra.engine import Engine, from_first_rank
-from infra.storage import publish_folder
+from infra.storage import StoragePath, publish_folder
 from model.adapter import freeze_base, write_adapter
+from model.base import BaseModel, load_base
 from model.diffusion import Objective, PartLoss, prior_loss, view_loss
 from model.sampling import ViewRequest
 from model.unet import ViewDiffUNet
@@ -30,9 +31,10 @@ from pipelines.callbacks import (
 )
 from pipelines.config import TrainConfig
 from pipelines.loop import Callback, LossPart, Schedule, train_steps
-from preprocessing.batches import ViewBatches
-from preprocessing.dataset import FrameIndex
+from preprocessing.batches import LoadedBatch, TrainBatches
+from preprocessing.dataset import FrameIndex, ShardReader
 from preprocessing.latents import LatentCache
+from preprocessing.loader import load_batches
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,12 @@ class TrainJob:
     """What every worker is told."""
 
     config: TrainConfig
-    shards_dir: Path
-    latents_dir: Path
+    shards_dir: StoragePath
+    latents_dir: StoragePath
     base_dir: Path
     initial_dir: Path | None  # model to start from instead of the base model's U-Net
     folder: Path
+    num_loaders: int  # processes that read batches ahead
 
     @property
     def metrics_path(self) -> Path:
@@ -77,23 +80,32 @@ def train_in_worker(job: TrainJob) -> None:
     engine = Engine(unet, unet.parameter_groups(), job.config.engine, num_steps=job.config.num_steps, device=_device())
     if snapshot is not None:
         engine.load_optimizer_state(snapshot.tensors(OPTIMIZER_PART), num_steps=done)
-    index, latents = FrameIndex.open(job.shards_dir), LatentCache(job.latents_dir)
+    batches, steps = open_batches(job), range(done, job.config.num_steps)
+    encoder = None if batches.latents.num_crops else load_base(job.base_dir).coders_to(engine.device).frozen()
+    preview = preview_request(batches, job.config.num_views, encoder)
+    schedule = Schedule(
+        batch_size=job.config.batch_size,
+        micro_batch_size=job.config.micro_batch_size,
+        rank=dist.get_rank(),
+        num_ranks=dist.get_world_size(),
+    )
     train_steps(
         engine,
-        _parts(job, engine, index, latents),
-        Schedule(
-            batch_size=job.config.batch_size,
-            micro_batch_size=job.config.micro_batch_size,
-            rank=dist.get_rank(),
-            num_ranks=dist.get_world_size(),
-        ),
-        steps=range(done, job.config.num_steps),
-        callbacks=_callbacks(
-            job, engine, unet, done=done, preview=preview_request(index, latents, job.config.num_views)
-        ),
+        _parts(job, engine, batches, encoder),
+        load_batches(batches, schedule.positions(steps), num_workers=job.num_loaders),
+        schedule,
+        steps=steps,
+        callbacks=_callbacks(job, engine, unet, done=done, preview=preview),
     )
     if first:
         _save(unet, job)
+
+
+def open_batches(job: TrainJob) -> TrainBatches:
+    """The samples of a training. Raises UserError when shards, latents and config do not fit."""
+    index, latents = FrameIndex.open(job.shards_dir), LatentCache(job.latents_dir)
+    reader = ShardReader(job.shards_dir, index)
+    return TrainBatches(index, reader, latents, seed=job.config.seed, num_views=job.config.num_views)
 
 
 def _save(unet: ViewDiffUNet, job: TrainJob) -> None:
@@ -128,23 +140,22 @@ def _build_unet(job: TrainJob, snapshot: Snapshot | None) -> ViewDiffUNet:
     return unet.train()
 
 
-def _parts(job: TrainJob, engine: Engine, index: FrameIndex, latents: LatentCache) -> list[LossPart]:
+def _parts(job: TrainJob, engine: Engine, batches: TrainBatches, encoder: BaseModel | None) -> list[LossPart]:
     """The terms of the objective: posed views, and prior preservation unless it weighs nothing."""
-    config = job.config
-    batches = ViewBatches(index, latents, seed=config.seed, num_views=config.num_views)
+    config, device = job.config, engine.device
     objective = Objective(
         scheduler=DDPMScheduler.from_pretrained(job.base_dir, subfolder="scheduler"),
-        empty_text=latents.empty_text.to(engine.device),
+        empty_text=batches.latents.text([0])[0].float().to(device),
         config=config.diffusion,
         seed=config.seed,
         global_batch_size=config.batch_size,
     )
 
-    def views(positions: range) -> PartLoss:
-        return view_loss(engine.model, batches.views(positions).to(engine.device), objective)
+    def views(batch: LoadedBatch) -> PartLoss:
+        return view_loss(engine.model, batches.views(batch, device, encoder), objective)
 
-    def prior(positions: range) -> PartLoss:
-        return prior_loss(engine.model, batches.prior(positions).to(engine.device), objective)
+    def prior(batch: LoadedBatch) -> PartLoss:
+        return prior_loss(engine.model, batches.prior(batch, device), objective)
 
     return [views, prior] if config.diffusion.prior_weight > 0 else [views]
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from infra.errors import UserError
+from infra.storage import StoragePath
 
 CAPTIONS_NAME = "captions.json"  # ROOT/<category>/captions.json: {sequence: caption or [caption, ...]}
 
 
-def read_captions(root: Path, category: str) -> dict[str, tuple[str, ...]]:
+def read_captions(root: StoragePath, category: str) -> dict[str, tuple[str, ...]]:
     """Captions per sequence from the category's captions.json; empty when there is no such file.
 
     Raises:

@@ -19,10 +19,11 @@ import math
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
 from infra.errors import UserError
+from infra.storage import StoragePath
 from preprocessing.captures import FORMATS, Frame, Sequence, Viewpoint
 
 FRAMES_NAME = "frame_annotations.jgz"
@@ -32,7 +33,7 @@ SPLITS = ("train", "val", "test")
 MAX_EXPANDED_BYTES = 4 << 30
 
 
-def open_root(root: Path) -> tuple[str, ...]:
+def open_root(root: StoragePath) -> tuple[str, ...]:
     """Names of the categories below `root`, sorted.
 
     Raises:
@@ -49,7 +50,7 @@ def open_root(root: Path) -> tuple[str, ...]:
     return tuple(categories)
 
 
-def select_categories(root: Path, wanted: tuple[str, ...]) -> tuple[str, ...]:
+def select_categories(root: StoragePath, wanted: tuple[str, ...]) -> tuple[str, ...]:
     """The wanted categories of `root`, sorted, each once; all of them when none is wanted in particular.
 
     Raises:
@@ -64,7 +65,7 @@ def select_categories(root: Path, wanted: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(set(wanted))) or existing
 
 
-def read_category(root: Path, category: str) -> list[Sequence]:
+def read_category(root: StoragePath, category: str) -> list[Sequence]:
     """All sequences of a category, sorted by name; also those that only one of the two annotation files knows.
 
     Raises:
@@ -88,7 +89,7 @@ def read_category(root: Path, category: str) -> list[Sequence]:
     ]
 
 
-def read_set_lists(root: Path, category: str) -> dict[str, dict[str, frozenset[str]]]:
+def read_set_lists(root: StoragePath, category: str) -> dict[str, dict[str, frozenset[str]]]:
     """By subset ("fewview_train", "manyview_dev_0", ...) and sequence, the splits ("train", "val", "test") of the
     subset's set list that hold any of the sequence's frames.
 
@@ -96,7 +97,8 @@ def read_set_lists(root: Path, category: str) -> dict[str, dict[str, frozenset[s
         UserError: a set list is not the JSON that CO3Dv2 defines.
     """
     subsets: dict[str, dict[str, frozenset[str]]] = {}
-    for path in sorted((root / category / "set_lists").glob("set_lists_*.json")):
+    paths: list[StoragePath] = [*(root / category / "set_lists").glob("set_lists_*.json")]
+    for path in sorted(paths, key=str):
         found: dict[str, set[str]] = defaultdict(set)
         try:
             lists = json.loads(path.read_bytes())
@@ -113,14 +115,14 @@ def read_set_lists(root: Path, category: str) -> dict[str, dict[str, frozenset[s
     return subsets
 
 
-def read_jgz(path: Path, max_bytes: int = MAX_EXPANDED_BYTES) -> Any:
+def read_jgz(path: StoragePath, max_bytes: int = MAX_EXPANDED_BYTES) -> Any:
     """The JSON inside a gzip file; NaN and Infinity literals are accepted.
 
     Raises:
         UserError: the file is missing, damaged, no JSON, or expands to more than `max_bytes` bytes.
     """
     try:
-        with gzip.open(path) as file:
+        with path.open("rb") as raw, gzip.open(raw) as file:
             data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
             raise UserError(
@@ -143,25 +145,25 @@ def encode_jgz(value: Any) -> bytes:
     return gzip.compress(json.dumps(value).encode(), mtime=0)
 
 
-def _entries(path: Path) -> list[Mapping[str, Any]]:
+def _entries(path: StoragePath) -> list[Mapping[str, Any]]:
     entries = read_jgz(path)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"annotation file {path}: not a JSON list of objects; download it again")
     return entries
 
 
-def _malformed(path: Path, position: int, what: str) -> NoReturn:
+def _malformed(path: StoragePath, position: int, what: str) -> NoReturn:
     raise UserError(f"annotation file {path}, entry {position}: {what}; correct the entry or download the file again")
 
 
-def _name(entry: Mapping[str, Any], path: Path, position: int) -> str:
+def _name(entry: Mapping[str, Any], path: StoragePath, position: int) -> str:
     name = entry.get("sequence_name")
     if not isinstance(name, str) or not name:
         _malformed(path, position, f"sequence_name is {name!r}, not a name")
     return name
 
 
-def _frame(entry: Mapping[str, Any], path: Path, position: int) -> Frame:
+def _frame(entry: Mapping[str, Any], path: StoragePath, position: int) -> Frame:
     number = entry.get("frame_number")
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
         _malformed(path, position, f"frame_number is {number!r}, not a number from 0 on")
@@ -175,7 +177,9 @@ def _frame(entry: Mapping[str, Any], path: Path, position: int) -> Frame:
     )
 
 
-def _sequence(category: str, name: str, frames: list[Frame], annotation: Mapping[str, Any], path: Path) -> Sequence:
+def _sequence(
+    category: str, name: str, frames: list[Frame], annotation: Mapping[str, Any], path: StoragePath
+) -> Sequence:
     point_cloud = _object(annotation.get("point_cloud"))
     return Sequence(
         category=category,
@@ -198,7 +202,7 @@ def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _inside(value: Any, path: Path, entry: object) -> str | None:
+def _inside(value: Any, path: StoragePath, entry: object) -> str | None:
     """A path from an annotation, checked to stay below the root; null and NaN mean that there is none."""
     if not isinstance(value, str) or not value:
         return None
@@ -218,7 +222,7 @@ def _size(value: Any) -> tuple[int, int] | None:
     return int(sides[0]), int(sides[1])
 
 
-def _viewpoint(value: Mapping[str, Any], path: Path, position: int) -> Viewpoint | None:
+def _viewpoint(value: Mapping[str, Any], path: StoragePath, position: int) -> Viewpoint | None:
     rows = value.get("R")
     flat = [item for row in rows if isinstance(row, list) for item in row] if isinstance(rows, list) else None
     rotation, translation = _floats(flat, 9), _floats(value.get("T"), 3)

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from infra.storage import atomic_write, digest_file
+from infra.storage import StoragePath, atomic_write
 from preprocessing.plan import RejectedSequence
-from preprocessing.schema import INDEX_NAME, INDEX_SCHEMA, SCHEMA_VERSION, SPLITS, shard_name, write_manifest
-from preprocessing.shards import ShardRecord, record_path
+from preprocessing.schema import DATASET_NAME, INDEX_NAME, SCHEMA_VERSION, SPLITS, shard_name, write_manifest
+from preprocessing.shards import ShardRecord, read_rows, record_path
 
 
 def commit_folder(
-    folder: Path, records: list[ShardRecord], rejected: Iterable[RejectedSequence], image_size: int
+    folder: StoragePath, records: list[ShardRecord], rejected: Iterable[RejectedSequence], image_size: int
 ) -> dict[str, Any]:
     """Write index.parquet, then dataset.json, then remove the records. Returns the contents of dataset.json.
 
     `records` are those of all shards, in order; `rejected` is everything that is not stored.
     """
-    tables = [pq.read_table(record_path(folder, number), schema=INDEX_SCHEMA) for number in range(len(records))]
+    tables = [read_rows(folder, number) for number in range(len(records))]
     index = pa.concat_tables(tables).replace_schema_metadata(None).unify_dictionaries()
     buffer = io.BytesIO()
     pq.write_table(index, buffer)
-    atomic_write(folder / INDEX_NAME, buffer.getvalue())
+    data = buffer.getvalue()
+    atomic_write(folder / INDEX_NAME, data)
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "image_size": image_size,
@@ -46,7 +47,8 @@ def commit_folder(
             for record in records
             if record.num_sequences
         ],
-        "index_sha256": digest_file(folder / INDEX_NAME),
+        "index_bytes": len(data),
+        "index_sha256": hashlib.sha256(data).hexdigest(),
         "rejected": [
             {"category": item.category, "sequence": item.sequence, "reason": item.reason}
             for item in sorted(rejected, key=lambda item: (item.category, item.sequence))
@@ -57,18 +59,18 @@ def commit_folder(
             for category, sequence, number, reason in record.defects
         ],
     }
-    write_manifest(folder, manifest)
+    write_manifest(folder / DATASET_NAME, manifest)
     remove_records(folder)
     return manifest
 
 
-def remove_records(folder: Path) -> None:
+def remove_records(folder: StoragePath) -> None:
     """Remove the shards' records, which a complete folder does not need."""
     for path in folder.glob("shard-*.rows.parquet"):
         path.unlink()
 
 
-def discard(folder: Path, num_shards: int) -> None:
+def discard(folder: StoragePath, num_shards: int) -> None:
     """Remove every shard and record: nothing of it is usable."""
     for number in range(num_shards):
         (folder / shard_name(number)).unlink(missing_ok=True)

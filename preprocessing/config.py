@@ -67,6 +67,11 @@ class PreprocessConfig:
 class LatentsConfig:
     """What is cached of the frozen base model before training."""
 
+    num_crops: int = 1
+    """Crops of each frame that are encoded: all of it, and random ones besides. 0: none, training reads the pictures
+    and encodes random crops of them itself."""
+    smallest_crop: float = 0.8
+    """Side of the smallest random crop, as a share of the picture's; in (0, 1]."""
     batch_size: int = 32
     """Images at a time."""
     num_prior_images: int = 300
@@ -75,11 +80,16 @@ class LatentsConfig:
     """Denoising steps of such a sample."""
     prior_guidance_scale: float = 7.5
     """Classifier-free guidance of such a sample."""
+    seed: int = 0
+    """Seed of the crops and of the prior samples' noise."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_prior_images", "prior_num_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"latents: {name} is {getattr(self, name)}, must be at least 1")
+        least = {"num_crops": 0, "batch_size": 1, "num_prior_images": 1, "prior_num_steps": 1, "seed": 0}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise UserError(f"latents: {name} is {getattr(self, name)}, must be at least {smallest}")
+        if not 0 < self.smallest_crop <= 1:
+            raise UserError(f"latents: smallest_crop is {self.smallest_crop}, must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)

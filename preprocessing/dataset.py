@@ -1,6 +1,4 @@
-"""Reader of a folder of shards: which sequences there are, cameras and pictures of any frames, and which views sample
-`position` is made of.
-"""
+"""Reader of a folder of shards: which sequences there are, cameras and pictures of any frames."""
 
 from __future__ import annotations
 
@@ -8,8 +6,6 @@ import mmap
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,14 +15,11 @@ import torch
 from torch import Tensor
 
 from infra.errors import UserError
-from infra.storage import digest_file
+from infra.fetch import local_copy
+from infra.storage import StoragePath, digest_file
 from model.cameras import Cameras
 from preprocessing.images import DefectError, decode_image, decode_mask
 from preprocessing.schema import INDEX_NAME, SPLITS, read_manifest
-
-MAXIMUM_STRIDE = 4  # of the consecutive views of a sample
-# Keep the streams of random numbers for the order and for the views of a sample apart.
-_ORDER_STREAM, _VIEWS_STREAM = 1, 2
 
 Rows = Sequence[int] | np.ndarray
 Decoder = Callable[[bytes, tuple[int, int]], np.ndarray]  # (file, expected (height, width)) -> pixels
@@ -42,15 +35,6 @@ class SequenceRecord:
     captions: tuple[str, ...]
     scene_bounds: np.ndarray  # [2, 3] float32, minimum and maximum corner
     rows: range  # its frames' rows in the index, by rising frame number
-
-
-@dataclass(frozen=True)
-class ViewChoice:
-    """The views of one sample."""
-
-    sequence: SequenceRecord
-    rows: tuple[int, ...]
-    caption: str
 
 
 class FrameIndex:
@@ -72,17 +56,17 @@ class FrameIndex:
         self._sequences = _sequences(table)
 
     @staticmethod
-    def open(folder: Path) -> FrameIndex:
+    def open(folder: StoragePath) -> FrameIndex:
         """Read the index of a complete folder of shards.
 
         Raises:
             UserError: the folder is missing, incomplete, damaged or of another format version.
         """
         manifest = read_manifest(folder)
-        path = folder / INDEX_NAME
+        path = local_copy(folder / INDEX_NAME, sha256=manifest["index_sha256"], size=manifest["index_bytes"])
         # By its digest, since a flipped bit often gives another number instead of an error.
-        if not path.is_file() or digest_file(path) != manifest.get("index_sha256"):
-            raise UserError(f"shards {folder}: {INDEX_NAME} is missing or damaged; preprocess again")
+        if digest_file(path) != manifest["index_sha256"]:
+            raise UserError(f"shards {folder}: {INDEX_NAME} is damaged; restore it or preprocess again")
         return FrameIndex(pq.read_table(path), manifest)
 
     def __len__(self) -> int:
@@ -116,6 +100,16 @@ class FrameIndex:
             (int(sizes[0, 0]), int(sizes[0, 1])),
         )
 
+    @property
+    def image_size(self) -> int:
+        """Side of the stored pictures, pixels."""
+        return int(self.sizes[0, 0])
+
+    def matrices(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """world_to_camera [..., 4, 4] and intrinsics [..., 3, 3] of frames [...], as `cameras`."""
+        positions = np.asarray(rows)
+        return self._world_to_camera[positions], self._intrinsics[positions]
+
     def intensity(self, rows: Rows) -> Tensor:
         """[n, 2] mean and variance of each frame's RGB values in [0, 1]."""
         return torch.from_numpy(self._intensity[np.asarray(rows)])
@@ -126,9 +120,9 @@ class ShardReader:
     another process.
     """
 
-    def __init__(self, folder: Path, index: FrameIndex) -> None:
+    def __init__(self, folder: StoragePath, index: FrameIndex) -> None:
         self._folder, self._index = folder, index
-        self._num_bytes = {shard["name"]: shard["bytes"] for shard in index.manifest["shards"]}
+        self._shards = {shard["name"]: shard for shard in index.manifest["shards"]}
         self._maps: dict[str, mmap.mmap] = {}
 
     def image(self, row: int) -> np.ndarray:
@@ -161,52 +155,10 @@ class ShardReader:
             ) from error
 
     def _open(self, name: str) -> mmap.mmap:
-        path = self._folder / name
-        size = path.stat().st_size if path.is_file() else 0
-        if size != self._num_bytes[name]:
-            raise UserError(
-                f"shard {path}: {size} bytes, {self._num_bytes[name]} were written; restore it or preprocess again"
-            )
+        shard = self._shards[name]
+        path = local_copy(self._folder / name, sha256=shard["sha256"], size=shard["bytes"])
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def choose_views(sequences: tuple[SequenceRecord, ...], *, seed: int, position: int, num_views: int) -> ViewChoice:
-    """The views of sample `position`, the same in every process: a function of the arguments alone, in constant time.
-
-    Every len(sequences) positions visit each sequence once, in an order drawn anew each time. Half of the samples have
-    random frames, the others frames in their order at a stride of 1 to 4 (the paper, section 4: training on random and
-    on consecutive frames).
-
-    Raises:
-        UserError: there is no sequence, or the one chosen has fewer frames than `num_views`.
-    """
-    if not sequences:
-        raise UserError("no sequence to choose views from; preprocess more captures or change the split fractions")
-    epoch, place = divmod(position, len(sequences))
-    sequence = sequences[_order(seed, epoch, len(sequences))[place]]
-    count = len(sequence.rows)
-    if count < num_views:
-        raise UserError(
-            f"sequence {sequence.category}/{sequence.sequence} has {count} frames, {num_views} views are wanted; "
-            "use fewer views or preprocess with a higher minimum_frames"
-        )
-    generator = np.random.default_rng([_VIEWS_STREAM, seed, position])
-    if generator.random() < 0.5:
-        picks = generator.choice(count, num_views, replace=False)
-    else:
-        longest = (count - 1) // (num_views - 1) if num_views > 1 else 1
-        stride = int(generator.integers(1, min(MAXIMUM_STRIDE, longest) + 1))
-        start = int(generator.integers(0, count - stride * (num_views - 1)))
-        picks = start + stride * np.arange(num_views)
-    caption = sequence.captions[int(generator.integers(len(sequence.captions)))]
-    return ViewChoice(sequence, tuple(sequence.rows[int(pick)] for pick in picks), caption)
-
-
-@lru_cache(maxsize=8)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order of `count` sequences in an epoch."""
-    return np.random.default_rng([_ORDER_STREAM, seed, epoch]).permutation(count)
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[tuple[str, ...], np.ndarray]:

@@ -8,12 +8,12 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from infra.storage import StoragePath
 from model.cameras import Cameras
 
 JPEG_QUALITY = 95
@@ -39,7 +39,7 @@ class View:
     camera: Cameras  # batch shape (), image size (S, S)
 
 
-def picture_size(path: Path) -> tuple[int, int]:
+def picture_size(path: StoragePath) -> tuple[int, int]:
     """(height, width) of a picture, from its header alone. Raises DefectError when it is missing or none."""
     try:
         with Image.open(io.BytesIO(_read(path, "image")), formats=("JPEG", "PNG")) as picture:
@@ -48,7 +48,7 @@ def picture_size(path: Path) -> tuple[int, int]:
         raise DefectError("image undecodable or truncated") from error
 
 
-def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
+def read_image(path: StoragePath, size: tuple[int, int]) -> np.ndarray:
     """Decode an RGB picture [H, W, 3] uint8 that must be of `size` (height, width).
 
     Raises:
@@ -60,7 +60,7 @@ def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
     return image
 
 
-def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
+def read_mask(path: StoragePath, size: tuple[int, int]) -> np.ndarray:
     """Decode a foreground probability · 255, [H, W] uint8, that must be of `size` (height, width).
 
     Raises:
@@ -109,8 +109,8 @@ def crop_and_resize(image: np.ndarray, mask: np.ndarray | None, camera: Cameras,
     side = min(size)
     part = np.s_[top : top + side, left : left + side]
     return View(
-        image=_resize(image[part], image_size),
-        mask=None if mask is None else _resize(mask[part], image_size),
+        image=resize_square(image[part], image_size),
+        mask=None if mask is None else resize_square(mask[part], image_size),
         camera=camera.crop(top, left, (side, side)).resize((image_size, image_size)),
     )
 
@@ -157,7 +157,7 @@ def decode_mask(data: bytes, size: tuple[int, int]) -> np.ndarray:
     return _decode(data, "L", size, "mask")
 
 
-def _read(path: Path, what: str) -> bytes:
+def _read(path: StoragePath, what: str) -> bytes:
     try:
         return path.read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
@@ -174,9 +174,11 @@ def _decode(data: bytes, mode: str, size: tuple[int, int], what: str) -> np.ndar
         raise DefectError(f"{what} undecodable or truncated") from error
 
 
-def _resize(picture: np.ndarray, side: int) -> np.ndarray:
-    """Average over the area that each new pixel covers; linear when enlarging. Both keep [0, W] on [0, W]: no
-    half-pixel shift.
+def resize_square(picture: np.ndarray, side: int) -> np.ndarray:
+    """Scale a square picture [H, H] or [H, H, 3] uint8 to `side`².
+
+    Average over the area that each new pixel covers; linear when enlarging. Both keep [0, W] on [0, W]: no half-pixel
+    shift.
     """
     if picture.shape[0] == side:
         return np.ascontiguousarray(picture)

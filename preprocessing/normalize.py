@@ -9,10 +9,11 @@ largest side is 2. The result does not depend on the frame, scale or orientation
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from plyfile import PlyData, PlyParseError
+
+from infra.storage import StoragePath, num_bytes
 
 MINIMUM_POINTS = 16
 MAX_HEADER_BYTES = 1 << 16
@@ -65,7 +66,7 @@ class Normalization:
         return result
 
 
-def load_points(path: Path) -> np.ndarray:
+def load_points(path: StoragePath) -> np.ndarray:
     """Finite points [N, 3] of a PLY file, float64.
 
     Raises:
@@ -73,7 +74,8 @@ def load_points(path: Path) -> np.ndarray:
     """
     try:
         _check_counts(path)
-        vertices = PlyData.read(path)["vertex"]
+        with path.open("rb") as file:
+            vertices = PlyData.read(file)["vertex"]
         with np.errstate(invalid="ignore"):  # what is no number is left out below
             points = np.stack([np.asarray(vertices[axis], dtype=np.float64) for axis in "xyz"], axis=-1)
     except FileNotFoundError as error:
@@ -86,14 +88,14 @@ def load_points(path: Path) -> np.ndarray:
     return points
 
 
-def _check_counts(path: Path) -> None:
+def _check_counts(path: StoragePath) -> None:
     """Raise ValueError when a PLY file says that it holds more things than it has bytes: they would be allocated."""
     with path.open("rb") as file:
         header = file.read(MAX_HEADER_BYTES).partition(b"end_header")[0]
     for line in header.splitlines():
         words = line.split()
-        if words[:1] == [b"element"] and len(words) == 3 and int(words[2]) > path.stat().st_size:
-            raise ValueError(f"{words[1]!r}: {words[2]!r} in a file of {path.stat().st_size} bytes")
+        if words[:1] == [b"element"] and len(words) == 3 and int(words[2]) > num_bytes(path):
+            raise ValueError(f"{words[1]!r}: {words[2]!r} in a file of {num_bytes(path)} bytes")
 
 
 def camera_centers(world_to_camera: np.ndarray) -> np.ndarray:

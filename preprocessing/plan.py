@@ -8,9 +8,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from infra.errors import UserError
+from infra.storage import StoragePath
 from preprocessing.captions import default_caption, read_captions
 from preprocessing.captures import Sequence
 from preprocessing.co3d import read_category, read_set_lists, select_categories
@@ -65,7 +65,7 @@ class ShardPlan:
     rejected: tuple[RejectedSequence, ...]
 
 
-def plan_shards(root: Path, config: PreprocessConfig) -> ShardPlan:
+def plan_shards(root: StoragePath, config: PreprocessConfig) -> ShardPlan:
     """Read the annotations below `root` and cut the sequences, sorted by (category, name), into shards.
 
     Raises:
@@ -91,7 +91,7 @@ def plan_shards(root: Path, config: PreprocessConfig) -> ShardPlan:
     return ShardPlan(tuple(ShardTask(number, group) for number, group in enumerate(groups)), tuple(rejected))
 
 
-def _listed(root: Path, category: str, subset: str | None) -> dict[str, frozenset[str]]:
+def _listed(root: StoragePath, category: str, subset: str | None) -> dict[str, frozenset[str]]:
     """The splits that set lists put a sequence's frames into: those of one subset, or of all."""
     subsets = read_set_lists(root, category)
     chosen = subsets.values() if subset is None else [subsets.get(subset, {})]
@@ -117,7 +117,7 @@ def choose_split(sequence: Sequence, listed: frozenset[str], fractions: tuple[fl
     return SPLITS[max(position for position, fraction in enumerate(fractions) if fraction > 0)]
 
 
-def require_sequences(root: Path, num_stored: int, rejected: Iterable[RejectedSequence]) -> None:
+def require_sequences(root: StoragePath, num_stored: int, rejected: Iterable[RejectedSequence]) -> None:
     """Check that something is left.
 
     Raises:

@@ -85,6 +85,12 @@ def screen(sequence: Sequence, config: PreprocessConfig) -> None:
             raise RejectionError(f"{name} quality below {least:g} or unknown")
 
 
+def needed_files(sequence: Sequence) -> list[str]:
+    """Files below the root that `store_sequence` reads."""
+    paths = [path for frame in sequence.frames for path in (frame.image_path, frame.mask_path)]
+    return [path for path in (sequence.point_cloud_path, *paths) if path is not None]
+
+
 def store_sequence(root: Path, sequence: Sequence, config: PreprocessConfig) -> StoredSequence:
     """Read, check, normalise, crop, resize and encode a sequence that passed `screen`.
 

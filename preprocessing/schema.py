@@ -17,16 +17,15 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from infra.errors import UserError
-from infra.storage import atomic_write
+from infra.storage import StoragePath, atomic_write
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 DATASET_NAME = "dataset.json"
 INDEX_NAME = "index.parquet"
 SPLITS = ("train", "val", "test")
@@ -91,12 +90,24 @@ def stable_json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write a folder's dataset.json, with a digest of what else is in it."""
-    atomic_write(folder / DATASET_NAME, stable_json({**manifest, "sha256": _digest(manifest)}))
+def write_manifest(path: StoragePath, manifest: Mapping[str, Any]) -> None:
+    """Write a folder's dataset.json or latents.json, with a digest of what else is in it."""
+    atomic_write(path, stable_json({**manifest, "sha256": _digest(manifest)}))
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def unseal(data: bytes, version: int) -> dict[str, Any]:
+    """The contents of a file that `write_manifest` wrote; of one of another schema version only what it says.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError or RecursionError: it is damaged.
+    """
+    manifest = json.loads(data)
+    if manifest["schema_version"] == version and manifest.pop("sha256") != _digest(manifest):
+        raise ValueError("its digest is another")
+    return manifest
+
+
+def read_manifest(folder: StoragePath) -> dict[str, Any]:
     """The contents of a folder's dataset.json.
 
     Raises:
@@ -111,10 +122,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "run `viewdiff preprocess` again, it resumes"
         )
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = unseal(path.read_bytes(), SCHEMA_VERSION)
         version = manifest["schema_version"]
-        if version == SCHEMA_VERSION and manifest.pop("sha256") != _digest(manifest):
-            raise ValueError("its digest is another")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"shards {folder}: {DATASET_NAME} is damaged ({error}); restore it or preprocess again"

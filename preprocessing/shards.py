@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
-import uuid
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,13 @@ import pyarrow.parquet as pq
 import torch
 import webdataset
 
-from infra.storage import as_user_error, atomic_write, digest_file
+from infra.errors import UserError
+from infra.fetch import fetched
+from infra.storage import StoragePath, as_user_error, atomic_write, digest_file, num_bytes, publishing
 from preprocessing.config import PreprocessConfig
 from preprocessing.normalize import RejectionError
 from preprocessing.plan import PlannedSequence, RejectedSequence, ShardTask
-from preprocessing.samples import StoredSequence, store_sequence
+from preprocessing.samples import StoredSequence, needed_files, store_sequence
 from preprocessing.schema import (
     DATASET_NAME,
     INDEX_NAME,
@@ -57,7 +58,9 @@ class ShardRecord:
     defects: tuple[tuple[str, str, int, str], ...]  # (category, sequence, frame number, reason)
 
 
-def write_planned_shard(row: dict[str, Any], *, root: Path, folder: Path, config: PreprocessConfig) -> dict[str, Any]:
+def write_planned_shard(
+    row: dict[str, Any], *, root: StoragePath, folder: StoragePath, config: PreprocessConfig
+) -> dict[str, Any]:
     """A Ray task: the shard of `row["task"]`. What the user must mend comes back as `error`: an exception would lose
     its type on the way.
     """
@@ -65,6 +68,8 @@ def write_planned_shard(row: dict[str, Any], *, root: Path, folder: Path, config
     torch.set_num_threads(1)
     try:
         record = write_shard(row["task"], root, folder, config)
+    except UserError as error:
+        return {"frames": 0, "error": str(error)}
     except OSError as error:
         message = as_user_error(error, folder)
         if message is None:
@@ -73,26 +78,30 @@ def write_planned_shard(row: dict[str, Any], *, root: Path, folder: Path, config
     return {"frames": record.num_frames, "error": ""}
 
 
-def record_path(folder: Path, number: int) -> Path:
+def record_path(folder: StoragePath, number: int) -> StoragePath:
     """Where the record of a committed shard lies, until the whole folder is committed."""
     return folder / f"{shard_name(number)}.rows.parquet"
 
 
-def committed_record(folder: Path, task: ShardTask, config: PreprocessConfig) -> ShardRecord | None:
+def committed_record(folder: StoragePath, task: ShardTask, config: PreprocessConfig) -> ShardRecord | None:
     """The record of a shard that an earlier run finished for this very task; None if it is still to be written."""
     path = record_path(folder, task.number)
     if not path.is_file():
         return None
-    fields = json.loads(pq.read_schema(path).metadata[_METADATA_KEY])
+    fields = json.loads(pq.read_schema(io.BytesIO(path.read_bytes())).metadata[_METADATA_KEY])
     fields["rejected"] = tuple(RejectedSequence(**item) for item in fields["rejected"])
     fields["defects"] = tuple(tuple(item) for item in fields["defects"])
     record = ShardRecord(**fields)
-    shard = folder / record.name
-    whole = not record.num_sequences or (shard.is_file() and shard.stat().st_size == record.num_bytes)
+    whole = not record.num_sequences or num_bytes(folder / record.name) == record.num_bytes
     return record if whole and record.task == task.digest(config) else None
 
 
-def require_record(folder: Path, task: ShardTask, config: PreprocessConfig) -> ShardRecord:
+def read_rows(folder: StoragePath, number: int) -> pa.Table:
+    """The index rows in the record of a committed shard."""
+    return pq.read_table(io.BytesIO(record_path(folder, number).read_bytes()), schema=INDEX_SCHEMA)
+
+
+def require_record(folder: StoragePath, task: ShardTask, config: PreprocessConfig) -> ShardRecord:
     """The record of a shard that was just written.
 
     Raises:
@@ -104,7 +113,7 @@ def require_record(folder: Path, task: ShardTask, config: PreprocessConfig) -> S
     return record
 
 
-def sweep(folder: Path, keep: set[int]) -> None:
+def sweep(folder: StoragePath, keep: set[int]) -> None:
     """Remove what killed writers left half-written or uncommitted: all but the shards of these numbers."""
     names = {name for number in keep for name in (shard_name(number), record_path(folder, number).name)}
     for pattern in ("shard-*", ".shard-*", f".{INDEX_NAME}.*", f".{DATASET_NAME}.*"):
@@ -113,53 +122,49 @@ def sweep(folder: Path, keep: set[int]) -> None:
                 path.unlink(missing_ok=True)
 
 
-def write_shard(task: ShardTask, root: Path, folder: Path, config: PreprocessConfig) -> ShardRecord:
+def write_shard(task: ShardTask, root: StoragePath, folder: StoragePath, config: PreprocessConfig) -> ShardRecord:
     """Write and commit one shard. Two writers of the same task do not disturb each other: their bytes are the same and
     renames are atomic.
     """
     final = folder / shard_name(task.number)
-    partial = folder / f".{final.stem}-{uuid.uuid4().hex}.tmp"
     rows: list[dict[str, Any]] = []
     rejected: list[RejectedSequence] = []
     defects: list[tuple[str, str, int, str]] = []
-    try:
-        with partial.open("xb") as file:
-            with webdataset.TarWriter(file, encoder=False, mtime=0, user="", group="") as tar:
-                for planned, stored in _stored(task, root, config, rejected):
-                    tar.write(_sample(planned, stored, config.image_size))
-                    rows += _rows(planned, stored, final.name, config.image_size)
-                    key = planned.sequence.category, planned.sequence.name
-                    defects += [(*key, number, reason) for number, reason in stored.defects]
-            file.flush()
-            os.fsync(file.fileno())
+    with publishing(final) as partial:
+        with partial.open("xb") as file, webdataset.TarWriter(file, encoder=False, mtime=0, user="", group="") as tar:
+            for planned, stored in _stored(task, root, config, rejected):
+                tar.write(_sample(planned, stored, config.image_size))
+                rows += _rows(planned, stored, final.name, config.image_size)
+                key = planned.sequence.category, planned.sequence.name
+                defects += [(*key, number, reason) for number, reason in stored.defects]
         _locate(rows, partial)
         record = ShardRecord(
             task=task.digest(config),
             name=final.name,
-            num_bytes=partial.stat().st_size if rows else 0,
+            num_bytes=num_bytes(partial) if rows else 0,
             sha256=digest_file(partial) if rows else "",
             num_sequences=len(task.sequences) - len(rejected),
             num_frames=len(rows),
             rejected=tuple(rejected),
             defects=tuple(defects),
         )
-        if rows:
-            partial.replace(final)
-    finally:
-        partial.unlink(missing_ok=True)
+        if not rows:
+            partial.unlink()
     _commit(record_path(folder, task.number), record, rows)
     return record
 
 
 def _stored(
-    task: ShardTask, root: Path, config: PreprocessConfig, rejected: list[RejectedSequence]
+    task: ShardTask, root: StoragePath, config: PreprocessConfig, rejected: list[RejectedSequence]
 ) -> Iterator[tuple[PlannedSequence, StoredSequence]]:
     """The usable sequences one by one; appends the others to `rejected`."""
-    for planned in task.sequences:
-        try:
-            yield planned, store_sequence(root, planned.sequence, config)
-        except RejectionError as reason:
-            rejected.append(RejectedSequence(planned.sequence.category, planned.sequence.name, str(reason)))
+    files = (needed_files(planned.sequence) for planned in task.sequences)
+    with closing(fetched(root, files)) as folders:
+        for planned, local in zip(task.sequences, folders, strict=True):
+            try:
+                yield planned, store_sequence(local, planned.sequence, config)
+            except RejectionError as reason:
+                rejected.append(RejectedSequence(planned.sequence.category, planned.sequence.name, str(reason)))
 
 
 def _sample(planned: PlannedSequence, stored: StoredSequence, image_size: int) -> dict[str, Any]:
@@ -229,7 +234,7 @@ def _locate(rows: list[dict[str, Any]], shard: Path) -> None:
         row["mask_offset"], row["mask_length"] = mask
 
 
-def _commit(path: Path, record: ShardRecord, rows: list[dict[str, Any]]) -> None:
+def _commit(path: StoragePath, record: ShardRecord, rows: list[dict[str, Any]]) -> None:
     """Publish a shard's record: from now on the shard counts."""
     table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
     buffer = io.BytesIO()

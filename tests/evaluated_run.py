@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pipelines.artifacts import RECORD_NAME, Artifact, BaseFolder, Checkpoint, EvaluationReport, RawDataset, Shards
 from pipelines.pictures import ObjectPictures, pictures_path
 from pipelines.scoring import SCORE_COLUMNS, summarize
-from preprocessing.schema import SCHEMA_VERSION, write_manifest
+from preprocessing.schema import DATASET_NAME, SCHEMA_VERSION, write_manifest
 
 NUM_VIEWS, SIDE, NUM_STEPS = 5, 16, 30
 OBJECTS = (("apple", "12_3_4"), ("teddybear", "5_<b>6"))
@@ -31,7 +31,7 @@ def write_evaluated_run(root: Path, run_ids: dict[str, str]) -> dict[str, Artifa
     shards = _artifact(root, "preprocess", Shards, {"raw": raw}, {})
     rejected = [{"category": "apple", "sequence": "9_9_9", "reason": "no point cloud"}]
     manifest = {"schema_version": SCHEMA_VERSION, "num_sequences": 7, "rejected": rejected}
-    write_manifest(shards.folder, manifest)
+    write_manifest(shards.folder / DATASET_NAME, manifest)
     base = _artifact(root, "base", BaseFolder, {"shards": shards}, {})
     checkpoint = _artifact(
         root, "train", Checkpoint, {"shards": shards, "base": base}, {"mlflow_run_id": run_ids["train"]}

@@ -19,7 +19,7 @@ from model.tiny_base import build_tiny_base
 from model.unet import ViewDiffUNet
 from pipelines.artifacts import RECORD_NAME, Artifact, BaseFolder, Checkpoint, Shards
 from preprocessing.dataset import FrameIndex, ShardReader
-from preprocessing.schema import INDEX_NAME, INDEX_SCHEMA, SCHEMA_VERSION, write_manifest
+from preprocessing.schema import DATASET_NAME, INDEX_NAME, INDEX_SCHEMA, SCHEMA_VERSION, write_manifest
 from tests.training_inputs import BASE, IMAGE_SIZE, index_table, train_config
 
 HELD_OUT = "val"  # split of the one sequence that is not for training
@@ -67,9 +67,10 @@ def _write_shards(folder: Path) -> None:
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "index_sha256": digest_file(folder / INDEX_NAME),
-        "shards": [{"name": SHARD, "bytes": len(shard)}],
+        "index_bytes": (folder / INDEX_NAME).stat().st_size,
+        "shards": [{"name": SHARD, "bytes": len(shard), "sha256": digest_file(folder / SHARD)}],
     }
-    write_manifest(folder, manifest)
+    write_manifest(folder / DATASET_NAME, manifest)
 
 
 def _publish(

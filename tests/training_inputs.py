@@ -11,15 +11,15 @@ import pyarrow.parquet as pq
 
 from infra.config import EngineConfig
 from infra.storage import digest_file
-from model.base import save_base
+from model.base import BaseModel, save_base
 from model.config import ProjectionConfig, TinyBaseConfig, ViewDiffConfig
 from model.tiny_base import build_tiny_base
 from pipelines.artifacts import Artifact, BaseFolder, Latents, Shards
 from pipelines.config import TrainConfig
 from preprocessing.config import LatentsConfig
 from preprocessing.dataset import FrameIndex
-from preprocessing.latents import write_latents
-from preprocessing.schema import INDEX_NAME, INDEX_SCHEMA, SCHEMA_VERSION, write_manifest
+from preprocessing.encoding import LatentsWriter, commit_latents, plan_units, remove_records
+from preprocessing.schema import DATASET_NAME, INDEX_NAME, INDEX_SCHEMA, SCHEMA_VERSION, write_manifest
 from tests.factories import look_at_cameras
 
 IMAGE_SIZE, NUM_FRAMES = 32, 5
@@ -50,22 +50,36 @@ def train_config(**settings: Any) -> TrainConfig:
     return TrainConfig(**(defaults | settings))
 
 
-def write_inputs(root: Path) -> dict[str, Artifact]:
+def write_inputs(root: Path, latents: LatentsConfig | None = None) -> dict[str, Artifact]:
     """The stage's inputs below `root`. There are no shards: training reads latents."""
     folders = {name: root / name for name in ("shards", "latents", "base")}
     for folder in folders.values():
         folder.mkdir(parents=True)
     table = index_table()
     pq.write_table(table, folders["shards"] / INDEX_NAME)
-    digest = digest_file(folders["shards"] / INDEX_NAME)
-    manifest = {"schema_version": SCHEMA_VERSION, "shards": [], "index_sha256": digest}
-    write_manifest(folders["shards"], manifest)
+    index_path = folders["shards"] / INDEX_NAME
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "shards": [],
+        "index_sha256": digest_file(index_path),
+        "index_bytes": index_path.stat().st_size,
+    }
+    write_manifest(folders["shards"] / DATASET_NAME, manifest)
     base = build_tiny_base(BASE, words=["red", "apple"], seed=0).frozen()
     save_base(base, folders["base"])
-    settings = LatentsConfig(batch_size=8, num_prior_images=3, prior_num_steps=2)
-    write_latents(FrameIndex.open(folders["shards"]), RandomImages(), base, folders["latents"], settings)  # type: ignore[arg-type]
+    settings = latents or LatentsConfig(batch_size=8, num_prior_images=3, prior_num_steps=2)
+    fill_latents(FrameIndex.open(folders["shards"]), RandomImages(), base, folders["latents"], settings)
     kinds = {"shards": Shards, "latents": Latents, "base": BaseFolder}
     return {name: kinds[name](fingerprint=name, folder=folder) for name, folder in folders.items()}
+
+
+def fill_latents(index: FrameIndex, reader: Any, base: BaseModel, folder: Path, config: LatentsConfig) -> None:
+    """What the stage does, in this process."""
+    writer = LatentsWriter(base, index, reader, folder, config)
+    for unit in plan_units(index, config):
+        writer.write(unit)
+    commit_latents(folder, index, config, scaling_factor=base.vae.config.scaling_factor, shift_factor=0.0)
+    remove_records(folder)
 
 
 def index_table() -> pa.Table:

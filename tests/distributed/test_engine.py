@@ -74,7 +74,7 @@ def train(engine: Engine, micro_batch_size: int, steps: range) -> list[StepInfo]
         num_ranks=dist.get_world_size(),
     )
     infos: list[StepInfo] = []
-    train_steps(engine, parts(engine.model), schedule, steps=steps, callbacks=[infos.append])
+    train_steps(engine, parts(engine.model), schedule.positions(steps), schedule, steps=steps, callbacks=[infos.append])
     return infos
 
 

@@ -43,6 +43,7 @@ def job(inputs: dict[str, Artifact], folder: Path, config: TrainConfig) -> Train
         base_dir=inputs["base"].folder,
         initial_dir=None,
         folder=folder,
+        num_loaders=0,
     )
 
 

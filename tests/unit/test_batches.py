@@ -1,33 +1,60 @@
-"""A sample is a function of the seed and its position, whatever it is batched with."""
+"""A sample is a function of the seed and its position, whatever it is batched with and whoever loads it."""
 
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from infra.errors import UserError
+from model.base import load_base
 from model.cameras import Cameras
 from model.views import Scene
-from preprocessing.batches import ViewBatches
-from preprocessing.dataset import FrameIndex, choose_views
+from preprocessing.batches import TrainBatches
+from preprocessing.config import LatentsConfig
+from preprocessing.dataset import FrameIndex
+from preprocessing.images import intensity
 from preprocessing.latents import LatentCache
-from tests.training_inputs import NUM_FRAMES, write_inputs
+from preprocessing.loader import load_batches
+from tests.training_inputs import IMAGE_SIZE, NUM_FRAMES, RandomImages, write_inputs
 
 NUM_VIEWS, SEED = 3, 7
+CPU = torch.device("cpu")
+# float16 keeps 11 bits of values of order one.
+HALF = 2e-3
+
+
+def write(root: Path, **latents: Any) -> Path:
+    write_inputs(root, LatentsConfig(batch_size=8, num_prior_images=3, prior_num_steps=2, **latents))
+    return root
+
+
+def batches(root: Path, **settings: Any) -> TrainBatches:
+    index, latents = FrameIndex.open(root / "shards"), LatentCache(root / "latents")
+    return TrainBatches(index, RandomImages(), latents, **({"seed": SEED, "num_views": NUM_VIEWS} | settings))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[FrameIndex, LatentCache]:
-    inputs = write_inputs(tmp_path_factory.mktemp("inputs"))
-    return FrameIndex.open(inputs["shards"].folder), LatentCache(inputs["latents"].folder)
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Whole pictures, encoded."""
+    return write(tmp_path_factory.mktemp("whole"))
 
 
-def batches(opened: tuple[FrameIndex, LatentCache], **settings: Any) -> ViewBatches:
-    return ViewBatches(*opened, **({"seed": SEED, "num_views": NUM_VIEWS} | settings))
+@pytest.fixture(scope="module")
+def cropped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four crops of each picture, encoded."""
+    return write(tmp_path_factory.mktemp("cropped"), num_crops=4, smallest_crop=0.5)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nothing encoded: training reads the pictures."""
+    return write(tmp_path_factory.mktemp("pictures"), num_crops=0, smallest_crop=0.5)
 
 
 def assert_equal(batch: object, other: object) -> None:
@@ -39,53 +66,140 @@ def assert_equal(batch: object, other: object) -> None:
             assert torch.equal(a, b) if isinstance(a, Tensor) else a == b, field.name
 
 
-def test_a_sample_is_what_its_position_says(opened: tuple[FrameIndex, LatentCache]) -> None:
-    index, latents = opened
-    batch = batches(opened).views([5])
-    choice = choose_views(index.sequences("train"), seed=SEED, position=5, num_views=NUM_VIEWS)
+def test_a_sample_is_what_its_position_says(root: Path) -> None:
+    made = batches(root)
+    choice = made.order.choose(np.array([5]))
+    sequence, rows = made.order.sequences[choice.sequences[0]], choice.rows[0].tolist()
+    batch = made.load([5])
     assert batch.positions == (5,)
-    assert batch.latents.shape == (1, NUM_VIEWS, *latents.latent_shape)
-    assert_equal(batch.scene.cameras[0], index.cameras(choice.rows))
-    assert torch.equal(batch.scene.intensity[0], index.intensity(choice.rows))
-    assert torch.equal(batch.text[0], latents.text(choice.caption))
-    assert batch.scene.scene_bounds.tolist() == [choice.sequence.scene_bounds.tolist()]
+    assert batch.frames.shape == (1, NUM_VIEWS, 8, *made.latents.latent_shape[1:])
+    assert_equal(batch.scene.cameras[0], made.index.cameras(rows))
+    # The cache has the statistics of the stored pictures, which stand-ins are here.
+    truth = [intensity(RandomImages().image(row)) for row in rows]
+    torch.testing.assert_close(batch.scene.intensity[0], torch.tensor(truth))
+    text = made.latents.text([made.latents.caption_number(sequence.captions[choice.captions[0]])])
+    assert torch.equal(batch.text, text)
+    assert batch.scene.scene_bounds.tolist() == [sequence.scene_bounds.tolist()]
 
 
-def test_latents_are_drawn_around_the_mean(opened: tuple[FrameIndex, LatentCache]) -> None:
-    index, latents = opened
-    choice = choose_views(index.sequences("train"), seed=SEED, position=5, num_views=NUM_VIEWS)
-    shape = (NUM_VIEWS, *latents.latent_shape)
-    mean, one_off = latents.latents(choice.rows, torch.zeros(shape)), latents.latents(choice.rows, torch.ones(shape))
-    noise = (batches(opened).views([5]).latents[0] - mean) / (one_off - mean)
+def test_latents_are_drawn_around_the_mean(root: Path) -> None:
+    made = batches(root)
+    batch = made.load([5])
+    shape = (1, NUM_VIEWS, *made.latents.latent_shape)
+    mean, one_off = (made.latents.latents(batch.frames, noise) for noise in (torch.zeros(shape), torch.ones(shape)))
+    noise = (made.views(batch, CPU).latents - mean) / (one_off - mean)
     # 768 normal numbers: the mean's standard error is 0.036, the deviation's 0.026; five of them
     assert abs(noise.mean().item()) < 0.18
     assert abs(noise.std().item() - 1) < 0.13
 
 
-def test_batching_changes_no_sample(opened: tuple[FrameIndex, LatentCache]) -> None:
-    made = batches(opened)
-    whole, part = made.views(range(4)), made.views(range(2, 3))
-    assert torch.equal(whole.latents[2:3], part.latents)
-    assert torch.equal(made.prior(range(4)).latents[2:3], made.prior(range(2, 3)).latents)
-    assert_equal(whole, batches(opened).views(range(4)))
-    assert not torch.equal(whole.latents, batches(opened, seed=8).views(range(4)).latents)
-    assert not torch.equal(whole.latents[0], whole.latents[1])
+def test_cached_moments_are_the_encoder_s(root: Path) -> None:
+    made, base = batches(root), load_base(root / "base").frozen()
+    rows = [4, 0, 9]
+    images = torch.from_numpy(np.stack([RandomImages().image(row) for row in rows])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = base.latents_from_moments(base.encode_moments(images.float() / 255))
+    torch.testing.assert_close(made.mean_latents(rows, None), expected, rtol=HALF, atol=HALF)
+    with torch.no_grad():
+        text = base.encode_text(["", "a red apple"])
+    numbers = [0, made.latents.caption_number("a red apple")]
+    torch.testing.assert_close(made.latents.text(numbers).float(), text, rtol=HALF, atol=HALF)
 
 
-def test_prior_samples_come_from_the_cache(opened: tuple[FrameIndex, LatentCache]) -> None:
-    latents = opened[1]
-    batch = batches(opened).prior(range(40))
-    cached = [latents.prior(number) for number in range(latents.num_prior)]
-    drawn = [next(i for i, (image, _) in enumerate(cached) if torch.equal(image, found)) for found in batch.latents]
-    assert set(drawn) == set(range(latents.num_prior))
-    assert all(torch.equal(cached[number][1], text) for number, text in zip(drawn, batch.text, strict=True))
+@pytest.mark.parametrize("name", ["root", "cropped", "pictures"])
+def test_batching_changes_no_sample(name: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(name)
+    made = batches(folder)
+    whole, part = made.load(range(4)), made.load(range(2, 3))
+    for field in ("frames", "text", "prior", "prior_text"):
+        assert torch.equal(getattr(whole, field)[2:3], getattr(part, field))
+    assert torch.equal(whole.scene.cameras.intrinsics[2:3], part.scene.cameras.intrinsics)
+    assert_equal(whole, batches(folder).load(range(4)))
+    assert not torch.equal(whole.frames, batches(folder, seed=8).load(range(4)).frames)
+    assert not torch.equal(whole.frames[0], whole.frames[1])
+    if name != "pictures":
+        assert torch.equal(made.views(whole, CPU).latents[2:3], made.views(part, CPU).latents)
 
 
-def test_too_many_views_are_refused(opened: tuple[FrameIndex, LatentCache]) -> None:
+def test_each_crop_has_its_own_camera_and_intensity(cropped: Path) -> None:
+    made = batches(cropped)
+    batch, choice = made.load(range(40)), made.order.choose(np.arange(40))
+    plain = made.index.cameras(choice.rows.reshape(-1))
+    cameras = batch.scene.cameras.intrinsics.reshape(-1, 3, 3)
+    scale = cameras[:, 0, 0] / plain.intrinsics[:, 0, 0]
+    assert torch.allclose(scale, cameras[:, 1, 1] / plain.intrinsics[:, 1, 1])
+    sides = IMAGE_SIZE / scale
+    assert torch.allclose(sides, sides.round(), atol=1e-3)
+    assert sides.round().unique().numel() > 5
+    assert sides.min() >= IMAGE_SIZE / 2
+    assert 0.15 < (sides.round() == IMAGE_SIZE).float().mean() < 0.4  # every fourth is the whole picture
+    corner = plain.intrinsics[:, :2, 2] - cameras[:, :2, 2] / scale[:, None]
+    assert torch.allclose(corner, corner.round(), atol=1e-3)
+    assert (corner + sides[:, None] <= IMAGE_SIZE + 1e-3).all()
+    for view in (0, 7, 50):
+        left, top = (int(value) for value in corner[view].round())
+        side = int(sides[view].round())
+        part = RandomImages().image(int(choice.rows.reshape(-1)[view]))[top : top + side, left : left + side]
+        if side == IMAGE_SIZE:
+            expected = torch.tensor(intensity(part))
+            torch.testing.assert_close(batch.scene.intensity.reshape(-1, 2)[view], expected)
+        # Enlarging blurs, which takes from the variance but not from the mean; the border weighs a little more.
+        assert abs(batch.scene.intensity.reshape(-1, 2)[view, 0].item() - part.mean() / 255) < 0.02
+
+
+def test_pictures_are_encoded_where_they_are_trained_on(pictures: Path) -> None:
+    made, base = batches(pictures), load_base(pictures / "base").frozen()
+    batch = made.load(range(2))
+    assert (batch.frames.dtype, batch.frames.shape) == (torch.uint8, (2, NUM_VIEWS, 3, IMAGE_SIZE, IMAGE_SIZE))
+    with torch.no_grad():
+        moments = base.encode_moments(batch.frames.flatten(0, 1).float() / 255).unflatten(0, (2, NUM_VIEWS))
+    noiseless = made.latents.latents(moments, torch.zeros(2, NUM_VIEWS, *made.latents.latent_shape))
+    spread = (made.views(batch, CPU, base).latents - noiseless) / torch.exp(0.5 * moments.chunk(2, dim=2)[1])
+    assert abs(spread.std().item() / made.latents.scaling_factor - 1) < 0.1
+
+
+def test_prior_samples_come_in_the_same_batch(root: Path) -> None:
+    made = batches(root)
+    batch = made.load(range(40))
+    cached, text = made.latents.prior(np.arange(made.latents.num_prior))
+    drawn = [next(i for i, image in enumerate(cached) if torch.equal(image, found)) for found in batch.prior]
+    assert set(drawn) == set(range(made.latents.num_prior))
+    assert torch.equal(text[drawn], batch.prior_text)
+    prior = made.prior(batch, CPU)
+    assert prior.positions == batch.positions
+    assert torch.equal(prior.latents, cached[drawn].float())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loaders_keep_the_order_and_start_anywhere(root: Path, num_workers: int) -> None:
+    made = batches(root)
+    positions = [range(start, start + 2) for start in range(100, 112, 2)]
+    loaded = list(load_batches(made, positions, num_workers=num_workers))
+    assert [batch.positions for batch in loaded] == [tuple(each) for each in positions]
+    for batch, each in zip(loaded, positions, strict=True):
+        assert_equal(batch, made.load(each))
+
+
+def test_too_many_views_are_refused(root: Path) -> None:
     with pytest.raises(UserError, match=f"has {NUM_FRAMES} frames, num_views is {NUM_FRAMES + 1}"):
-        batches(opened, num_views=NUM_FRAMES + 1)
+        batches(root, num_views=NUM_FRAMES + 1)
 
 
-def test_an_empty_split_is_refused(opened: tuple[FrameIndex, LatentCache]) -> None:
-    with pytest.raises(UserError, match="split 'test' has no sequence"):
-        batches(opened, split="test")
+def test_an_empty_split_is_refused(root: Path) -> None:
+    with pytest.raises(UserError, match="no sequence to choose views from"):
+        batches(root, split="test")
+
+
+def test_damaged_latents_are_found(root: Path, tmp_path: Path) -> None:
+    write(tmp_path)
+    cache = LatentCache(tmp_path / "latents")
+    cache.verify()
+    path = tmp_path / "latents" / "moments-000000.npy"
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"moments-000000.npy is damaged; delete the folder"):
+        LatentCache(tmp_path / "latents").verify()
+    path.write_bytes(data[:-2])
+    with pytest.raises(UserError, match=r"moments-000000.npy: \d+ bytes, \d+ were written"):
+        batches(tmp_path).load([0])

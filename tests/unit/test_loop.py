@@ -65,7 +65,8 @@ def test_ranks_and_micro_batches_cover_a_step_in_order(num_ranks: int, micro_bat
     ]
     shares = [schedule.micro_batches(3) for schedule in ranks]
     assert [position for share in shares for batch in share for position in batch] == list(range(36, 48))
-    assert len({len(share) for share in shares}) == 1
+    assert {len(share) for share in shares} == {ranks[0].num_micro_batches}
+    assert [list(schedule.positions(range(3, 4))) for schedule in ranks] == shares
     assert max(len(batch) for share in shares for batch in share) <= micro_batch_size
 
 
@@ -77,7 +78,8 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
 def test_a_step_is_all_parts_of_all_micro_batches() -> None:
     engine, infos = Recorder(), list[StepInfo]()
     schedule = Schedule(batch_size=4, micro_batch_size=2, rank=0, num_ranks=1)
-    train_steps(engine, parts(), schedule, steps=range(1, 3), callbacks=[infos.append])  # type: ignore[arg-type]
+    steps = range(1, 3)
+    train_steps(engine, parts(), schedule.positions(steps), schedule, steps=steps, callbacks=[infos.append])  # type: ignore[arg-type]
     assert engine.calls == [2.25, 0.225, 3.25, 0.325, "step 1", 4.25, 0.425, 5.25, 0.525, "step 2"]
     assert [info.step for info in infos] == [2, 3]
     assert infos[0].scalars == {"view_loss": 5.5, "prior_loss": 5.5}
@@ -89,5 +91,5 @@ def test_a_loss_that_is_no_number_ends_the_training_before_it_reaches_the_weight
     engine = Recorder()
     schedule = Schedule(batch_size=4, micro_batch_size=4, rank=0, num_ranks=1)
     with pytest.raises(FloatingPointError, match="step 1: the loss is nan"):
-        train_steps(engine, parts(math.nan), schedule, steps=range(1), callbacks=[])  # type: ignore[arg-type]
+        train_steps(engine, parts(math.nan), iter([range(4)]), schedule, steps=range(1), callbacks=[])  # type: ignore[arg-type]
     assert "step 0" not in engine.calls

@@ -170,7 +170,7 @@ def test_an_external_dataset_is_its_content(tmp_path: Path) -> None:
         (category / f"{name}.jpg").write_bytes(b"images are not looked at")
     one, two = external_dataset(tmp_path / "one"), external_dataset(tmp_path / "two")
     assert one.fingerprint == two.fingerprint
-    assert one.root == tmp_path / "one"
+    assert one.data == tmp_path / "one"
     (tmp_path / "two" / "apple" / "frame_annotations.jgz").write_bytes(b"other frames")
     assert external_dataset(tmp_path / "two").fingerprint != one.fingerprint
 

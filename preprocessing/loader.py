@@ -1,0 +1,50 @@
+"""Reads batches ahead of the training, in processes of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from preprocessing.batches import LoadedBatch, TrainBatches
+
+BATCHES_AHEAD = 2  # per process
+
+
+class _ByPositions(Dataset[LoadedBatch]):
+    """Indexed by the positions of a whole batch instead of by one number."""
+
+    def __init__(self, batches: TrainBatches) -> None:
+        self._batches = batches
+
+    def __getitem__(self, positions: range) -> LoadedBatch:
+        return self._batches.load(positions)
+
+
+def load_batches(batches: TrainBatches, positions: Iterable[range], *, num_workers: int) -> Iterator[LoadedBatch]:
+    """The batches at `positions`, in that order whatever the number of processes; with 0 each is loaded when it is
+    asked for. To go on anywhere start with the positions there: nothing before them is read or drawn.
+    """
+    return iter(
+        DataLoader(
+            _ByPositions(batches),
+            sampler=positions,
+            batch_size=None,  # an item is a batch already
+            collate_fn=_as_is,
+            num_workers=num_workers,
+            prefetch_factor=BATCHES_AHEAD if num_workers else None,
+            # A forked copy of a process with an object store's threads, or CUDA, cannot use them.
+            multiprocessing_context="forkserver" if num_workers else None,
+            pin_memory=False,
+            worker_init_fn=_start,
+        )
+    )
+
+
+def _as_is(batch: LoadedBatch) -> LoadedBatch:
+    return batch
+
+
+def _start(worker: int) -> None:
+    torch.set_num_threads(1)
