@@ -72,9 +72,8 @@ def main() -> None:
             backend.put_object(BUCKET, key, data)
     application = DomainDispatcherApplication(create_backend_app)
     server = make_server("127.0.0.1", port, application, threaded=True, request_handler=MotoRequestHandler)
-    server.daemon_threads = (
-        False  # closing waits for what is being answered: nothing is acknowledged and then forgotten
-    )
+    # Closing waits for what is being answered: nothing is acknowledged and then forgotten.
+    server.daemon_threads = False
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
     try:
         server.serve_forever()

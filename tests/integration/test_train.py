@@ -108,7 +108,7 @@ def test_kills_leave_no_trace(root: Path, monkeypatch: pytest.MonkeyPatch) -> No
     peaceful.mkdir()
     folders = {f"{name}_dir": artifact.folder for name, artifact in inputs(root).items()}
     run_distributed(
-        train_in_worker, 2, TrainJob(config=CONFIG, **folders, initial_dir=None, folder=peaceful)
+        train_in_worker, 2, TrainJob(config=CONFIG, **folders, initial_dir=None, folder=peaceful, num_loaders=0)
     )  # the same ranks without Ray
     assert records(root / "work") == records(peaceful)
 
