@@ -21,6 +21,7 @@ from pipelines.evaluation_tasks import UNIT_CUBE, EvaluationTask, training_camer
 from pipelines.generator import SampleGenerator
 from pipelines.names import nearest
 from pipelines.runtime import RuntimeConfig
+from preprocessing.captions import read_sequence_captions
 from preprocessing.dataset import FrameIndex, SequenceRecord, ShardReader
 
 DEFAULT_NUM_VIEWS = 12  # on a path
@@ -61,7 +62,7 @@ def prepare(request: GenerateRequest, runtime: RuntimeConfig) -> GenerateInputs:
         raise UserError(
             f"--known-frame {request.known_frame}: of no capture; name its folder with --shards, or drop this option"
         )
-    captured = _from_capture(request, _shards_dir(request, folder)) if from_capture else None
+    captured = _from_capture(request, folder) if from_capture else None
     generator = SampleGenerator.load(folder, base, device="cuda" if runtime.use_gpu else "cpu")
     task, names, reader = captured or _from_text(request, generator, _made_from(folder, "shards"))
     _check_size(task.cameras.image_size, generator)
@@ -71,8 +72,12 @@ def prepare(request: GenerateRequest, runtime: RuntimeConfig) -> GenerateInputs:
     )
 
 
-def _from_capture(request: GenerateRequest, shards_dir: Path) -> Prepared:
+def _from_capture(request: GenerateRequest, model_dir: Path) -> Prepared:
+    shards_dir = _shards_dir(request, model_dir)
     index = FrameIndex.open(shards_dir)
+    captions_dir = _made_from(model_dir, "captions")
+    if captions_dir is not None and shards_dir == _made_from(model_dir, "shards"):
+        index = index.with_captions(read_sequence_captions(captions_dir))
     sequence = _find_sequence(request, index, shards_dir)
     rows = _find_rows(request, index, sequence)
     task = EvaluationTask(
@@ -188,7 +193,9 @@ def _made_from(model_dir: Path, role: str) -> Path | None:
     training = model_dir.parent
     if not (training / RECORD_NAME).is_file():
         return None
-    source = read_record(training)["inputs"][role]
+    source = read_record(training)["inputs"].get(role)  # trainings of earlier versions had no captions
+    if source is None:
+        return None
     found = training.parents[1].glob(f"*/{source['fingerprint']}/{RECORD_NAME}")
     return next((path.parent for path in found), None)
 

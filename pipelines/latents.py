@@ -10,6 +10,7 @@ import torch
 
 from model.base import load_base
 from pipelines.runtime import RuntimeConfig
+from preprocessing.captions import read_sequence_captions
 from preprocessing.config import LatentsConfig
 from preprocessing.dataset import FrameIndex, ShardReader
 from preprocessing.latents import write_latents
@@ -20,7 +21,7 @@ def cache_latents(
 ) -> dict[str, Any]:
     """Write the cache of the shards under the base model into `folder`; returns its counts."""
     shards = inputs["shards"].folder
-    index = FrameIndex.open(shards)
+    index = FrameIndex.open(shards).with_captions(read_sequence_captions(inputs["captions"].folder))
     base = load_base(inputs["base"].folder).frozen().to("cuda" if runtime.use_gpu else "cpu")
     counts = write_latents(index, ShardReader(shards, index), base, folder, config)
     if runtime.use_gpu:

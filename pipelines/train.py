@@ -28,7 +28,6 @@ from pipelines.runtime import RuntimeConfig
 from pipelines.train_worker import TrainJob, train_in_worker
 from pipelines.watch import TrainingWatch
 from preprocessing.batches import ViewBatches
-from preprocessing.dataset import FrameIndex
 from preprocessing.latents import LatentCache
 
 _FACTS_NAME = "facts.json"
@@ -40,8 +39,8 @@ _SCRATCH_NAMES = ("checkpoints", "workers")  # only needed until the model is wr
 def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
     """Train to `config.num_steps` from wherever `folder` stands; leaves model/, metrics.jsonl and previews/ in it.
 
-    `inputs`: shards, latents, base and, for a warm start, initial (a Checkpoint). Raises UserError, before any
-    training, when these do not fit the config, or MLflow does not answer.
+    `inputs`: shards, captions, latents, base and, for a warm start, initial (a Checkpoint). Raises UserError, before
+    any training, when these do not fit the config, or MLflow does not answer.
     """
     tracking = Tracking(runtime.tracking)
     tracking.check()
@@ -49,6 +48,7 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
     job = TrainJob(
         config=config,
         shards_dir=inputs["shards"].folder,
+        captions_dir=inputs["captions"].folder,
         latents_dir=inputs["latents"].folder,
         base_dir=inputs["base"].folder,
         initial_dir=None if initial is None else initial.model_dir,
@@ -72,9 +72,7 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
 def _check(job: TrainJob) -> None:
     """Everything that could be wrong with the config, in seconds and before workers are started."""
     config = job.config
-    ViewBatches(
-        FrameIndex.open(job.shards_dir), LatentCache(job.latents_dir), seed=config.seed, num_views=config.num_views
-    )
+    ViewBatches(job.open_index(), LatentCache(job.latents_dir), seed=config.seed, num_views=config.num_views)
     try:
         network = ViewDiffUNet.meta(UNet2DConditionModel.load_config(job.base_dir, subfolder="unet"), config.model)
         if job.initial_dir is not None:

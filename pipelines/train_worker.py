@@ -31,6 +31,7 @@ from pipelines.callbacks import (
 from pipelines.config import TrainConfig
 from pipelines.loop import Callback, LossPart, Schedule, train_steps
 from preprocessing.batches import ViewBatches
+from preprocessing.captions import read_sequence_captions
 from preprocessing.dataset import FrameIndex
 from preprocessing.latents import LatentCache
 
@@ -41,6 +42,7 @@ class TrainJob:
 
     config: TrainConfig
     shards_dir: Path
+    captions_dir: Path
     latents_dir: Path
     base_dir: Path
     initial_dir: Path | None  # model to start from instead of the base model's U-Net
@@ -62,6 +64,10 @@ class TrainJob:
     def previews_dir(self) -> Path:
         return self.folder / "previews"
 
+    def open_index(self) -> FrameIndex:
+        """The shards' frames, with the captions to train on."""
+        return FrameIndex.open(self.shards_dir).with_captions(read_sequence_captions(self.captions_dir))
+
     def snapshots(self) -> SnapshotFolder:
         return SnapshotFolder(self.folder / "checkpoints")
 
@@ -77,7 +83,7 @@ def train_in_worker(job: TrainJob) -> None:
     engine = Engine(unet, unet.parameter_groups(), job.config.engine, num_steps=job.config.num_steps, device=_device())
     if snapshot is not None:
         engine.load_optimizer_state(snapshot.tensors(OPTIMIZER_PART), num_steps=done)
-    index, latents = FrameIndex.open(job.shards_dir), LatentCache(job.latents_dir)
+    index, latents = job.open_index(), LatentCache(job.latents_dir)
     train_steps(
         engine,
         _parts(job, engine, index, latents),

@@ -15,7 +15,7 @@ from model.views import Scene
 from preprocessing.batches import ViewBatches
 from preprocessing.dataset import FrameIndex, choose_views
 from preprocessing.latents import LatentCache
-from tests.training_inputs import NUM_FRAMES, write_inputs
+from tests.training_inputs import NUM_FRAMES, open_index, write_inputs
 
 NUM_VIEWS, SEED = 3, 7
 
@@ -23,7 +23,7 @@ NUM_VIEWS, SEED = 3, 7
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[FrameIndex, LatentCache]:
     inputs = write_inputs(tmp_path_factory.mktemp("inputs"))
-    return FrameIndex.open(inputs["shards"].folder), LatentCache(inputs["latents"].folder)
+    return open_index(inputs), LatentCache(inputs["latents"].folder)
 
 
 def batches(opened: tuple[FrameIndex, LatentCache], **settings: Any) -> ViewBatches:
