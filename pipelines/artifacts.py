@@ -52,13 +52,18 @@ class Shards(Artifact):
 
 
 @dataclass(frozen=True)
+class Captions(Artifact):
+    """What the sequences of one `Shards` are said to show."""
+
+
+@dataclass(frozen=True)
 class BaseFolder(Artifact):
     """A 2D text-to-image model in diffusers' folder layout."""
 
 
 @dataclass(frozen=True)
 class Latents(Artifact):
-    """Cached VAE moments, caption embeddings and prior samples of one `Shards` under one base model."""
+    """Cached VAE moments, caption embeddings and prior samples of one `Shards` and `Captions` under one base model."""
 
     is_bulk = True
 

@@ -27,6 +27,7 @@ from model.base import BaseModel, load_base, save_base, scale_latents
 from model.config import BaseConfig, FitConfig
 from model.tiny_base import build_tiny_base
 from pipelines.runtime import RuntimeConfig
+from preprocessing.captions import read_sequence_captions
 from preprocessing.dataset import FrameIndex, ShardReader
 
 SNAPSHOT_EVERY_SECONDS = 20.0
@@ -45,7 +46,7 @@ def train_base(config: BaseConfig, inputs: Mapping[str, Any], folder: Path, runt
             raise UserError(f"{error}; name another with --base.source") from error
         return {"source": config.source}
     torch.set_num_threads(os.cpu_count() or 1)  # Ray limits the process of a submitted job to one
-    index = FrameIndex.open(inputs["shards"].data)
+    index = FrameIndex.open(inputs["shards"].data).with_captions(read_sequence_captions(inputs["captions"].folder))
     rows, captions = _training_frames(index)
     images = _read_images(inputs["shards"].data, index, rows)
     base = build_tiny_base(config.tiny, words=_words(captions), seed=config.seed)

@@ -9,16 +9,19 @@ from infra.errors import UserError
 from infra.storage import StoragePath
 from pipelines.config import RunConfig
 from pipelines.runtime import RuntimeConfig
+from preprocessing.config import CaptionsConfig
 
 
 def check_settings(config: RunConfig, runtime: RuntimeConfig, *, stages: set[str]) -> None:
-    """Check the settings of `stages` against each other and against this machine. Reads nothing but a base's config.
+    """Check the settings of `stages` against each other and against this machine. Reads nothing but models' configs.
 
     Raises:
         UserError: something does not fit.
     """
     if runtime.use_gpu and stages - {"synth", "preprocess"}:
         check_gpus(runtime)
+    if "captions" in stages and config.captions.source is not None:
+        _check_captions_source(config.captions)
     if "base" in stages and config.base.source is None:
         _check_image_size(config)
     if "train" in stages:
@@ -66,6 +69,15 @@ def _check_image_size(config: RunConfig) -> None:
         raise UserError(
             f"preprocess: image_size {side} must be a multiple of {factor}, by which the stand-in's levels divide it"
         )
+
+
+def _check_captions_source(config: CaptionsConfig) -> None:
+    """Look at the model's config, unless the model is on the hub and so not known yet."""
+    source = str(config.source)
+    if Path(source).is_dir() or Path(source).is_absolute():
+        from preprocessing.caption_model import check_source
+
+        check_source(source)
 
 
 def _check_network(config: RunConfig) -> None:

@@ -16,6 +16,7 @@ COMMANDS = {
     "run": "everything below, from captures to a registered model and a report",
     "synth": "write a synthetic data set in CO3Dv2 layout",
     "preprocess": "turn captures into shards",
+    "captions": "describe captures with BLIP-2, or take the captions they came with",
     "base": "train the small stand-in for Stable Diffusion, or read a real one",
     "latents": "cache what training needs of the frozen parts",
     "train": "train the multi-view model",

@@ -12,7 +12,7 @@ from typing import Literal
 from infra.config import EngineConfig
 from infra.errors import UserError
 from model.config import BaseConfig, DiffusionConfig, SamplingConfig, ViewDiffConfig
-from preprocessing.config import LatentsConfig, PreprocessConfig, SyntheticConfig
+from preprocessing.config import CaptionsConfig, LatentsConfig, PreprocessConfig, SyntheticConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +120,8 @@ class RunConfig:
     """The synthetic captures, used when no root of real ones is given."""
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     """Captures to shards."""
+    captions: CaptionsConfig = field(default_factory=CaptionsConfig)
+    """What the sequences are said to show."""
     base: BaseConfig = field(default_factory=BaseConfig)
     """The pretrained 2D model."""
     latents: LatentsConfig = field(default_factory=LatentsConfig)
@@ -178,7 +180,8 @@ class GenerateRequest:
     known_frame: int | None = None
     """Number of the frame that the model is given; without it the sequence's first."""
     text: str | None = None
-    """Caption. Without shards it is all that the model is given; with them it replaces the sequence's own."""
+    """Caption. Without shards it is all that the model is given; with them it replaces the sequence's own, which is the
+    one of the model's training if the model was trained on them, else the one stored with them."""
     path: str = "orbit"
     """Cameras of an object from text: orbit, spiral, or a JSON file (see model/trajectories.py)."""
     num_views: int | None = None

@@ -25,6 +25,7 @@ from pipelines.pictures import ObjectPictures, grid
 from pipelines.runtime import RuntimeConfig
 from pipelines.scoring import mean_training_image, score, summarize
 from pipelines.serve import ServeConfig, serving
+from preprocessing.captions import read_sequence_captions
 from preprocessing.dataset import FrameIndex, ShardReader
 
 BATCHES_IN_FLIGHT = 3  # one that is being denoised, one that fills meanwhile, one whose pictures are being read
@@ -55,12 +56,13 @@ class _Pending:
 def evaluate(config: EvaluateConfig, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
     """Generate what is not in `folder` yet, score it, write objects.parquet and summary.json, tell MLflow.
 
-    `inputs`: shards, base, checkpoint. Raises UserError when the split holds no object or MLflow does not answer.
+    `inputs`: shards, captions, base, checkpoint. Raises UserError when the split holds no object or MLflow does not
+    answer.
     """
     tracking = Tracking(runtime.tracking)
     tracking.check()
     shards, checkpoint = inputs["shards"], inputs["checkpoint"]
-    index = FrameIndex.open(shards.data)
+    index = FrameIndex.open(shards.data).with_captions(read_sequence_captions(inputs["captions"].folder))
     reader = ShardReader(shards.data, index)
     pictures_dir = folder / "pictures"
     pictures_dir.mkdir(exist_ok=True)

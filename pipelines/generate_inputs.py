@@ -22,6 +22,7 @@ from pipelines.evaluation_tasks import UNIT_CUBE, EvaluationTask, training_camer
 from pipelines.generator import SampleGenerator
 from pipelines.names import nearest
 from pipelines.runtime import RuntimeConfig
+from preprocessing.captions import read_sequence_captions
 from preprocessing.dataset import FrameIndex, SequenceRecord, ShardReader
 
 DEFAULT_NUM_VIEWS = 12  # on a path
@@ -62,9 +63,9 @@ def prepare(request: GenerateRequest, runtime: RuntimeConfig) -> GenerateInputs:
         raise UserError(
             f"--known-frame {request.known_frame}: of no capture; name its folder with --shards, or drop this option"
         )
-    captured = _from_capture(request, _shards_dir(request, folder)) if from_capture else None
+    captured = _from_capture(request, folder) if from_capture else None
     generator = SampleGenerator.load(folder, base, device="cuda" if runtime.use_gpu else "cpu")
-    task, names, reader = captured or _from_text(request, generator, _made_from(folder, "shards"))
+    task, names, reader = captured or _from_text(request, generator, _trained_on(folder))
     _check_size(task.cameras.image_size, generator)
     title = " / ".join(task.name)
     return GenerateInputs(
@@ -72,8 +73,12 @@ def prepare(request: GenerateRequest, runtime: RuntimeConfig) -> GenerateInputs:
     )
 
 
-def _from_capture(request: GenerateRequest, shards_dir: StoragePath) -> Prepared:
+def _from_capture(request: GenerateRequest, model_dir: Path) -> Prepared:
+    shards_dir = _shards_dir(request, model_dir)
     index = FrameIndex.open(shards_dir)
+    captions_dir = _made_from(model_dir, "captions")
+    if captions_dir is not None and shards_dir == _trained_on(model_dir):
+        index = index.with_captions(read_sequence_captions(captions_dir))
     sequence = _find_sequence(request, index, shards_dir)
     rows = _find_rows(request, index, sequence)
     task = EvaluationTask(
@@ -194,11 +199,19 @@ def _made_from(model_dir: Path, role: str) -> Path | None:
     return next((path.parent for path in found), None)
 
 
+def _trained_on(model_dir: Path) -> StoragePath | None:
+    """Where the shards are that a model was trained on, if that is known."""
+    folder = _made_from(model_dir, "shards")
+    return None if folder is None else load_artifact(folder, Shards).data
+
+
 def _shards_dir(request: GenerateRequest, model_dir: Path) -> StoragePath:
-    found = request.shards or _made_from(model_dir, "shards")
-    if found is None:
-        raise UserError(f"sequence {request.sequence!r}: name the folder of shards it is in with --shards")
-    address = open_path(str(found)).absolute()
+    if request.shards is None:
+        trained_on = _trained_on(model_dir)
+        if trained_on is None:
+            raise UserError(f"sequence {request.sequence!r}: name the folder of shards it is in with --shards")
+        return trained_on
+    address = open_path(request.shards).absolute()
     if isinstance(address, Path) and (address / RECORD_NAME).is_file():
         return load_artifact(address, Shards).data
     return address

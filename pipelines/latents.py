@@ -18,6 +18,7 @@ from infra.storage import StoragePath, as_user_error
 from infra.tasks import run_actors
 from model.base import load_base
 from pipelines.runtime import RuntimeConfig
+from preprocessing.captions import read_sequence_captions
 from preprocessing.config import LatentsConfig
 from preprocessing.dataset import FrameIndex, ShardReader
 from preprocessing.encoding import LatentsWriter, commit_latents, plan_units, remove_records
@@ -31,10 +32,11 @@ def cache_latents(
     its counts.
     """
     shards, base_dir = inputs["shards"].data, inputs["base"].folder
-    index = FrameIndex.open(shards)
+    captions = read_sequence_captions(inputs["captions"].folder)
+    index = FrameIndex.open(shards).with_captions(captions)
     if not (folder / MANIFEST_NAME).is_file():
-        settings = {"base_dir": base_dir, "shards": shards, "config": config, "use_gpu": runtime.use_gpu}
-        _run_units(index, folder, settings, num_workers=runtime.num_workers)
+        settings = {"base_dir": base_dir, "shards": shards, "captions": captions, "config": config}
+        _run_units(index, folder, settings, runtime)
         vae = AutoencoderKL.load_config(base_dir, subfolder="vae")
         commit_latents(
             folder,
@@ -53,15 +55,15 @@ def cache_latents(
     }
 
 
-def _run_units(index: FrameIndex, folder: StoragePath, settings: dict[str, Any], *, num_workers: int) -> None:
+def _run_units(index: FrameIndex, folder: StoragePath, settings: dict[str, Any], runtime: RuntimeConfig) -> None:
     units = plan_units(index, settings["config"])
     pending = [unit for unit in units if not unit.record_path(folder).is_file()]
     results = run_actors(
         LatentsActor,
         [{"unit": unit} for unit in pending],
-        settings=settings | {"folder": folder},
-        num_workers=num_workers,
-        use_gpu=settings["use_gpu"],
+        settings=settings | {"folder": folder, "use_gpu": runtime.use_gpu},
+        num_workers=runtime.num_workers,
+        use_gpu=runtime.use_gpu,
     )
     total, left = sum(unit.size for unit in units), sum(unit.size for unit in pending)
     with Progress("latents", total=total, unit="items", done=total - left) as progress, closing(results):
@@ -75,11 +77,18 @@ class LatentsActor:
     """One worker: the base model in memory, and the units that it is given."""
 
     def __init__(
-        self, *, base_dir: Path, shards: StoragePath, folder: StoragePath, config: LatentsConfig, use_gpu: bool
+        self,
+        *,
+        base_dir: Path,
+        shards: StoragePath,
+        captions: Mapping[str, tuple[str, ...]],
+        folder: StoragePath,
+        config: LatentsConfig,
+        use_gpu: bool,
     ) -> None:
         torch.set_num_threads(1)  # one CPU each; sums also depend on the number of threads
         base = load_base(base_dir).frozen().to("cuda" if use_gpu else "cpu")
-        index = FrameIndex.open(shards)
+        index = FrameIndex.open(shards).with_captions(captions)
         self._folder = folder
         self._writer = LatentsWriter(base, index, ShardReader(shards, index), folder, config)
 

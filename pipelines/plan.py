@@ -1,9 +1,8 @@
-"""The chain of stages of a run: which there are, in which order, and what each one takes from the others."""
+"""Running the chain of stages: up to the one that is wanted, reusing what is finished."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from infra.errors import UserError
@@ -13,121 +12,8 @@ from pipelines.artifacts import Artifact, external_dataset
 from pipelines.checks import check_held_out, check_settings
 from pipelines.config import RunConfig
 from pipelines.runtime import RuntimeConfig
-from pipelines.stage import Stage, StageFunction, is_finished, partial_dir, run_stage
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """A stage before its inputs exist."""
-
-    name: str
-    kind: type[Artifact]
-    inputs: tuple[tuple[str, str], ...]
-    """(role, name of the step that makes it)."""
-    load: Callable[[], StageFunction]
-    """Imports the stage's function only when it is to run: they pull in Ray, DeepSpeed and MLflow."""
-    tracks: bool = False
-    """Whether it writes to MLflow."""
-    version: int = 1
-    """Raised when the stage's code would now make another result of the same settings and inputs."""
-
-
-def _synth() -> StageFunction:
-    from pipelines.synth import write_synthetic
-
-    return write_synthetic
-
-
-def _preprocess() -> StageFunction:
-    from pipelines.preprocess import preprocess
-
-    return preprocess
-
-
-def _base() -> StageFunction:
-    from pipelines.base import train_base
-
-    return train_base
-
-
-def _latents() -> StageFunction:
-    from pipelines.latents import cache_latents
-
-    return cache_latents
-
-
-def _train() -> StageFunction:
-    from pipelines.train import train
-
-    return train
-
-
-def _evaluate() -> StageFunction:
-    from pipelines.evaluate import evaluate
-
-    return evaluate
-
-
-def _report() -> StageFunction:
-    from pipelines.report import write_report
-
-    return write_report
-
-
-def _register() -> StageFunction:
-    from pipelines.registry import register
-
-    return register
-
-
-STEPS: tuple[Step, ...] = (
-    Step(name="synth", kind=artifacts.RawDataset, inputs=(), load=_synth),
-    Step(name="preprocess", kind=artifacts.Shards, inputs=(("raw", "synth"),), load=_preprocess, version=2),
-    Step(name="base", kind=artifacts.BaseFolder, inputs=(("shards", "preprocess"),), load=_base),
-    Step(
-        name="latents",
-        kind=artifacts.Latents,
-        inputs=(("shards", "preprocess"), ("base", "base")),
-        load=_latents,
-        version=2,
-    ),
-    Step(
-        name="train",
-        kind=artifacts.Checkpoint,
-        inputs=(("shards", "preprocess"), ("latents", "latents"), ("base", "base")),
-        load=_train,
-        tracks=True,
-        version=3,
-    ),
-    Step(
-        name="evaluate",
-        kind=artifacts.EvaluationReport,
-        inputs=(("shards", "preprocess"), ("base", "base"), ("checkpoint", "train")),
-        load=_evaluate,
-        tracks=True,
-    ),
-    Step(
-        name="report",
-        kind=artifacts.Report,
-        inputs=(("evaluation", "evaluate"), ("checkpoint", "train"), ("shards", "preprocess"), ("base", "base")),
-        load=_report,
-        tracks=True,
-    ),
-    Step(
-        name="register",
-        kind=artifacts.ModelVersion,
-        inputs=(
-            ("raw", "synth"),
-            ("base", "base"),
-            ("checkpoint", "train"),
-            ("evaluation", "evaluate"),
-            ("report", "report"),
-        ),
-        load=_register,
-        tracks=True,
-    ),
-)
-NAMES = tuple(step.name for step in STEPS)
+from pipelines.stage import Stage, is_finished, partial_dir, run_stage
+from pipelines.steps import STEPS, Step
 
 
 def make_stage(step: Step, config: RunConfig, inputs: Mapping[str, Artifact]) -> Stage:
@@ -202,7 +88,12 @@ def _champion_evaluation(
     if champion is None:
         return {}
     checkpoint, base = champion
-    inputs = {"shards": results["preprocess"], "base": base, "checkpoint": checkpoint}
+    inputs = {
+        "shards": results["preprocess"],
+        "captions": results["captions"],
+        "base": base,
+        "checkpoint": checkpoint,
+    }
     step = next(step for step in STEPS if step.name == "evaluate")
     return {"champion_evaluation": run_stage(make_stage(step, config, inputs), runtime)}
 

@@ -38,8 +38,8 @@ _SCRATCH_NAMES = ("checkpoints", "workers")  # only needed until the model is wr
 def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
     """Train to `config.num_steps` from wherever `folder` stands; leaves model/, metrics.jsonl and previews/ in it.
 
-    `inputs`: shards, latents, base and, for a warm start, initial (a Checkpoint). Raises UserError, before any
-    training, when these do not fit the config, or MLflow does not answer.
+    `inputs`: shards, captions, latents, base and, for a warm start, initial (a Checkpoint). Raises UserError, before
+    any training, when these do not fit the config, or MLflow does not answer.
     """
     tracking = Tracking(runtime.tracking)
     tracking.check()
@@ -47,6 +47,7 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
     job = TrainJob(
         config=config,
         shards_dir=inputs["shards"].data,
+        captions_dir=inputs["captions"].folder,
         latents_dir=inputs["latents"].data,
         base_dir=inputs["base"].folder,
         initial_dir=None if initial is None else initial.model_dir,

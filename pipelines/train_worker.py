@@ -32,6 +32,7 @@ from pipelines.callbacks import (
 from pipelines.config import TrainConfig
 from pipelines.loop import Callback, LossPart, Schedule, train_steps
 from preprocessing.batches import LoadedBatch, TrainBatches
+from preprocessing.captions import read_sequence_captions
 from preprocessing.dataset import FrameIndex, ShardReader
 from preprocessing.latents import LatentCache
 from preprocessing.loader import load_batches
@@ -43,6 +44,7 @@ class TrainJob:
 
     config: TrainConfig
     shards_dir: StoragePath
+    captions_dir: Path
     latents_dir: StoragePath
     base_dir: Path
     initial_dir: Path | None  # model to start from instead of the base model's U-Net
@@ -64,6 +66,10 @@ class TrainJob:
     @property
     def previews_dir(self) -> Path:
         return self.folder / "previews"
+
+    def open_index(self) -> FrameIndex:
+        """The shards' frames, with the captions to train on."""
+        return FrameIndex.open(self.shards_dir).with_captions(read_sequence_captions(self.captions_dir))
 
     def snapshots(self) -> SnapshotFolder:
         return SnapshotFolder(self.folder / "checkpoints")
@@ -103,7 +109,7 @@ def train_in_worker(job: TrainJob) -> None:
 
 def open_batches(job: TrainJob) -> TrainBatches:
     """The samples of a training. Raises UserError when shards, latents and config do not fit."""
-    index, latents = FrameIndex.open(job.shards_dir), LatentCache(job.latents_dir)
+    index, latents = job.open_index(), LatentCache(job.latents_dir)
     reader = ShardReader(job.shards_dir, index)
     return TrainBatches(index, reader, latents, seed=job.config.seed, num_views=job.config.num_views)
 

@@ -1,4 +1,4 @@
-"""Settings of the synthetic data set, of preprocessing and of the latents' cache.
+"""Settings of the synthetic data set, of preprocessing, of captions and of the latents' cache.
 
 Nothing that takes seconds to import is imported here, so that the command line can read the settings quickly.
 """
@@ -61,6 +61,28 @@ class PreprocessConfig:
             raise UserError(f"preprocess: maximum_epipolar_pixels is {self.maximum_epipolar_pixels}, must be positive")
         if min(self.split_fractions) < 0 or abs(sum(self.split_fractions) - 1) > 1e-6:
             raise UserError(f"preprocess: split_fractions {self.split_fractions} must not be negative and sum to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionsConfig:
+    """Where captions come from."""
+
+    source: str | None = None
+    """Folder or hub id of a BLIP-2 that describes the sequences' frames; without it the captions stored with the shards
+    are taken."""
+    revision: str | None = None
+    """Revision on the hub."""
+    num_captions: int = 5
+    """Frames of a sequence that are described, evenly spread; equal captions count once."""
+    batch_size: int = 16
+    """Frames at a time."""
+    max_new_tokens: int = 30
+    """Longest caption, tokens of the model."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_captions", "batch_size", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"captions: {name} is {getattr(self, name)}, must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

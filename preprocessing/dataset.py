@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import mmap
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,11 @@ class SequenceRecord:
     captions: tuple[str, ...]
     scene_bounds: np.ndarray  # [2, 3] float32, minimum and maximum corner
     rows: range  # its frames' rows in the index, by rising frame number
+
+    @property
+    def key(self) -> str:
+        """Its name among all categories' sequences."""
+        return f"{self.category}/{self.sequence}"
 
 
 class FrameIndex:
@@ -73,20 +79,25 @@ class FrameIndex:
         return len(self.frame_numbers)
 
     def sequences(self, split: str | None = None) -> tuple[SequenceRecord, ...]:
-        """The sequences of a split ("train", "val" or "test"), or all, sorted by category and name.
-
-        Raises:
-            ValueError: there is no such split.
+        """The sequences of a split ("train", "val" or "test"), or all, sorted by category and name. Raises ValueError
+        for any other split.
         """
         if split is not None and split not in SPLITS:
             raise ValueError(f"split {split!r}: choose from {', '.join(SPLITS)}")
         return tuple(item for item in self._sequences if split in (None, item.split))
 
-    def cameras(self, rows: Rows) -> Cameras:
-        """Cameras [n] of frames in the normalised world, float32, for the stored images.
+    def with_captions(self, captions: Mapping[str, tuple[str, ...]]) -> FrameIndex:
+        """The same frames, of sequences that have these captions, by key. Raises UserError when one has none."""
+        missing = [item.key for item in self._sequences if item.key not in captions]
+        if missing:
+            raise UserError(f"captions of other shards: none for sequence {missing[0]}; run `viewdiff captions` again")
+        other = copy.copy(self)
+        other._sequences = tuple(replace(item, captions=captions[item.key]) for item in self._sequences)
+        return other
 
-        Raises:
-            ValueError: the frames' images differ in size.
+    def cameras(self, rows: Rows) -> Cameras:
+        """Cameras [n] of frames in the normalised world, float32, for the stored images. Raises ValueError when these
+        differ in size.
         """
         positions = np.asarray(rows)
         sizes = np.unique(self.sizes[positions], axis=0)

@@ -17,10 +17,11 @@ from infra.storage import digest_file
 from model.base import save_base
 from model.tiny_base import build_tiny_base
 from model.unet import ViewDiffUNet
-from pipelines.artifacts import RECORD_NAME, Artifact, BaseFolder, Checkpoint, Shards
+from pipelines.artifacts import RECORD_NAME, Artifact, BaseFolder, Captions, Checkpoint, Shards
+from preprocessing.captions import write_sequence_captions
 from preprocessing.dataset import FrameIndex, ShardReader
 from preprocessing.schema import DATASET_NAME, INDEX_NAME, INDEX_SCHEMA, SCHEMA_VERSION, write_manifest
-from tests.training_inputs import BASE, IMAGE_SIZE, index_table, train_config
+from tests.training_inputs import BASE, CAPTIONS, IMAGE_SIZE, index_table, open_index, train_config
 
 HELD_OUT = "val"  # split of the one sequence that is not for training
 SHARD = "shard-000000.tar"
@@ -30,22 +31,23 @@ def write_evaluation_inputs(root: Path, *, train_run_id: str | None = None) -> d
     """The stage's inputs below `root`, laid out and recorded as stages do it."""
     shards = _publish(root, "preprocess", Shards, {}, {})
     _write_shards(shards.folder)
+    captions = _publish(root, "captions", Captions, {"shards": shards}, {})
+    write_sequence_captions(captions.folder, CAPTIONS)
     base = _publish(root, "base", BaseFolder, {}, {})
     parts = build_tiny_base(BASE, words=["red", "apple"], seed=0)
     save_base(parts, base.folder)
     facts = {} if train_run_id is None else {"mlflow_run_id": train_run_id}
-    checkpoint = _publish(root, "train", Checkpoint, {"shards": shards, "base": base}, facts)
+    checkpoint = _publish(root, "train", Checkpoint, {"shards": shards, "captions": captions, "base": base}, facts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         ViewDiffUNet(parts.unet, train_config().model).save_pretrained(checkpoint.folder / "model")
-    return {"shards": shards, "base": base, "checkpoint": checkpoint}
+    return {"shards": shards, "captions": captions, "base": base, "checkpoint": checkpoint}
 
 
 def open_shards(inputs: dict[str, Artifact]) -> tuple[FrameIndex, ShardReader]:
-    """Index and reader of the shards."""
-    folder = inputs["shards"].folder
-    index = FrameIndex.open(folder)
-    return index, ShardReader(folder, index)
+    """Index, with the captions stage's captions, and reader of the shards."""
+    index = open_index(inputs)
+    return index, ShardReader(inputs["shards"].folder, index)
 
 
 def _write_shards(folder: Path) -> None:

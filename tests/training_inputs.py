@@ -14,8 +14,9 @@ from infra.storage import digest_file
 from model.base import BaseModel, save_base
 from model.config import ProjectionConfig, TinyBaseConfig, ViewDiffConfig
 from model.tiny_base import build_tiny_base
-from pipelines.artifacts import Artifact, BaseFolder, Latents, Shards
+from pipelines.artifacts import Artifact, BaseFolder, Captions, Latents, Shards
 from pipelines.config import TrainConfig
+from preprocessing.captions import read_sequence_captions, write_sequence_captions
 from preprocessing.config import LatentsConfig
 from preprocessing.dataset import FrameIndex
 from preprocessing.encoding import LatentsWriter, commit_latents, plan_units, remove_records
@@ -24,6 +25,8 @@ from tests.factories import look_at_cameras
 
 IMAGE_SIZE, NUM_FRAMES = 32, 5
 SPLITS = ("train", "train", "val")  # of the sequences
+# Of the captions stage: others than those in the index, so that it is noticed who takes the wrong ones.
+CAPTIONS = {f"apple/sequence_{number}": ("a red apple", f"apple {number}") for number in range(len(SPLITS))}
 BASE = TinyBaseConfig(
     image_size=IMAGE_SIZE,
     vae_channels=(8, 8, 8),
@@ -52,7 +55,7 @@ def train_config(**settings: Any) -> TrainConfig:
 
 def write_inputs(root: Path, latents: LatentsConfig | None = None) -> dict[str, Artifact]:
     """The stage's inputs below `root`. There are no shards: training reads latents."""
-    folders = {name: root / name for name in ("shards", "latents", "base")}
+    folders = {name: root / name for name in ("shards", "captions", "latents", "base")}
     for folder in folders.values():
         folder.mkdir(parents=True)
     table = index_table()
@@ -65,12 +68,19 @@ def write_inputs(root: Path, latents: LatentsConfig | None = None) -> dict[str, 
         "index_bytes": index_path.stat().st_size,
     }
     write_manifest(folders["shards"] / DATASET_NAME, manifest)
+    write_sequence_captions(folders["captions"], CAPTIONS)
     base = build_tiny_base(BASE, words=["red", "apple"], seed=0).frozen()
     save_base(base, folders["base"])
     settings = latents or LatentsConfig(batch_size=8, num_prior_images=3, prior_num_steps=2)
-    fill_latents(FrameIndex.open(folders["shards"]), RandomImages(), base, folders["latents"], settings)
-    kinds = {"shards": Shards, "latents": Latents, "base": BaseFolder}
-    return {name: kinds[name](fingerprint=name, folder=folder) for name, folder in folders.items()}
+    kinds = {"shards": Shards, "captions": Captions, "latents": Latents, "base": BaseFolder}
+    inputs = {name: kinds[name](fingerprint=name, folder=folder) for name, folder in folders.items()}
+    fill_latents(open_index(inputs), RandomImages(), base, folders["latents"], settings)
+    return inputs
+
+
+def open_index(inputs: dict[str, Artifact]) -> FrameIndex:
+    """The shards' index with the captions stage's captions."""
+    return FrameIndex.open(inputs["shards"].folder).with_captions(read_sequence_captions(inputs["captions"].folder))
 
 
 def fill_latents(index: FrameIndex, reader: Any, base: BaseModel, folder: Path, config: LatentsConfig) -> None:
@@ -103,7 +113,7 @@ def index_table() -> pa.Table:
                     "width": IMAGE_SIZE,
                     "intensity_mean": 0.5 + 0.01 * frame,
                     "intensity_variance": 0.1,
-                    "caption": ["a red apple", f"apple {number}"],
+                    "caption": [f"stored with the shards {number}"],
                     "scene_bounds": [-1.0, -0.9, -0.8, 1.0, 0.9, 0.8],
                 }
             )

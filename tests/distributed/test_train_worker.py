@@ -39,6 +39,7 @@ def job(inputs: dict[str, Artifact], folder: Path, config: TrainConfig) -> Train
     return TrainJob(
         config=config,
         shards_dir=inputs["shards"].folder,
+        captions_dir=inputs["captions"].folder,
         latents_dir=inputs["latents"].folder,
         base_dir=inputs["base"].folder,
         initial_dir=None,

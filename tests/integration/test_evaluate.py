@@ -21,7 +21,7 @@ from pipelines.config import EvaluateConfig
 from pipelines.evaluate import evaluate, generate_objects, score_objects
 from pipelines.evaluation_tasks import EvaluationTask, choose_frames, choose_objects, choose_texts
 from pipelines.generator import SampleGenerator, SampleRequest
-from pipelines.pictures import ObjectPictures
+from pipelines.pictures import ObjectPictures, pictures_path
 from pipelines.runtime import RuntimeConfig
 from pipelines.scoring import SCORE_COLUMNS, mean_training_image
 from tests.evaluation_inputs import HELD_OUT, open_shards, write_evaluation_inputs
@@ -184,6 +184,7 @@ def test_the_stage_through_ray_serve(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     table = pq.read_table(folder / "objects.parquet")
     assert set(SCORE_COLUMNS) < set(table.column_names)
+    assert ObjectPictures.load(pictures_path(folder / "pictures", "apple", "sequence_2")).caption == "a red apple"
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["num_objects"] == 1
     assert summary["psnr"] == pytest.approx(table["psnr"][0].as_py())

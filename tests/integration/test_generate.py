@@ -21,7 +21,7 @@ from pipelines.generate_inputs import _model_dir
 from pipelines.pictures import ObjectPictures
 from pipelines.runtime import RuntimeConfig
 from tests.evaluation_inputs import open_shards, write_evaluation_inputs
-from tests.training_inputs import BASE, IMAGE_SIZE, NUM_FRAMES
+from tests.training_inputs import BASE, CAPTIONS, IMAGE_SIZE, NUM_FRAMES
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +52,23 @@ def test_all_other_frames_in_windows(
     assert pictures.generated.shape == (NUM_FRAMES - 1, IMAGE_SIZE, IMAGE_SIZE, 3)
     index, reader = open_shards(inputs)
     rows = next(item.rows for item in index.sequences() if item.sequence == "sequence_2")
+    assert pictures.caption == CAPTIONS["apple/sequence_2"][0]  # as it was trained on
     assert pictures.truth is not None
     assert (pictures.truth[1] == reader.image(rows[2])).all()
     written = cv2.imread(str(page.parent / "view-000003.png"))[..., ::-1]
     assert (written == pictures.generated[2]).all()
     assert "apple / sequence_2" in page.read_text()
     assert not list(tmp_path.glob(".partial*"))
+
+
+def test_shards_alone_bring_their_captions(
+    inputs: dict[str, Artifact], runtime: RuntimeConfig, request_: GenerateRequest, tmp_path: Path
+) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(inputs["shards"].folder, shards)
+    asked = replace(request_, shards=str(shards), sequence="apple/sequence_2", num_views=1)
+    pictures = ObjectPictures.load(generate(asked, runtime).parent / "pictures.npz")
+    assert pictures.caption == "stored with the shards 2"
 
 
 @pytest.mark.parametrize("path", ["orbit", "spiral"])

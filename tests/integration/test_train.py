@@ -28,6 +28,7 @@ from tests.training_inputs import train_config, write_inputs
 
 pytestmark = pytest.mark.timeout(3 * TIMEOUT_SECONDS)
 
+INPUTS = ("shards", "captions", "latents", "base")
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIG = train_config(num_steps=40, checkpoint_every_steps=5, preview_every_steps=20)
 _ATTEMPT = """
@@ -47,7 +48,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def inputs(root: Path) -> dict[str, Artifact]:
-    return {name: Artifact(fingerprint=name, folder=root / "inputs" / name) for name in ("shards", "latents", "base")}
+    return {name: Artifact(fingerprint=name, folder=root / "inputs" / name) for name in INPUTS}
 
 
 def attempt(root: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from model.base import load_base
 from model.cameras import Cameras
 from model.views import Scene
 from preprocessing.batches import TrainBatches
+from preprocessing.captions import read_sequence_captions
 from preprocessing.config import LatentsConfig
 from preprocessing.dataset import FrameIndex
 from preprocessing.images import intensity
@@ -35,7 +36,8 @@ def write(root: Path, **latents: Any) -> Path:
 
 
 def batches(root: Path, **settings: Any) -> TrainBatches:
-    index, latents = FrameIndex.open(root / "shards"), LatentCache(root / "latents")
+    captions = read_sequence_captions(root / "captions")
+    index, latents = FrameIndex.open(root / "shards").with_captions(captions), LatentCache(root / "latents")
     return TrainBatches(index, RandomImages(), latents, **({"seed": SEED, "num_views": NUM_VIEWS} | settings))  # type: ignore[arg-type]
 
 

@@ -9,9 +9,9 @@ import torch
 
 from infra.errors import UserError
 from pipelines.checks import check_gpus, check_settings
-from pipelines.plan import NAMES
 from pipelines.presets import PRESETS, tiny
 from pipelines.runtime import RuntimeConfig
+from pipelines.steps import NAMES
 
 RUNTIME = RuntimeConfig()
 ALL = set(NAMES)

@@ -16,9 +16,10 @@ from infra.errors import UserError
 from pipelines import cli, plan
 from pipelines.arguments import parse_run
 from pipelines.names import PRESET_NAMES
-from pipelines.plan import NAMES, STEPS, needed_steps, run_chain
+from pipelines.plan import needed_steps, run_chain
 from pipelines.presets import tiny
 from pipelines.runtime import RuntimeConfig
+from pipelines.steps import NAMES, STEPS, Step
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 STAGE_COMMANDS = ("run", *NAMES)
@@ -89,6 +90,8 @@ def test_paper_preset_takes_overrides_too() -> None:
         ("train --train.nun-steps 3", "unknown option '--train.nun-steps'; did you mean '--train.num-steps'?"),
         ("train --train.num-steps many", "--train.num-steps: "),
         ("train --train.num-steps", "--train.num-steps: needs a value"),
+        ("captions --captions.num-captions 0", "num_captions is 0, must be at least 1"),
+        ("run --captions.source /nowhere", "cannot read BLIP-2 model /nowhere (no such folder)"),
         ("train --train.num-views 1", "num_views is 1, must be at least 2"),
         ("train --evaluate.sampling.num-steps 0", "num_steps 0 must be at least 1"),
         ("train --num-workers 0", "--num-workers 0: must be at least 1"),
@@ -130,15 +133,15 @@ def test_bad_input_is_one_line_with_exit_code_2(
 
 
 def test_each_command_needs_what_leads_to_it() -> None:
-    assert [step.name for step in needed_steps("latents", set())] == ["synth", "preprocess", "base", "latents"]
+    assert [step.name for step in needed_steps("latents", set())] == list(NAMES[:5])
     assert [step.name for step in needed_steps("register", {"synth"})] == list(NAMES[1:])
-    assert [step.name for step in needed_steps("report", set())] == list(NAMES[:7])
+    assert [step.name for step in needed_steps("report", set())] == list(NAMES[:8])
 
 
 def use_fake_steps(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
     """The real chain with stages that only write their name."""
 
-    def make(step: plan.Step) -> plan.Step:
+    def make(step: Step) -> Step:
         def run(config: object, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
             log.append(f"{step.name}({','.join(inputs)})")
             (folder / "result").write_text(step.name)
@@ -158,17 +161,22 @@ def test_a_chain_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert log == [
         "synth()",
         "preprocess(raw)",
-        "base(shards)",
-        "latents(shards,base)",
-        "train(shards,latents,base)",
-        "evaluate(shards,base,checkpoint)",
+        "captions(shards)",
+        "base(shards,captions)",
+        "latents(shards,captions,base)",
+        "train(shards,captions,latents,base)",
+        "evaluate(shards,captions,base,checkpoint)",
     ]
     log.clear()
     assert run_chain(tiny(), replace(runtime, num_workers=4), until="evaluate") == first
     assert log == []
     changed = replace(tiny(), evaluate=replace(tiny().evaluate, seed=1))
     run_chain(changed, runtime, until="evaluate")
-    assert log == ["evaluate(shards,base,checkpoint)"]
+    assert log == ["evaluate(shards,captions,base,checkpoint)"]
+    log.clear()
+    described = replace(tiny(), captions=replace(tiny().captions, source="a/b"))
+    run_chain(described, runtime, until="evaluate")
+    assert [line.partition("(")[0] for line in log] == ["captions", "base", "latents", "train", "evaluate"]
 
 
 def test_a_plan_tells_what_would_be_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +188,7 @@ def test_a_plan_tells_what_would_be_reused(tmp_path: Path, monkeypatch: pytest.M
     assert [(name, state) for name, _, state in rows] == [
         ("synth", "reuse"),
         ("preprocess", "reuse"),
+        ("captions", "reuse"),
         ("base", "reuse"),
         ("latents", "run"),
         ("train", "run"),
@@ -195,7 +204,7 @@ def test_further_inputs_and_given_results(tmp_path: Path, monkeypatch: pytest.Mo
     log.clear()
     given = {name: results[name] for name in ("synth", "base")}
     run_chain(tiny(), runtime, until="train", given=given, extra={"train": {"initial": results["train"]}})
-    assert log == ["train(shards,latents,base,initial)"]
+    assert log == ["train(shards,captions,latents,base,initial)"]
 
 
 def test_a_base_model_that_is_read_does_not_depend_on_the_captures(tmp_path: Path) -> None:

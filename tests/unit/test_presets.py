@@ -11,9 +11,9 @@ from infra.fingerprint import fingerprint
 from pipelines import dry_run
 from pipelines.config import RunConfig
 from pipelines.names import PRESET_NAMES
-from pipelines.plan import NAMES
 from pipelines.presets import PRESETS, paper, pyramid, released, tiny
 from pipelines.runtime import RuntimeConfig
+from pipelines.steps import NAMES
 
 SD_2_UNET_PARAMETERS = 865_910_724  # published for Stable Diffusion 2.x
 # Channels of the blocks of Stable Diffusion's U-Net, and the paper's voxels per side for them.
