@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from infra.cluster import ensure_ray
 from infra.fingerprint import fingerprint, plain
 from infra.log import Progress
+from infra.mlflow_run import Run
 from infra.storage import atomic_write
-from infra.tracking import FINGERPRINT_TAG, Run, Tracking, flatten
+from infra.tracking import FINGERPRINT_TAG, Tracking, flatten
 from pipelines.config import EvaluateConfig
 from pipelines.evaluation_tasks import EvaluationTask, choose_objects, choose_texts
 from pipelines.generator import SampleRequest

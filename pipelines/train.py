@@ -19,8 +19,9 @@ from infra.cluster import ensure_ray
 from infra.distributed import run_workers
 from infra.errors import UserError
 from infra.fingerprint import fingerprint, plain
+from infra.mlflow_run import Run
 from infra.storage import atomic_write, require_space
-from infra.tracking import FINGERPRINT_TAG, Run, Tracking, flatten
+from infra.tracking import FINGERPRINT_TAG, Tracking, flatten
 from model.unet import ViewDiffUNet
 from pipelines.callbacks import drop_lines_after
 from pipelines.config import TrainConfig
