@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,17 @@ from preprocessing.shards import ShardRecord, record_path
 
 
 def commit_folder(
-    folder: Path, records: list[ShardRecord], rejected: Iterable[RejectedSequence], image_size: int
+    folder: Path,
+    records: list[ShardRecord],
+    rejected: Iterable[RejectedSequence],
+    image_size: int,
+    *,
+    made_by: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write index.parquet, then dataset.json, then remove the records. Returns the contents of dataset.json.
 
-    `records` are those of all shards, in order; `rejected` is everything that is not stored.
+    `records` are those of all shards, in order; `rejected` is everything that is not stored. `made_by` is kept in
+    dataset.json for people: the settings as `config`, the code's version as `git_commit`.
     """
     tables = [pq.read_table(record_path(folder, number), schema=INDEX_SCHEMA) for number in range(len(records))]
     index = pa.concat_tables(tables).replace_schema_metadata(None).unify_dictionaries()
@@ -33,6 +39,7 @@ def commit_folder(
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "image_size": image_size,
+        **(made_by or {}),
         **_counts(index),
         "captions": sorted(set(pc.list_flatten(index["caption"]).to_pylist())),
         "shards": [

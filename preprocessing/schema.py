@@ -8,7 +8,7 @@ shard-000000.tar ...  webdataset; one sample = one sequence, key `<category>/<se
 index.parquet         one row per frame, sorted by (category, sequence, frame_number); the row number is the frame's
                       id everywhere else
 dataset.json          written last: without it the folder does not count. Version, counts, digests (also of itself),
-                      splits, captions, what was rejected and why
+                      splits, captions, what was rejected and why, settings and code version
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def stable_json(value: Mapping[str, Any]) -> bytes:
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write a folder's dataset.json, with a digest of what else is in it."""
-    atomic_write(folder / DATASET_NAME, stable_json({**manifest, "sha256": _digest(manifest)}))
+    atomic_write(folder / DATASET_NAME, stable_json({**manifest, "sha256": manifest_digest(manifest)}))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
         version = manifest["schema_version"]
-        if version == SCHEMA_VERSION and manifest.pop("sha256") != _digest(manifest):
+        if version == SCHEMA_VERSION and manifest.pop("sha256") != manifest_digest(manifest):
             raise ValueError("its digest is another")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
@@ -126,5 +126,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _digest(manifest: Mapping[str, Any]) -> str:
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of what `read_manifest` returns, in hex: through the digests in it, of the whole folder."""
     return hashlib.sha256(stable_json(manifest)).hexdigest()
