@@ -13,6 +13,7 @@ from infra.fingerprint import fingerprint
 from infra.storage import digest_file
 
 RECORD_NAME = "artifact.json"
+CARD_NAME = "card.html"  # beside the shards, except those of earlier versions
 _ANNOTATION_PATTERNS = (
     "category_to_subset_name_list.json",
     "*/frame_annotations.jgz",
@@ -42,7 +43,7 @@ class RawDataset(Artifact):
 
 @dataclass(frozen=True)
 class Shards(Artifact):
-    """Preprocessed sequences: webdataset shards, index.parquet, dataset.json."""
+    """Preprocessed sequences: webdataset shards, index.parquet, dataset.json, card.html."""
 
 
 @dataclass(frozen=True)
