@@ -16,9 +16,11 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # MLflow's limits for one request
+_DIGEST_LENGTH = 36  # characters, MLflow's limit
 _TABLES_TAG = "mlflow.loggedArtifacts"  # makes MLflow's page show a JSON artifact as a table
 
 
@@ -74,6 +76,21 @@ class Run:
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """A file, below `folder` of the run's artifacts."""
         self.client.log_artifact(self.id, str(path), folder)
+
+    def log_dataset(self, *, name: str, digest: str, source: Path, profile: Mapping[str, object], context: str) -> None:
+        """A data set as input of this run, once however often it is logged.
+
+        `digest` says what is in the folder `source`, its first 36 characters are kept; `profile` is what MLflow's page
+        shows of it, `context` what it serves for, such as "training".
+        """
+        dataset = Dataset(
+            name=name,
+            digest=digest[:_DIGEST_LENGTH],
+            source_type="local",
+            source=json.dumps({"uri": str(source)}),
+            profile=json.dumps(profile),
+        )
+        self.client.log_inputs(self.id, [DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, context)])])
 
     def log_model(self, folder: Path, *, name: str, params: Mapping[str, object] | None = None) -> str:
         """The files of a model folder as a logged model of this run; returns its id. Repeated, the finished one's."""

@@ -23,8 +23,10 @@ from infra.mlflow_run import Run
 from infra.storage import atomic_write, require_space
 from infra.tracking import FINGERPRINT_TAG, Tracking, flatten
 from model.unet import ViewDiffUNet
+from pipelines.artifacts import CARD_NAME
 from pipelines.callbacks import drop_lines_after
 from pipelines.config import TrainConfig
+from pipelines.lineage import log_shards
 from pipelines.runtime import RuntimeConfig
 from pipelines.train_worker import TrainJob, train_in_worker
 from pipelines.watch import TrainingWatch
@@ -93,6 +95,11 @@ def _start_run(tracking: Tracking, config: TrainConfig, inputs: Mapping[str, Any
     identity = {role: artifact.fingerprint for role, artifact in inputs.items()} | {"config": plain(config)}
     run = tracking.start("train", tags={FINGERPRINT_TAG: fingerprint(identity), "viewdiff.stage": "train"})
     run.log_params(flatten(plain(config)))
+    shards = inputs["shards"]
+    log_shards(run, shards, context="training")
+    card = shards.folder / CARD_NAME
+    if card.is_file():
+        run.log_artifact(card)
     return run
 
 
