@@ -24,6 +24,11 @@ def get_logger(name: str) -> logging.Logger:
     return logger
 
 
+def format_count(number: int, what: str) -> str:
+    """A number of things: 1 frame, 1,200 frames."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def format_seconds(seconds: float) -> str:
     """Seconds as a person says them: 42 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 60:

@@ -1,4 +1,4 @@
-"""Records of experiments and the model registry: the only file that knows MLflow.
+"""Records of experiments and the model registry. This file and mlflow_run.py are the only ones that know MLflow.
 
 Everything here may be repeated: a stage that was killed and runs again finds its run by fingerprint and goes on in it.
 """
@@ -9,22 +9,17 @@ import json
 import logging
 import os
 import sqlite3
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Read when MLflow is imported or first used. This project sends nothing to anybody.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+from infra.mlflow_run import Run  # first: it sets what MLflow reads when it is imported
 
-import numpy as np
+# isort: split
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
-from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -36,10 +31,8 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 ARTIFACTS_NAME = "mlartifacts"
 SQLITE_PREFIX = "sqlite:///"
 
-_MAX_METRICS, _MAX_PARAMS = 1000, 100  # MLflow's limits for one request
 _NEW_DATABASE_BYTES = 1_000_000
 _QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-_TABLES_TAG = "mlflow.loggedArtifacts"  # makes MLflow's page show a JSON artifact as a table
 
 
 class Tracking:
@@ -172,76 +165,6 @@ class Tracking:
         if self.uri.startswith(SQLITE_PREFIX):
             location = (self._database().parent / ARTIFACTS_NAME).as_uri()
         return client.create_experiment(self.experiment, artifact_location=location)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One MLflow run."""
-
-    id: str
-    client: MlflowClient = field(repr=False, compare=False)
-
-    def log_params(self, params: Mapping[str, object]) -> None:
-        """Settings, flat. A param that was logged before must have the same value."""
-        items = [Param(key, str(value)) for key, value in params.items()]
-        for start in range(0, len(items), _MAX_PARAMS):
-            self.client.log_batch(self.id, params=items[start : start + _MAX_PARAMS])
-
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0, model_id: str | None = None) -> None:
-        """Numbers of one step in one request; with `model_id` they are the logged model's too."""
-        now = int(time.time() * 1000)
-        items = [Metric(key, float(value), now, step, model_id=model_id) for key, value in metrics.items()]
-        for start in range(0, len(items), _MAX_METRICS):
-            self.client.log_batch(self.id, metrics=items[start : start + _MAX_METRICS])
-
-    def log_scores(self, scores: Mapping[str, float], *, model_id: str | None = None) -> None:
-        """A result's numbers, once: a stage that was killed on its last metres says them again."""
-        missing = {name: value for name, value in scores.items() if self.last_step(name) < 0}
-        self.log_metrics(missing, model_id=model_id)
-
-    def last_step(self, metric: str) -> int:
-        """Largest step at which `metric` was logged, -1 if never; so that a resumed stage logs no step twice."""
-        return max((point.step for point in self.client.get_metric_history(self.id, metric)), default=-1)
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Add or change tags."""
-        self.client.log_batch(self.id, tags=[RunTag(key, value) for key, value in tags.items()])
-
-    def log_picture(self, image: np.ndarray, name: str, *, step: int | None = None) -> None:
-        """uint8 [H, W, 3] image; with a step it joins the series `name` that MLflow's page can step through."""
-        if step is None:
-            self.client.log_image(self.id, image, artifact_file=f"pictures/{name}.png")
-        else:
-            self.client.log_image(self.id, image, key=name, step=step)
-
-    def log_table(self, columns: Mapping[str, Sequence[object]], name: str) -> None:
-        """Columns of equal length as `<name>.json`, shown as a table. Logged again, it is replaced, not appended to."""
-        rows = [list(row) for row in zip(*columns.values(), strict=True)]
-        file = f"{name}.json"
-        self.client.log_text(self.id, json.dumps({"columns": list(columns), "data": rows}), file)
-        tables = json.loads(self.client.get_run(self.id).data.tags.get(_TABLES_TAG, "[]"))
-        if not any(table["path"] == file for table in tables):
-            self.set_tags({_TABLES_TAG: json.dumps([*tables, {"path": file, "type": "table"}])})
-
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """A file, below `folder` of the run's artifacts."""
-        self.client.log_artifact(self.id, str(path), folder)
-
-    def log_model(self, folder: Path, *, name: str, params: Mapping[str, object] | None = None) -> str:
-        """The files of a model folder as a logged model of this run; returns its id. Repeated, the finished one's."""
-        run = self.client.get_run(self.id).info
-        for model in self.client.search_logged_models([run.experiment_id], f"source_run_id = '{self.id}'"):
-            if model.name == name and str(model.status) == "READY":
-                return model.model_id
-        texts = {key: str(value) for key, value in (params or {}).items()}
-        model = self.client.create_logged_model(run.experiment_id, name, self.id, params=texts, model_type="viewdiff")
-        self.client.log_model_artifacts(model.model_id, str(folder))
-        self.client.finalize_logged_model(model.model_id, "READY")
-        return model.model_id
-
-    def finish(self, status: str = "FINISHED") -> None:
-        """End the run: FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(self.id, status)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from infra.storage import StoragePath, digest_file, open_path
 
 RECORD_NAME = "artifact.json"
 DATA_FACT = "data"  # the fact that says where an artifact's files are when not in its folder
+CARD_NAME = "card.html"  # beside the shards
 _ANNOTATION_PATTERNS = (
     "category_to_subset_name_list.json",
     "*/frame_annotations.jgz",
@@ -46,7 +47,7 @@ class RawDataset(Artifact):
 
 @dataclass(frozen=True)
 class Shards(Artifact):
-    """Preprocessed sequences: webdataset shards, index.parquet, dataset.json."""
+    """Preprocessed sequences: webdataset shards, index.parquet, dataset.json, card.html."""
 
     is_bulk = True
 

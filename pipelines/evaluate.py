@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 from infra.cluster import ensure_ray
 from infra.fingerprint import fingerprint, plain
 from infra.log import Progress
+from infra.mlflow_run import Run
 from infra.storage import atomic_write
-from infra.tracking import FINGERPRINT_TAG, Run, Tracking, flatten
+from infra.tracking import FINGERPRINT_TAG, Tracking, flatten
 from pipelines.config import EvaluateConfig
 from pipelines.evaluation_tasks import EvaluationTask, choose_objects, choose_texts
 from pipelines.generator import SampleRequest
+from pipelines.lineage import log_shards
 from pipelines.pictures import ObjectPictures, grid
 from pipelines.runtime import RuntimeConfig
 from pipelines.scoring import mean_training_image, score, summarize
@@ -89,6 +91,7 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Any], folder: Path, ru
         tags={FINGERPRINT_TAG: fingerprint(identity), "viewdiff.stage": "evaluate"},
         parent_run_id=checkpoint.facts.get("mlflow_run_id"),
     )
+    log_shards(run, shards, context="evaluation")
     _record(run, config, tasks, pictures_dir, summary=summary, columns=columns)
     return {"mlflow_run_id": run.id, **summary}
 

@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from infra.errors import UserError
+from infra.log import format_count
 from infra.storage import atomic_write
 from pipelines.config import InspectConfig
 from pipelines.pictures import encode_png
@@ -56,10 +57,8 @@ def _check_sheet(path: Path, categories: Sequence[str]) -> None:
 
 def category_lines(summary: CategorySummary) -> list[str]:
     """A summary for a person."""
-    lines = [
-        f"{summary.category}: {_count(summary.num_sequences, 'sequence')}, {_count(summary.num_frames, 'frame')}, "
-        f"{summary.num_usable} usable"
-    ]
+    sequences, frames = format_count(summary.num_sequences, "sequence"), format_count(summary.num_frames, "frame")
+    lines = [f"{summary.category}: {sequences}, {frames}, {summary.num_usable} usable"]
     lines += [f"{count:>9}  {reason} (as {summary.examples[reason]})" for reason, count in summary.reasons.items()]
     if summary.intrinsics_formats:
         lines.append(f"  intrinsics: {_counts(summary.intrinsics_formats)}")
@@ -72,7 +71,8 @@ def total_line(summaries: Sequence[CategorySummary]) -> str:
     sequences, frames, usable = (
         sum(getattr(summary, name) for summary in summaries) for name in ("num_sequences", "num_frames", "num_usable")
     )
-    return f"{len(summaries)} categories: {_count(sequences, 'sequence')}, {_count(frames, 'frame')}, {usable} usable"
+    counts = f"{format_count(sequences, 'sequence')}, {format_count(frames, 'frame')}, {usable} usable"
+    return f"{len(summaries)} categories: {counts}"
 
 
 def _summaries(root: Path, categories: Sequence[str], config: InspectConfig) -> Iterator[CategorySummary]:
@@ -84,10 +84,6 @@ def _summaries(root: Path, categories: Sequence[str], config: InspectConfig) -> 
         return
     with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
         yield from pool.map(summarize, categories)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

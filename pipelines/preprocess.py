@@ -11,11 +11,14 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
+from infra.checkout import git_commit
 from infra.errors import UserError
+from infra.fingerprint import plain
 from infra.log import Progress
 from infra.storage import StoragePath, require_space
 from infra.tasks import run_tasks
 from pipelines.artifacts import RawDataset
+from pipelines.dataset_card import write_card
 from pipelines.runtime import RuntimeConfig
 from preprocessing.commit import commit_folder, discard, remove_records
 from preprocessing.config import PreprocessConfig
@@ -30,7 +33,7 @@ _BYTES_PER_PIXEL, _BYTES_PER_FRAME = 1, 2048
 def preprocess(
     config: PreprocessConfig, inputs: Mapping[str, Any], folder: StoragePath, runtime: RuntimeConfig
 ) -> dict[str, Any]:
-    """Write the shards of `inputs["raw"]` into `folder`. Returns counts and what was rejected, by reason.
+    """Write the shards of `inputs["raw"]` and their card into `folder`; returns counts and the reasons of rejections.
 
     Raises:
         UserError: the root is no CO3Dv2 dataset, lacks a wanted category or is damaged; no sequence is usable (with the
@@ -40,6 +43,7 @@ def preprocess(
     if not (folder / DATASET_NAME).is_file():
         write_shards(raw.data, folder, config, num_workers=runtime.num_workers)
     remove_records(folder)  # when the last run was killed between its last two steps
+    write_card(folder)
     manifest = read_manifest(folder)
     return {
         "num_sequences": manifest["num_sequences"],
@@ -82,7 +86,8 @@ def write_shards(root: StoragePath, folder: StoragePath, config: PreprocessConfi
     if not any(record.num_sequences for record in records):
         discard(folder, num_tasks)
     require_sequences(root, sum(record.num_sequences for record in records), rejected)
-    commit_folder(folder, records, rejected, config.image_size)
+    made_by = {"config": plain(config), "git_commit": git_commit()}
+    commit_folder(folder, records, rejected, config.image_size, made_by=made_by)
 
 
 def run_writers(

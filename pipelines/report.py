@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from infra.storage import atomic_write
 from infra.tracking import Tracking
+from pipelines.artifacts import CARD_NAME, Artifact
 from pipelines.config import ReportConfig
 from pipelines.pictures import ObjectPictures, pictures_path
 from pipelines.report_charts import strip_chart
@@ -53,7 +56,7 @@ def write_report(
             _texts_section(evaluation.pictures_dir, summary["num_text_objects"]),
             section("Training", curves(checkpoint.metrics_path), note="Faint: every step. Bold: smoothed."),
             records_section(records),
-            rejected_section(read_manifest(inputs["shards"].data)),
+            rejected_section(read_manifest(inputs["shards"].data), card=_card_link(inputs["shards"], folder)),
             runs_section(tracking, {"Training": checkpoint, "Evaluation": evaluation}),
         ],
         footer=_footer(records),
@@ -62,6 +65,12 @@ def write_report(
     atomic_write(path, html.encode())
     tracking.resume(evaluation.facts["mlflow_run_id"]).log_artifact(path)
     return {"bytes": path.stat().st_size, "num_objects": summary["num_objects"]}
+
+
+def _card_link(shards: Artifact, folder: Path) -> str | None:
+    """Address of the shards' card from a page in `folder`, if they have one."""
+    card = shards.data / CARD_NAME
+    return quote(os.path.relpath(card, folder)) if isinstance(card, Path) and card.is_file() else None
 
 
 def _lead(summary: Mapping[str, Any], columns: Mapping[str, Sequence[Any]]) -> str:

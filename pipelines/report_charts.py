@@ -8,10 +8,15 @@ from html import escape
 
 import numpy as np
 
+from infra.log import format_count
+from preprocessing.statistics import Distribution, Histogram, histogram
+
 CURVE_POINTS = 400  # what a chart of 300 pixels can show
 SMOOTHING = 0.04  # of the steps: standard deviation of the window of the bold curve
 PLOT_SIZE = (300, 150)
 MAX_TICKS = 5
+BAR_GAP = 0.12  # of a bar's width
+LEAST_BAR = 1.5  # units of the plot: a single one among millions is seen
 
 
 def strip_chart(values: Mapping[str, tuple[str, Sequence[float]]], *, unit: str) -> str:
@@ -63,6 +68,59 @@ def curve(title: str, steps: Sequence[float], values: Sequence[float], *, logari
     )
 
 
+def histogram_chart(distribution: Distribution) -> str:
+    """Bars of how many frames or sequences have which value."""
+    bars = histogram(distribution)
+    counted, values = distribution.counted, distribution.values
+    start, end, top = float(bars.edges[0]), float(bars.edges[-1]), max(int(bars.counts.max()), 1)
+    heights = {tick: 1 - tick / top for tick in _ticks(0, top) if tick <= top and tick == int(tick)}
+    grid = "".join(f'<path class="grid" d="M0 {PLOT_SIZE[1] * at:.1f}H{PLOT_SIZE[0]}"/>' for at in heights.values())
+    labels = "".join(f'<span style="top:{100 * at:.1f}%">{_short(int(tick))}</span>' for tick, at in heights.items())
+    places = {
+        tick: (tick - start) / (end - start)
+        for tick in _inner_ticks(start, end, is_turn=distribution.limits is not None)
+    }
+    across = "".join(f'<span style="left:{100 * at:.1f}%">{tick:g}</span>' for tick, at in places.items())
+    digits = max(0, -math.floor(math.log10(distribution.resolution)))
+    low, middle, high = (f"{value:z.{digits}f}" for value in (values.min(), np.median(values), values.max()))
+    outside = [(bars.num_below, "below"), (bars.num_above, "above")]
+    beyond = ", ".join(f"{count:,} {side} this axis" for count, side in outside if count)
+    extent = f"{format_count(len(values), counted)}, " + (f"{low} to {high}" if low != high else f"all {low}")
+    extent += f" ({beyond})" if beyond else ""
+    description = f"{distribution.name}, {distribution.unit}: {extent}, median {middle}"
+    return (
+        f'<figure class="curve histogram"><figcaption>{escape(distribution.name)}<span>median {middle}</span>'
+        f'</figcaption><div class="plot">{labels}'
+        f'<svg viewBox="0 0 {PLOT_SIZE[0]} {PLOT_SIZE[1]}" preserveAspectRatio="none" '
+        f'role="img" aria-label="{escape(description)}">{grid}{_bars(bars, top, counted)}</svg></div>'
+        f'<div class="across" aria-hidden="true">{across}</div><p class="unit">{escape(distribution.unit)}</p>'
+        f'<p class="extent">{escape(extent)}</p></figure>'
+    )
+
+
+def _bars(bars: Histogram, top: int, counted: str) -> str:
+    """A bar for every count that is not zero; pointed at, it says what it is."""
+    width = PLOT_SIZE[0] / len(bars.counts)
+    shapes = []
+    for number, count in enumerate(bars.counts.tolist()):
+        if count:
+            height = max(PLOT_SIZE[1] * count / top, LEAST_BAR)
+            title = f"{bars.edges[number]:g} to {bars.edges[number + 1]:g}: {format_count(count, counted)}"
+            shapes.append(
+                f'<rect x="{(number + BAR_GAP / 2) * width:.2f}" y="{PLOT_SIZE[1] - height:.2f}" '
+                f'width="{(1 - BAR_GAP) * width:.2f}" height="{height:.2f}"><title>{title}</title></rect>'
+            )
+    return "".join(shapes)
+
+
+def _short(count: int) -> str:
+    """A count in few letters: 1500 is 1.5k."""
+    for size, letter in ((10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:g}{letter}"
+    return str(count)
+
+
 def _path(x: np.ndarray, heights: np.ndarray) -> str:
     """SVG path through points, heights in [0, 1] from the bottom; what lies outside is drawn at the border."""
     across = (x - x[0]) / max(x[-1] - x[0], 1e-9) * PLOT_SIZE[0]
@@ -87,6 +145,15 @@ def _ticks(low: float, high: float) -> list[float]:
     first = math.floor(low / step)
     last = max(math.ceil(high / step), first + 1)  # a constant needs a height too
     return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def _inner_ticks(low: float, high: float, *, is_turn: bool) -> list[float]:
+    """Three to seven round numbers within a range; of parts of a turn, those that people divide it into."""
+    magnitude = 10 ** math.floor(math.log10((high - low) / 6))
+    factors = (1, 2, 3, 5, 6, 10) if is_turn else (1, 2, 5, 10)
+    step = next(magnitude * factor for factor in factors if (high - low) / (magnitude * factor) <= 6 + 1e-9)
+    numbers = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    return [round(number * step, 12) for number in numbers]
 
 
 def _log_ticks(values: np.ndarray) -> list[float]:

@@ -85,7 +85,12 @@ def table(head: str, rows: Iterable[str], *, label: str) -> str:
 def folded(summary: str, value: object, *, remark: str = "") -> str:
     """JSON that opens on demand."""
     text = escape(json.dumps(value, indent=2, ensure_ascii=False))
-    return f"<details><summary>{escape(summary)}<small>{escape(remark)}</small></summary><pre>{text}</pre></details>"
+    return unfolding(summary, f"<pre>{text}</pre>", remark=remark)
+
+
+def unfolding(summary: str, content: str, *, remark: str = "") -> str:
+    """HTML that opens on demand."""
+    return f"<details><summary>{escape(summary)}<small>{escape(remark)}</small></summary>{content}</details>"
 
 
 def _object(card: ObjectCard) -> str:

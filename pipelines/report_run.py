@@ -13,10 +13,9 @@ from typing import Any
 from infra.log import format_seconds
 from infra.tracking import SQLITE_PREFIX, Tracking
 from pipelines.artifacts import RECORD_NAME, Artifact, read_record
+from pipelines.dataset_card import rejected_table
 from pipelines.report_charts import curve
 from pipelines.report_page import folded, section, table
-
-MAX_REJECTED_ROWS = 200
 
 
 def read_chain(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
@@ -78,22 +77,17 @@ def _time(record: Mapping[str, Any]) -> str:
     return format_seconds(record["seconds"]) + (", after a break" if record["resumed"] else "")
 
 
-def rejected_section(manifest: Mapping[str, Any]) -> str:
-    """Captures that preprocessing did not take, and why."""
+def rejected_section(manifest: Mapping[str, Any], *, card: str | None = None) -> str:
+    """Captures that preprocessing did not take, and why. `card` is the address of the shards' card."""
+    more = "" if card is None else f' <a href="{escape(card)}">The dataset card</a> shows those that it took.'
     rejected = manifest["rejected"]
     total = manifest["num_sequences"] + len(rejected)
     if not rejected:
-        return section("Rejected captures", note=f"None: all {total} captures are usable.")
+        return section("Rejected captures", note=f"None: all {total} captures are usable.{more}")
     reasons = Counter(item["reason"] for item in rejected)
     common = ", ".join(f"{count} × {escape(reason)}" for reason, count in reasons.most_common(4))
-    head = '<tr><th scope="col">Capture</th><th class="text" scope="col">Reason</th></tr>'
-    rows = [
-        f'<tr><th scope="row">{escape(item["category"])} / {escape(item["sequence"])}</th>'
-        f'<td class="text">{escape(item["reason"])}</td></tr>'
-        for item in rejected[:MAX_REJECTED_ROWS]
-    ]
-    label = f"Rejected captures and why ({len(rows)} of {len(rejected)} shown)"
-    return section("Rejected captures", table(head, rows, label=label), note=f"{len(rejected)} of {total}: {common}.")
+    note = f"{len(rejected)} of {total}: {common}.{more}"
+    return section("Rejected captures", rejected_table(rejected), note=note)
 
 
 def runs_section(tracking: Tracking, artifacts: Mapping[str, Artifact]) -> str:

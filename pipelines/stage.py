@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from infra.checkout import git_commit
 from infra.errors import UserError
 from infra.fingerprint import fingerprint, plain
 from infra.log import format_seconds
@@ -181,7 +181,7 @@ def _record(stage: Stage, facts: Mapping[str, Any]) -> dict[str, Any]:
         "inputs": {
             role: {"kind": type(item).__name__, "fingerprint": item.fingerprint} for role, item in stage.inputs.items()
         },
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "versions": _versions(),
         "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "facts": plain(dict(facts)),
@@ -190,14 +190,3 @@ def _record(stage: Stage, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in _RECORDED_PACKAGES}
-
-
-def _git_commit() -> str | None:
-    """The checkout's commit, with `+` when files differ from it; None outside one, as in a submitted job's copy."""
-    folder = Path(__file__).resolve().parents[1]
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git on this machine
-        return None
-    return result.stdout.strip() or None

@@ -19,11 +19,14 @@ from infra.cluster import ensure_ray
 from infra.distributed import run_workers
 from infra.errors import UserError
 from infra.fingerprint import fingerprint, plain
+from infra.mlflow_run import Run
 from infra.storage import atomic_write, require_space
-from infra.tracking import FINGERPRINT_TAG, Run, Tracking, flatten
+from infra.tracking import FINGERPRINT_TAG, Tracking, flatten
 from model.unet import ViewDiffUNet
+from pipelines.artifacts import CARD_NAME
 from pipelines.callbacks import drop_lines_after
 from pipelines.config import TrainConfig
+from pipelines.lineage import log_shards
 from pipelines.runtime import RuntimeConfig
 from pipelines.train_worker import TrainJob, open_batches, train_in_worker
 from pipelines.watch import TrainingWatch
@@ -91,6 +94,9 @@ def _start_run(tracking: Tracking, config: TrainConfig, inputs: Mapping[str, Any
     identity = {role: artifact.fingerprint for role, artifact in inputs.items()} | {"config": plain(config)}
     run = tracking.start("train", tags={FINGERPRINT_TAG: fingerprint(identity), "viewdiff.stage": "train"})
     run.log_params(flatten(plain(config)))
+    shards = inputs["shards"]
+    log_shards(run, shards, context="training")
+    run.log_text((shards.data / CARD_NAME).read_bytes().decode(), CARD_NAME)
     return run
 
 

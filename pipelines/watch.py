@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from infra.log import Progress, get_logger
-from infra.tracking import Run
+from infra.mlflow_run import Run
 
 POLL_SECONDS = 1.0
 LOGGED_METRIC = "loss"  # its last step in MLflow tells how far recording got

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -19,11 +19,17 @@ from preprocessing.shards import ShardRecord, read_rows, record_path
 
 
 def commit_folder(
-    folder: StoragePath, records: list[ShardRecord], rejected: Iterable[RejectedSequence], image_size: int
+    folder: StoragePath,
+    records: list[ShardRecord],
+    rejected: Iterable[RejectedSequence],
+    image_size: int,
+    *,
+    made_by: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write index.parquet, then dataset.json, then remove the records. Returns the contents of dataset.json.
 
-    `records` are those of all shards, in order; `rejected` is everything that is not stored.
+    `records` are those of all shards, in order; `rejected` is everything that is not stored. `made_by` is kept in
+    dataset.json for people: the settings as `config`, the code's version as `git_commit`.
     """
     tables = [read_rows(folder, number) for number in range(len(records))]
     index = pa.concat_tables(tables).replace_schema_metadata(None).unify_dictionaries()
@@ -34,6 +40,7 @@ def commit_folder(
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "image_size": image_size,
+        **(made_by or {}),
         **_counts(index),
         "captions": sorted(set(pc.list_flatten(index["caption"]).to_pylist())),
         "shards": [

@@ -35,7 +35,7 @@ from preprocessing.normalize import (
     plausible,
 )
 
-_KEPT = " (frame kept)"
+KEPT_MARK = " (frame kept)"
 # Names become tar member names and webdataset keys, in which a dot would end the key and a slash would make a folder.
 SAFE_NAME = re.compile(r"[A-Za-z0-9_\-]{1,80}")
 
@@ -137,7 +137,7 @@ def _require_frames(count: int, config: PreprocessConfig, defects: list[tuple[in
     if count >= needed:
         return
     reason = f"fewer than {needed} usable frames"
-    counts = Counter(defect for _, defect in defects if not defect.endswith(_KEPT))
+    counts = Counter(defect for _, defect in defects if not defect.endswith(KEPT_MARK))
     raise RejectionError(
         f"{reason}, mostly: {min(counts, key=lambda defect: (-counts[defect], defect))}" if counts else reason
     )
@@ -208,7 +208,7 @@ def _store_frame(
         if frame.mask_path is not None:
             mask = images.read_mask(root / frame.mask_path, camera.image_size)
     except images.DefectError as error:
-        defects.append((frame.number, f"{error}{_KEPT}"))
+        defects.append((frame.number, f"{error}{KEPT_MARK}"))
     view = images.crop_and_resize(image, mask, camera, config.image_size)
     if view.mask is not None and images.mask_share(view.mask) < config.minimum_mask_share:
         raise images.DefectError(f"mask covers less than {config.minimum_mask_share:g} of the picture")

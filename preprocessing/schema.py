@@ -8,7 +8,7 @@ shard-000000.tar ...  webdataset; one sample = one sequence, key `<category>/<se
 index.parquet         one row per frame, sorted by (category, sequence, frame_number); the row number is the frame's
                       id everywhere else
 dataset.json          written last: without it the folder does not count. Version, counts, digests (also of itself),
-                      splits, captions, what was rejected and why
+                      splits, captions, what was rejected and why, settings and code version
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def stable_json(value: Mapping[str, Any]) -> bytes:
 
 def write_manifest(path: StoragePath, manifest: Mapping[str, Any]) -> None:
     """Write a folder's dataset.json or latents.json, with a digest of what else is in it."""
-    atomic_write(path, stable_json({**manifest, "sha256": _digest(manifest)}))
+    atomic_write(path, stable_json({**manifest, "sha256": manifest_digest(manifest)}))
 
 
 def unseal(data: bytes, version: int) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def unseal(data: bytes, version: int) -> dict[str, Any]:
         ValueError, KeyError, TypeError, AttributeError or RecursionError: it is damaged.
     """
     manifest = json.loads(data)
-    if manifest["schema_version"] == version and manifest.pop("sha256") != _digest(manifest):
+    if manifest["schema_version"] == version and manifest.pop("sha256") != manifest_digest(manifest):
         raise ValueError("its digest is another")
     return manifest
 
@@ -135,5 +135,6 @@ def read_manifest(folder: StoragePath) -> dict[str, Any]:
     return manifest
 
 
-def _digest(manifest: Mapping[str, Any]) -> str:
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of what `read_manifest` returns, in hex: through the digests in it, of the whole folder."""
     return hashlib.sha256(stable_json(manifest)).hexdigest()

@@ -200,3 +200,5 @@ def test_the_stage_through_ray_serve(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(evaluate_module, "serving", no_server)
     again = evaluate(CONFIG, inputs, folder, runtime)
     assert again == facts  # the same run, the same numbers
+    logged = tracking.resume(facts["mlflow_run_id"]).client.get_run(facts["mlflow_run_id"]).inputs.dataset_inputs
+    assert [item.dataset.name for item in logged] == [f"shards-{inputs['shards'].fingerprint}"]

@@ -18,13 +18,14 @@ from infra.s3 import S3Path
 from infra.storage import digest_folder, open_path
 from model.base import save_base
 from model.tiny_base import build_tiny_base
-from pipelines.artifacts import Artifact, BaseFolder, Checkpoint, Latents, Shards, external_dataset
+from pipelines.artifacts import Artifact, BaseFolder, Captions, Checkpoint, Latents, Shards, external_dataset
+from pipelines.captions import write_captions
 from pipelines.latents import cache_latents
 from pipelines.preprocess import preprocess
 from pipelines.runtime import RuntimeConfig
 from pipelines.stage import Stage, run_stage
 from pipelines.train import train
-from preprocessing.config import LatentsConfig, PreprocessConfig
+from preprocessing.config import CaptionsConfig, LatentsConfig, PreprocessConfig
 from tests.captures import make_capture, write_dataset
 from tests.s3_server import BUCKET, S3Server
 from tests.training_inputs import BASE, train_config
@@ -79,15 +80,16 @@ def upload(source: Path, target: S3Path) -> None:
 
 def stages(raw: Artifact, base: Artifact, runtime: RuntimeConfig) -> dict[str, Artifact]:
     """What `viewdiff train` runs, with a small base model."""
-    made = Stage(name="preprocess", run=preprocess, kind=Shards, config=PREPROCESS, inputs={"raw": raw})
-    shards = run_stage(made, runtime)
-    made = Stage(
-        name="latents", run=cache_latents, kind=Latents, config=LATENTS, inputs={"shards": shards, "base": base}
-    )
-    latents = run_stage(made, runtime)
-    inputs = {"shards": shards, "latents": latents, "base": base}
-    checkpoint = run_stage(Stage(name="train", run=train, kind=Checkpoint, config=TRAIN, inputs=inputs), runtime)
-    return {"shards": shards, "latents": latents, "train": checkpoint}
+    results: dict[str, Artifact] = {"raw": raw, "base": base}
+    for name, function, kind, config, needed in (
+        ("shards", preprocess, Shards, PREPROCESS, ("raw",)),
+        ("captions", write_captions, Captions, CaptionsConfig(), ("shards",)),
+        ("latents", cache_latents, Latents, LATENTS, ("shards", "captions", "base")),
+        ("train", train, Checkpoint, TRAIN, ("shards", "captions", "latents", "base")),
+    ):
+        inputs = {role: results[role] for role in needed}
+        results[name] = run_stage(Stage(name=name, run=function, kind=kind, config=config, inputs=inputs), runtime)
+    return results
 
 
 def test_a_run_in_an_object_store_is_the_run_on_a_disk(server: S3Server, tmp_path: Path) -> None:
@@ -107,7 +109,7 @@ def test_a_run_in_an_object_store_is_the_run_on_a_disk(server: S3Server, tmp_pat
 
     def busy() -> bool:
         """The second shard is committed, so others are in work."""
-        return len(list(bucket.glob("data/preprocess/*/*.rows.parquet"))) >= 2
+        return len(list(bucket.glob("data/shards/*/*.rows.parquet"))) >= 2
 
     with restarted_when(server, busy):
         remote = stages(raw, base, runtime)

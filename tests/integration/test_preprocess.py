@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infra.checkout import git_commit
 from infra.cluster import CHECKOUT
 from infra.errors import UserError
+from infra.fingerprint import plain
 from infra.storage import digest_folder
 from pipelines.artifacts import RawDataset
 from pipelines.preprocess import preprocess
@@ -27,6 +29,7 @@ from pipelines.runtime import RuntimeConfig
 from preprocessing.config import PreprocessConfig, SyntheticConfig
 from preprocessing.dataset import FrameIndex, ShardReader
 from preprocessing.scenes import plan_sequence
+from preprocessing.schema import read_manifest
 from preprocessing.synthetic import write_dataset
 from tests.captures import make_capture, write_annotations
 from tests.captures import write_dataset as write_captures
@@ -112,7 +115,12 @@ def test_nothing_is_lost_or_doubled(clean: Path) -> None:
     index = FrameIndex.open(clean)
     assert [item.sequence for item in index.sequences()] == [f"s{number}" for number in range(NUM_CAPTURES)]
     assert index.frame_numbers.reshape(NUM_CAPTURES, -1).tolist() == [list(range(12))] * NUM_CAPTURES
-    names = {"dataset.json", "index.parquet", *(f"shard-{number:06d}.tar" for number in range(NUM_CAPTURES))}
+    names = {
+        "dataset.json",
+        "index.parquet",
+        "card.html",
+        *(f"shard-{number:06d}.tar" for number in range(NUM_CAPTURES)),
+    }
     assert {path.name for path in clean.iterdir()} == names
 
 
@@ -126,6 +134,19 @@ def test_a_second_run_writes_nothing(root: Path, clean: Path) -> None:
     facts = run(root, clean)
     assert states(clean) == before
     assert (facts["num_sequences"], facts["num_frames"], facts["num_shards"]) == (6, 72, 6)
+
+
+def test_a_card_that_is_missing_is_written(root: Path, clean: Path, tmp_path: Path) -> None:
+    """As after a kill while it was written, when all the rest was complete."""
+    shutil.copytree(clean, tmp_path / "out")
+    (tmp_path / "out" / "card.html").rename(tmp_path / "out" / ".card.html.x.tmp")
+    before = states(tmp_path / "out", "[!.]*")
+    run(root, tmp_path / "out")
+    assert before.items() <= states(tmp_path / "out").items()
+    assert digest_folder(tmp_path / "out") == digest_folder(clean)
+    manifest = read_manifest(clean)
+    assert manifest["config"] == plain(CONFIG)
+    assert manifest["git_commit"] == git_commit()
 
 
 def test_killed_driver_resumes_where_it_was(root: Path, clean: Path, blocked: Path, tmp_path: Path) -> None:

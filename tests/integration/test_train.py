@@ -128,6 +128,7 @@ def assert_recorded_once(root: Path, facts: dict[str, Any]) -> None:
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert (run.info.run_id, run.info.status) == (facts["mlflow_run_id"], "FINISHED")
+    assert [item.dataset.name for item in run.inputs.dataset_inputs] == ["shards-shards"]
     history = client.get_metric_history(run.info.run_id, "loss")
     assert sorted(point.step for point in history) == list(range(1, 41))
     losses = {record["step"]: record["loss"] for record in records(root / "work")}

@@ -83,6 +83,13 @@ def test_text_from_outside_is_escaped(pictures: ObjectPictures) -> None:
     check_nesting(html)
 
 
+def test_the_report_links_to_the_card_of_the_shards() -> None:
+    for rejected in ([], [{"category": "apple", "sequence": "a", "reason": "r"}]):
+        manifest = {"num_sequences": 1, "rejected": rejected}
+        assert "<a " not in rejected_section(manifest)
+        assert '<a href="../&lt;x&gt;/card.html">' in rejected_section(manifest, card="../<x>/card.html")
+
+
 def test_the_page_needs_nothing_else(pictures: ObjectPictures) -> None:
     html = page(title="t", eyebrow="", lead="", content=[objects([ObjectCard(title="", pictures=pictures)])], footer="")
     sources = re.findall(r'(?:src|href)="([^"]*)"', html)

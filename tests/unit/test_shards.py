@@ -15,11 +15,12 @@ import pytest
 import webdataset
 
 from infra.errors import UserError
+from infra.fingerprint import plain
 from preprocessing.captures import Sequence
 from preprocessing.commit import commit_folder
 from preprocessing.config import PreprocessConfig
 from preprocessing.plan import ShardPlan, choose_split, plan_shards, require_sequences
-from preprocessing.schema import read_manifest
+from preprocessing.schema import manifest_digest, read_manifest
 from preprocessing.shards import ShardRecord, committed_record, record_path, require_record, sweep, write_shard
 from tests.captures import Capture, make_capture, write_annotations, write_dataset, write_files
 
@@ -288,6 +289,16 @@ def test_manifest_counts(root: Path, tmp_path: Path) -> None:
     assert sum(split["num_frames"] for split in manifest["splits"].values()) == 36
     assert [shard["num_sequences"] for shard in manifest["shards"]] == [2, 1]
     assert not list(folder.glob("*.rows.parquet"))
+
+
+def test_manifest_says_what_made_it(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    plan, records = write_all(root, folder)
+    made_by = {"config": plain(CONFIG), "git_commit": None}
+    commit_folder(folder, records, plan.rejected, CONFIG.image_size, made_by=made_by)
+    manifest = read_manifest(folder)
+    assert (manifest["config"]["sequences_per_shard"], manifest["git_commit"]) == (2, None)
+    assert manifest_digest(manifest) == json.loads((folder / "dataset.json").read_text())["sha256"]
 
 
 @pytest.mark.parametrize(

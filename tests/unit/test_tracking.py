@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import mlflow.data
 import numpy as np
 import pytest
 
@@ -96,3 +97,30 @@ def test_a_run_of_another_store_is_named(tracking: Tracking) -> None:
 def test_a_database_that_cannot_be_made_is_refused() -> None:
     with pytest.raises(UserError, match="/dev/null is a file"):
         Tracking("sqlite:////dev/null/runs/mlflow.db").check()
+
+
+def test_a_data_set_is_one_input_however_often_it_is_logged(tracking: Tracking) -> None:
+    run = tracking.start("train", tags={FINGERPRINT_TAG: "inputs"})
+    for _ in range(2):  # the second time by a stage that was killed and goes on
+        again = tracking.start("train", tags={FINGERPRINT_TAG: "inputs"})
+        again.log_dataset(
+            name="shards-1",
+            digest="0123456789" * 6,
+            source=Path("/data/1"),
+            profile={"num_frames": 3},
+            context="training",
+        )
+    other = tracking.start("evaluate", tags={FINGERPRINT_TAG: "inputs of another"})
+    other.log_dataset(
+        name="shards-1",
+        digest="0123456789" * 6,
+        source=Path("/data/1"),
+        profile={"num_frames": 3},
+        context="evaluation",
+    )
+    for logged, context in ((run, "training"), (other, "evaluation")):
+        (used,) = run.client.get_run(logged.id).inputs.dataset_inputs
+        assert {tag.key: tag.value for tag in used.tags} == {"mlflow.data.context": context}
+        assert (used.dataset.name, used.dataset.digest) == ("shards-1", "012345678901234567890123456789012345")
+        assert json.loads(used.dataset.profile) == {"num_frames": 3}
+        assert mlflow.data.get_source(used).uri == "/data/1"
