@@ -65,22 +65,28 @@ class TrainBatches:
     def load(self, positions: Sequence[int]) -> LoadedBatch:
         """The B samples at `positions`."""
         choice = self.order.choose(np.asarray(positions, dtype=np.int64))
-        num_samples, num_views = choice.rows.shape
-        frames, cameras, intensity = self._cached(choice) if self.latents.num_crops else self._pictures(choice)
+        frames, scene = self.gather(choice)
         numbers = uniform("prior", self._seed, choice.positions, 1)[:, 0] * self.latents.num_prior
         prior, prior_text = self.latents.prior(numbers.astype(np.int64))
         return LoadedBatch(
             positions=tuple(choice.positions.tolist()),
-            frames=frames.unflatten(0, (num_samples, num_views)),
+            frames=frames,
             text=self.latents.text(self._captions.take(choice.sequences, choice.captions)),
-            scene=Scene(
-                cameras=cameras,
-                scene_bounds=self._bounds[choice.sequences],
-                intensity=torch.from_numpy(intensity).reshape(num_samples, num_views, 2),
-            ),
+            scene=scene,
             prior=prior,
             prior_text=prior_text,
         )
+
+    def gather(self, choice: ViewChoice) -> tuple[Tensor, Scene]:
+        """Stored frames (see `LoadedBatch.frames`) and the scene of the views of B samples."""
+        num_samples, num_views = choice.rows.shape
+        frames, cameras, intensity = self._cached(choice) if self.latents.num_crops else self._pictures(choice)
+        scene = Scene(
+            cameras=cameras,
+            scene_bounds=self._bounds[choice.sequences],
+            intensity=torch.from_numpy(intensity).reshape(num_samples, num_views, 2),
+        )
+        return frames.unflatten(0, (num_samples, num_views)), scene
 
     def _cached(self, choice: ViewChoice) -> tuple[Tensor, Cameras, np.ndarray]:
         """Moments [B·V, ...], cameras [B, V] and intensity [B·V, 2] of one crop of each view, drawn by

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -26,6 +27,10 @@ def load_batches(batches: TrainBatches, positions: Iterable[range], *, num_worke
     """The batches at `positions`, in that order whatever the number of processes; with 0 each is loaded when it is
     asked for. To go on anywhere start with the positions there: nothing before them is read or drawn.
     """
+    # A forked copy of a process with an object store's threads, or CUDA, cannot use them: workers are copies of a
+    # process that has only imported what they need.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     return iter(
         DataLoader(
             _ByPositions(batches),
@@ -34,9 +39,7 @@ def load_batches(batches: TrainBatches, positions: Iterable[range], *, num_worke
             collate_fn=_as_is,
             num_workers=num_workers,
             prefetch_factor=BATCHES_AHEAD if num_workers else None,
-            # A forked copy of a process with an object store's threads, or CUDA, cannot use them.
-            multiprocessing_context="forkserver" if num_workers else None,
-            pin_memory=False,
+            multiprocessing_context=context if num_workers else None,
             worker_init_fn=_start,
         )
     )

@@ -14,7 +14,7 @@ from infra.storage import digest_file
 from model.base import BaseModel, save_base
 from model.config import ProjectionConfig, TinyBaseConfig, ViewDiffConfig
 from model.tiny_base import build_tiny_base
-from pipelines.artifacts import Artifact, BaseFolder, Captions, Latents, Shards
+from pipelines.artifacts import CARD_NAME, Artifact, BaseFolder, Captions, Latents, Shards
 from pipelines.config import TrainConfig
 from preprocessing.captions import read_sequence_captions, write_sequence_captions
 from preprocessing.config import LatentsConfig
@@ -25,8 +25,14 @@ from tests.factories import look_at_cameras
 
 IMAGE_SIZE, NUM_FRAMES = 32, 5
 SPLITS = ("train", "train", "val")  # of the sequences
+
+
 # Of the captions stage: others than those in the index, so that it is noticed who takes the wrong ones.
-CAPTIONS = {f"apple/sequence_{number}": ("a red apple", f"apple {number}") for number in range(len(SPLITS))}
+def captions_of(splits: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    return {f"apple/sequence_{number}": ("a red apple", f"apple {number}") for number in range(len(splits))}
+
+
+CAPTIONS = captions_of(SPLITS)
 BASE = TinyBaseConfig(
     image_size=IMAGE_SIZE,
     vae_channels=(8, 8, 8),
@@ -53,12 +59,14 @@ def train_config(**settings: Any) -> TrainConfig:
     return TrainConfig(**(defaults | settings))
 
 
-def write_inputs(root: Path, latents: LatentsConfig | None = None) -> dict[str, Artifact]:
+def write_inputs(
+    root: Path, latents: LatentsConfig | None = None, splits: tuple[str, ...] = SPLITS
+) -> dict[str, Artifact]:
     """The stage's inputs below `root`. There are no shards: training reads latents."""
     folders = {name: root / name for name in ("shards", "captions", "latents", "base")}
     for folder in folders.values():
         folder.mkdir(parents=True)
-    table = index_table()
+    table = index_table(splits)
     pq.write_table(table, folders["shards"] / INDEX_NAME)
     index_path = folders["shards"] / INDEX_NAME
     manifest = {
@@ -68,7 +76,8 @@ def write_inputs(root: Path, latents: LatentsConfig | None = None) -> dict[str, 
         "index_bytes": index_path.stat().st_size,
     }
     write_manifest(folders["shards"] / DATASET_NAME, manifest)
-    write_sequence_captions(folders["captions"], CAPTIONS)
+    (folders["shards"] / CARD_NAME).write_text("<p>a card</p>")
+    write_sequence_captions(folders["captions"], captions_of(splits))
     base = build_tiny_base(BASE, words=["red", "apple"], seed=0).frozen()
     save_base(base, folders["base"])
     settings = latents or LatentsConfig(batch_size=8, num_prior_images=3, prior_num_steps=2)
@@ -92,10 +101,10 @@ def fill_latents(index: FrameIndex, reader: Any, base: BaseModel, folder: Path, 
     remove_records(folder)
 
 
-def index_table() -> pa.Table:
-    """index.parquet of `len(SPLITS)` sequences of `NUM_FRAMES` frames."""
+def index_table(splits: tuple[str, ...] = SPLITS) -> pa.Table:
+    """index.parquet of a sequence of `NUM_FRAMES` frames for each of `splits`."""
     rows: list[dict[str, Any]] = []
-    for number, split in enumerate(SPLITS):
+    for number, split in enumerate(splits):
         cameras = look_at_cameras(NUM_FRAMES, seed=number, image_size=(IMAGE_SIZE, IMAGE_SIZE))
         for frame in range(NUM_FRAMES):
             rows.append(
