@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from benchmarks.record import median_seconds_side_by_side, table, write
+from infra.memory import keep_freed_memory
 from model.cameras import Cameras
 from pipelines.preprocess import run_writers
 from preprocessing import images
@@ -160,6 +161,7 @@ def _bare(tasks: Sequence[ShardTask], root: Path, out: Path, config: PreprocessC
 
 def main() -> None:
     """Measure, print, write docs/benchmarks/<date>-preprocess.{json,md}."""
+    keep_freed_memory()  # as a shard's task does
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp())

@@ -74,10 +74,10 @@ def read_mask(path: StoragePath, size: tuple[int, int]) -> np.ndarray:
 
 def mask_center(mask: np.ndarray) -> tuple[float, float]:
     """Middle (u, v) in pixels of the foreground of a mask [H, W] that has any."""
-    foreground = mask >= 128
+    _, foreground = cv2.threshold(mask, 127, 1, cv2.THRESH_BINARY)
     middles = []
     for axis in (0, 1):
-        shares = np.cumsum(foreground.sum(axis=axis))
+        shares = np.cumsum(cv2.reduce(foreground, axis, cv2.REDUCE_SUM, dtype=cv2.CV_32S))
         tail = MASK_TAIL_FRACTION * shares[-1]
         low, high = np.searchsorted(shares, tail, side="right"), np.searchsorted(shares, shares[-1] - tail)
         middles.append(float(low + high + 1) / 2)

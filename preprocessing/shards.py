@@ -25,6 +25,7 @@ import webdataset
 
 from infra.errors import UserError
 from infra.fetch import fetched
+from infra.memory import keep_freed_memory
 from infra.storage import StoragePath, as_user_error, atomic_write, digest_file, num_bytes, publishing
 from preprocessing.config import PreprocessConfig
 from preprocessing.normalize import RejectionError
@@ -64,6 +65,7 @@ def write_planned_shard(
     """A Ray task: the shard of `row["task"]`. What the user must mend comes back as `error`: an exception would lose
     its type on the way.
     """
+    keep_freed_memory()
     cv2.setNumThreads(1)  # one task per core: more threads would only get into each other's way
     torch.set_num_threads(1)
     try:

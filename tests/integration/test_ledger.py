@@ -1,5 +1,5 @@
-"""Three epochs of a training's samples, entered in a ledger by every rank: nothing is lost, nothing comes twice, and the
-order is the same however many ranks and processes read it and wherever it is interrupted.
+"""Three epochs of a training's samples, entered in a ledger by every rank: nothing is lost, nothing comes twice, and
+the order is the same however many ranks and processes read it and wherever it is interrupted.
 """
 
 from __future__ import annotations
