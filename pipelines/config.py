@@ -71,10 +71,15 @@ class EvaluateConfig:
     """Views per object, the given one among them."""
     max_batch_size: int = 4
     """Objects that one replica denoises together."""
+    views: Literal["around", "eval_batches"] = "around"
+    """Which frames: drawn around each object, or those of CO3Dv2's evaluation batches, whose target is generated from
+    the first of the others; for these preprocess with a subset."""
     seed: int = 0
     """Seed of frames and noise."""
 
     def __post_init__(self) -> None:
+        if self.views not in ("around", "eval_batches"):
+            raise UserError(f"evaluate: views is {self.views!r}, must be 'around' or 'eval_batches'")
         if self.split not in ("train", "val", "test"):
             raise UserError(f"evaluate: split is {self.split!r}, must be train, val or test")
         for name, smallest in (("num_objects", 1), ("num_text_objects", 0), ("num_views", 2), ("max_batch_size", 1)):

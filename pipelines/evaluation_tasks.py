@@ -25,6 +25,9 @@ from preprocessing.dataset import FrameIndex, SequenceRecord, ShardReader
 UNIT_CUBE = np.array([[-1, -1, -1], [1, 1, 1]], dtype=np.float32)  # scene bounds of an object that does not exist yet
 MAX_ORBIT_FRAMES = 10_000  # frames whose cameras the orbit of text-only objects is taken from
 
+# A sequence, the name under which its pictures are kept, and the rows of the given and the wanted frames.
+Chosen = tuple[SequenceRecord, str, tuple[int, ...]]
+
 
 @dataclass(frozen=True, eq=False)
 class EvaluationTask:
@@ -101,21 +104,58 @@ def choose_objects(index: FrameIndex, config: EvaluateConfig) -> list[Evaluation
     Guidance is off: the given view says what is wanted. Raises UserError when the split holds no sequence of at least
     two frames.
     """
+    chosen = _batches(index, config) if config.views == "eval_batches" else _around(index, config)
+    sampling = SamplingConfig(num_steps=config.sampling.num_steps, guidance_scale=1.0)
+    return [
+        EvaluationTask(
+            name=(sequence.category, label),
+            caption=sequence.captions[0],
+            cameras=index.cameras(rows),
+            scene_bounds=sequence.scene_bounds,
+            rows=rows,
+            sampling=sampling,
+            seed=_seed(config, sequence.category, label),
+        )
+        for sequence, label, rows in chosen
+    ]
+
+
+def _around(index: FrameIndex, config: EvaluateConfig) -> list[Chosen]:
+    """Objects with a given frame and others around them."""
     sequences = _in_turn(index, config)
     if not sequences:
         raise UserError(
             f"split {config.split} of the shards holds no sequence of 2 frames or more: "
             "preprocess more captures or give that split a larger share"
         )
-    sampling = SamplingConfig(num_steps=config.sampling.num_steps, guidance_scale=1.0)
-    tasks = []
+    chosen = []
     for sequence in sequences[: config.num_objects]:
-        name = (sequence.category, sequence.sequence)
-        seed = _seed(config, *name)
+        seed = _seed(config, sequence.category, sequence.sequence)
         rows = choose_frames(index, sequence, num_views=config.num_views, seed=seed)
-        caption, cameras = sequence.captions[0], index.cameras(rows)
-        tasks.append(EvaluationTask(name, caption, cameras, sequence.scene_bounds, rows, sampling, seed))
-    return tasks
+        chosen.append((sequence, sequence.sequence, rows))
+    return chosen
+
+
+def _batches(index: FrameIndex, config: EvaluateConfig) -> list[Chosen]:
+    """Evaluation batches of the split's sequences whose target and first given frame are stored, evenly picked."""
+    sequences = {(item.category, item.sequence): item for item in index.sequences(config.split)}
+    found: list[Chosen] = []
+    for batch in index.manifest["eval_batches"]:
+        sequence = sequences.get((batch["category"], batch["sequence"]))
+        if sequence is None:
+            continue
+        rows_by_number = dict(zip(index.frame_numbers[sequence.rows].tolist(), sequence.rows, strict=True))
+        target, given = batch["frame_numbers"][:2]
+        if target in rows_by_number and given in rows_by_number:
+            label = f"{sequence.sequence}#{target}"
+            found.append((sequence, label, (rows_by_number[given], rows_by_number[target])))
+    if not found:
+        raise UserError(
+            f"split {config.split} of the shards has no evaluation batch: preprocess with --preprocess.subset naming "
+            "one that has some (see `viewdiff inspect`), or evaluate with --evaluate.views around"
+        )
+    picks = np.linspace(0, len(found) - 1, min(config.num_objects, len(found))).round().astype(int)
+    return [found[pick] for pick in picks]
 
 
 def choose_texts(index: FrameIndex, config: EvaluateConfig) -> list[EvaluationTask]:

@@ -63,6 +63,8 @@ def category_lines(summary: CategorySummary) -> list[str]:
     if summary.intrinsics_formats:
         lines.append(f"  intrinsics: {_counts(summary.intrinsics_formats)}")
     lines += [f"  set lists of {subset}: {_counts(splits)}" for subset, splits in summary.subsets.items()]
+    if summary.eval_batches:
+        lines.append(f"  evaluation batches: {_counts(summary.eval_batches)}")
     return lines
 
 

@@ -87,7 +87,7 @@ def write_shards(root: StoragePath, folder: StoragePath, config: PreprocessConfi
         discard(folder, num_tasks)
     require_sequences(root, sum(record.num_sequences for record in records), rejected)
     made_by = {"config": plain(config), "git_commit": git_commit()}
-    commit_folder(folder, records, rejected, config.image_size, made_by=made_by)
+    commit_folder(folder, records, rejected, config.image_size, eval_batches=plan.eval_batches, made_by=made_by)
 
 
 def run_writers(

@@ -4,7 +4,6 @@ Layout on disk, all paths in annotations being relative to ROOT:
 
     ROOT/<category>/frame_annotations.jgz                  gzip of a JSON list, one entry per frame
     ROOT/<category>/sequence_annotations.jgz               gzip of a JSON list, one entry per sequence
-    ROOT/<category>/set_lists/set_lists_<subset>.json      {"train" | "val" | "test": [[sequence, number, path], ...]}
 
 Real files hold bare NaN literals, nulls and unknown keys. What a frame lacks becomes None here; whether it can do
 without is decided in `samples.py`.
@@ -28,7 +27,6 @@ from preprocessing.captures import FORMATS, Frame, Sequence, Viewpoint
 
 FRAMES_NAME = "frame_annotations.jgz"
 SEQUENCES_NAME = "sequence_annotations.jgz"
-SPLITS = ("train", "val", "test")
 # The largest category has some 300,000 frames of about 1 kB; more than this is a decompression bomb or not CO3D.
 MAX_EXPANDED_BYTES = 4 << 30
 
@@ -87,32 +85,6 @@ def read_category(root: StoragePath, category: str) -> list[Sequence]:
         _sequence(category, name, frames.get(name, []), annotations.get(name, {}), path)
         for name in sorted(frames.keys() | annotations.keys())
     ]
-
-
-def read_set_lists(root: StoragePath, category: str) -> dict[str, dict[str, frozenset[str]]]:
-    """By subset ("fewview_train", "manyview_dev_0", ...) and sequence, the splits ("train", "val", "test") of the
-    subset's set list that hold any of the sequence's frames.
-
-    Raises:
-        UserError: a set list is not the JSON that CO3Dv2 defines.
-    """
-    subsets: dict[str, dict[str, frozenset[str]]] = {}
-    paths: list[StoragePath] = [*(root / category / "set_lists").glob("set_lists_*.json")]
-    for path in sorted(paths, key=str):
-        found: dict[str, set[str]] = defaultdict(set)
-        try:
-            lists = json.loads(path.read_bytes())
-            for split in SPLITS:
-                for name in {entry[0] for entry in lists.get(split) or ()}:
-                    found[str(name)].add(split)
-        except (ValueError, RecursionError, AttributeError, TypeError, LookupError) as error:
-            raise UserError(
-                f"set list {path}: not a JSON object of lists of [sequence, frame number, path] ({error}); "
-                "download it again"
-            ) from error
-        subset = path.stem.removeprefix("set_lists_")
-        subsets[subset] = {name: frozenset(splits) for name, splits in found.items()}
-    return subsets
 
 
 def read_jgz(path: StoragePath, max_bytes: int = MAX_EXPANDED_BYTES) -> Any:

@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infra.storage import StoragePath, atomic_write
+from preprocessing.co3d_lists import EvalBatch
 from preprocessing.plan import RejectedSequence
 from preprocessing.schema import DATASET_NAME, INDEX_NAME, SCHEMA_VERSION, SPLITS, shard_name, write_manifest
 from preprocessing.shards import ShardRecord, read_rows, record_path
@@ -24,12 +26,13 @@ def commit_folder(
     rejected: Iterable[RejectedSequence],
     image_size: int,
     *,
+    eval_batches: Iterable[EvalBatch] = (),
     made_by: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write index.parquet, then dataset.json, then remove the records. Returns the contents of dataset.json.
 
-    `records` are those of all shards, in order; `rejected` is everything that is not stored. `made_by` is kept in
-    dataset.json for people: the settings as `config`, the code's version as `git_commit`.
+    `records` are those of all shards, in order; `rejected` is everything that is not stored; `eval_batches` are
+    kept for the evaluation, `made_by` for people: the settings as `config`, the code's version as `git_commit`.
     """
     tables = [read_rows(folder, number) for number in range(len(records))]
     index = pa.concat_tables(tables).replace_schema_metadata(None).unify_dictionaries()
@@ -54,6 +57,7 @@ def commit_folder(
             for record in records
             if record.num_sequences
         ],
+        "eval_batches": [asdict(batch) for batch in eval_batches],
         "index_bytes": len(data),
         "index_sha256": hashlib.sha256(data).hexdigest(),
         "rejected": [

@@ -20,7 +20,7 @@ from infra.fetch import local_copy
 from infra.storage import StoragePath, digest_file
 from model.cameras import Cameras
 from preprocessing.images import DefectError, decode_image, decode_mask
-from preprocessing.schema import INDEX_NAME, SPLITS, read_manifest
+from preprocessing.schema import INDEX_NAME, SPLITS, check_names, read_manifest
 
 Rows = Sequence[int] | np.ndarray
 Decoder = Callable[[bytes, tuple[int, int]], np.ndarray]  # (file, expected (height, width)) -> pixels
@@ -69,6 +69,7 @@ class FrameIndex:
             UserError: the folder is missing, incomplete, damaged or of another format version.
         """
         manifest = read_manifest(folder)
+        check_names(folder, (shard["name"] for shard in manifest["shards"]))
         path = local_copy(folder / INDEX_NAME, sha256=manifest["index_sha256"], size=manifest["index_bytes"])
         # By its digest, since a flipped bit often gives another number instead of an error.
         if digest_file(path) != manifest["index_sha256"]:

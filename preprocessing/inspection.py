@@ -12,7 +12,8 @@ import numpy as np
 
 from infra.errors import UserError
 from preprocessing.captures import Frame, Sequence
-from preprocessing.co3d import read_category, read_set_lists
+from preprocessing.co3d import read_category
+from preprocessing.co3d_lists import read_eval_batches, read_set_lists
 from preprocessing.config import PreprocessConfig
 from preprocessing.images import DefectError, read_image
 from preprocessing.normalize import RejectionError, load_points
@@ -37,6 +38,7 @@ class CategorySummary:
     examples: Mapping[str, str]  # of each reason, the name of the first sequence
     intrinsics_formats: Mapping[str, int]  # frames with a camera
     subsets: Mapping[str, Mapping[str, int]]  # set lists: sequences of each split
+    eval_batches: Mapping[str, int]  # of each subset that has some
 
 
 def summarize_category(root: Path, category: str, config: PreprocessConfig) -> CategorySummary:
@@ -64,6 +66,7 @@ def summarize_category(root: Path, category: str, config: PreprocessConfig) -> C
             subset: Counter(split for splits in named.values() for split in splits)
             for subset, named in read_set_lists(root, category).items()
         },
+        eval_batches={subset: len(batches) for subset, batches in read_eval_batches(root, category).items()},
     )
 
 

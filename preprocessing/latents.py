@@ -31,7 +31,7 @@ from infra.fetch import local_copy
 from infra.log import Progress
 from infra.storage import StoragePath, digest_file
 from preprocessing.chunks import ChunkedRows, StoredFile
-from preprocessing.schema import unseal
+from preprocessing.schema import check_names, unseal
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME, CAPTIONS_NAME, CROPS_NAME = "latents.json", "captions.json", "crops.npy"
@@ -59,6 +59,7 @@ class LatentCache:
             raise ValueError(f"format version {manifest['schema_version']}, this code reads {SCHEMA_VERSION}")
         self._folder = folder
         self._files = [StoredFile(*file) for file in manifest["files"]]
+        check_names(folder, (file.name for file in self._files))
         self.scaling_factor: float = manifest["scaling_factor"]
         self.shift_factor: float = manifest["shift_factor"]
         self.num_crops: int = manifest["num_crops"]

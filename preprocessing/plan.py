@@ -13,7 +13,8 @@ from infra.errors import UserError
 from infra.storage import StoragePath
 from preprocessing.captions import default_caption, read_captions
 from preprocessing.captures import Sequence
-from preprocessing.co3d import read_category, read_set_lists, select_categories
+from preprocessing.co3d import read_category, select_categories
+from preprocessing.co3d_lists import EvalBatch, read_eval_batches, read_set_lists
 from preprocessing.config import PreprocessConfig
 from preprocessing.normalize import RejectionError
 from preprocessing.samples import screen
@@ -63,6 +64,7 @@ class ShardPlan:
 
     tasks: tuple[ShardTask, ...]
     rejected: tuple[RejectedSequence, ...]
+    eval_batches: tuple[EvalBatch, ...]  # of the subset
 
 
 def plan_shards(root: StoragePath, config: PreprocessConfig) -> ShardPlan:
@@ -73,7 +75,9 @@ def plan_shards(root: StoragePath, config: PreprocessConfig) -> ShardPlan:
     """
     planned: list[PlannedSequence] = []
     rejected: list[RejectedSequence] = []
+    eval_batches: list[EvalBatch] = []
     for category in select_categories(root, config.categories):
+        eval_batches += read_eval_batches(root, category).get(str(config.subset), ())
         listed, captions = _listed(root, category, config.subset), read_captions(root, category)
         for sequence in read_category(root, category):
             try:
@@ -88,7 +92,8 @@ def plan_shards(root: StoragePath, config: PreprocessConfig) -> ShardPlan:
             planned.append(PlannedSequence(sequence, split, texts))
     size = config.sequences_per_shard
     groups = [tuple(planned[start : start + size]) for start in range(0, len(planned), size)]
-    return ShardPlan(tuple(ShardTask(number, group) for number, group in enumerate(groups)), tuple(rejected))
+    tasks = tuple(ShardTask(number, group) for number, group in enumerate(groups))
+    return ShardPlan(tasks, tuple(rejected), tuple(eval_batches))
 
 
 def _listed(root: StoragePath, category: str, subset: str | None) -> dict[str, frozenset[str]]:

@@ -16,7 +16,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ SCHEMA_VERSION = 3
 DATASET_NAME = "dataset.json"
 INDEX_NAME = "index.parquet"
 SPLITS = ("train", "val", "test")
+_PLAIN_NAME = re.compile(r"[a-z]+(-[0-9]{6})?\.[a-z]+")
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -58,6 +60,17 @@ INDEX_SCHEMA = pa.schema(
 def shard_name(number: int) -> str:
     """File name of a shard."""
     return f"shard-{number:06d}.tar"
+
+
+def check_names(folder: StoragePath, names: Iterable[str]) -> None:
+    """Check that files which a manifest names are plain files beside it.
+
+    Raises:
+        UserError: one is a path, a URL, or a command to run (as `pipe:` is for webdataset).
+    """
+    for name in names:
+        if not _PLAIN_NAME.fullmatch(name):
+            raise UserError(f"{folder}: file name {name!r} is none that this project writes; do not use this folder")
 
 
 def image_member(frame_number: int) -> str:

@@ -68,6 +68,7 @@ def _write_shards(folder: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), folder / INDEX_NAME)
     manifest = {
         "schema_version": SCHEMA_VERSION,
+        "eval_batches": [],
         "index_sha256": digest_file(folder / INDEX_NAME),
         "index_bytes": (folder / INDEX_NAME).stat().st_size,
         "shards": [{"name": SHARD, "bytes": len(shard), "sha256": digest_file(folder / SHARD)}],

@@ -111,6 +111,21 @@ def test_a_split_without_objects_is_refused(inputs: dict[str, Artifact]) -> None
         choose_objects(index, replace(CONFIG, split="test"))
 
 
+def test_evaluation_batches_say_which_frames(inputs: dict[str, Artifact]) -> None:
+    index, _ = open_shards(inputs)
+    config = replace(CONFIG, views="eval_batches")
+    with pytest.raises(UserError, match=r"split val .* has no evaluation batch: preprocess with --preprocess.subset"):
+        choose_objects(index, config)
+    batches = [("sequence_2", [3, 1, 0]), ("sequence_2", [0, 4]), ("sequence_0", [0, 1]), ("sequence_2", [9, 1])]
+    index.manifest["eval_batches"] = [
+        {"category": "apple", "sequence": name, "frame_numbers": numbers} for name, numbers in batches
+    ]
+    tasks = choose_objects(index, config)  # neither training objects nor frames that are not stored
+    assert [task.name for task in tasks] == [("apple", "sequence_2#3"), ("apple", "sequence_2#0")]
+    assert [index.frame_numbers[list(task.rows)].tolist() for task in tasks] == [[1, 3], [4, 0]]
+    assert len(choose_objects(index, replace(config, num_objects=1))) == 1
+
+
 def test_pictures_belong_to_their_frames(
     inputs: dict[str, Artifact], generator: SampleGenerator, tmp_path: Path
 ) -> None:

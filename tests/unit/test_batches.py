@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from infra.errors import UserError
+from infra.storage import digest_file
 from model.base import load_base
 from model.cameras import Cameras
 from model.views import Scene
@@ -22,7 +24,9 @@ from preprocessing.dataset import FrameIndex
 from preprocessing.images import intensity
 from preprocessing.latents import LatentCache
 from preprocessing.loader import load_batches
+from preprocessing.schema import write_manifest
 from tests.training_inputs import IMAGE_SIZE, NUM_FRAMES, RandomImages, write_inputs
+from tests.trap import Trap
 
 NUM_VIEWS, SEED = 3, 7
 CPU = torch.device("cpu")
@@ -190,6 +194,27 @@ def test_too_many_views_are_refused(root: Path) -> None:
 def test_an_empty_split_is_refused(root: Path) -> None:
     with pytest.raises(UserError, match="no sequence to choose views from"):
         batches(root, split="test")
+
+
+def test_nothing_is_unpickled_or_run(tmp_path: Path) -> None:
+    write(tmp_path)
+    folder, sprung = tmp_path / "latents", tmp_path / "sprung"
+    path = folder / "moments-000000.npy"
+    np.save(path, np.array([Trap(sprung)], dtype=object), allow_pickle=True)
+    manifest = json.loads((folder / "latents.json").read_bytes())
+    del manifest["sha256"]
+    for file in manifest["files"]:
+        if file[0] == path.name:
+            file[1:] = [path.stat().st_size, digest_file(path)]
+    write_manifest(folder / "latents.json", manifest)
+    with pytest.raises(UserError, match=r"moments-000000.npy: damaged .*Python objects in dtype"):
+        LatentCache(folder)
+    for name in (f"pipe:touch {sprung}", "../base/x.npy", "/etc/hosts"):
+        manifest["files"][0][0] = name
+        write_manifest(folder / "latents.json", manifest)
+        with pytest.raises(UserError, match="is none that this project writes"):
+            LatentCache(folder)
+    assert not sprung.exists()
 
 
 def test_damaged_latents_are_found(root: Path, tmp_path: Path) -> None:

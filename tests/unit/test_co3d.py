@@ -12,7 +12,8 @@ import pytest
 
 from infra.errors import UserError
 from preprocessing.captions import default_caption, read_captions
-from preprocessing.co3d import open_root, read_category, read_jgz, read_set_lists, select_categories
+from preprocessing.co3d import open_root, read_category, read_jgz, select_categories
+from preprocessing.co3d_lists import EvalBatch, read_eval_batches, read_set_lists
 from tests.captures import SIZE, make_capture, write_annotations, write_jgz
 
 NAN = float("nan")
@@ -200,6 +201,21 @@ def test_misshaped_set_lists_are_one_line(tmp_path: Path, value: Any) -> None:
     write_annotations(tmp_path, [make_capture()], {"x": value})
     with pytest.raises(UserError, match=r"set_lists_x.json: not a JSON object"):
         read_set_lists(tmp_path, "apple")
+
+
+def test_eval_batches_are_frames_of_one_sequence(tmp_path: Path) -> None:
+    write_annotations(tmp_path, [make_capture()])
+    assert read_eval_batches(tmp_path, "apple") == {}
+    path = tmp_path / "apple/eval_batches/eval_batches_fewview_dev.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps([[["a", 3, "p"], ["a", 0, "p"], ["a", 7, "p"]], [["b", 1, "p"], ["b", 2, "p"]]]))
+    batches = (EvalBatch("apple", "a", (3, 0, 7)), EvalBatch("apple", "b", (1, 2)))
+    assert read_eval_batches(tmp_path, "apple") == {"fewview_dev": batches}
+    for value in ({}, [3], [[["a", 0, "p"]]], [[["a", 0, "p"], ["b", 1, "p"]]], [[["a", "0", "p"], ["a", 1, "p"]]]):
+        path.write_text(json.dumps(value))
+        if value:
+            with pytest.raises(UserError, match=r"eval_batches_fewview_dev.json: not a JSON list of batches"):
+                read_eval_batches(tmp_path, "apple")
 
 
 def test_captions(tmp_path: Path) -> None:

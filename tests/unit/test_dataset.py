@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,10 @@ from preprocessing.commit import commit_folder
 from preprocessing.config import PreprocessConfig
 from preprocessing.dataset import FrameIndex, ShardReader
 from preprocessing.plan import plan_shards
+from preprocessing.schema import write_manifest
 from preprocessing.shards import write_shard
 from tests.captures import make_capture, write_dataset
+from tests.trap import Trap
 
 CONFIG = PreprocessConfig(image_size=32, sequences_per_shard=2, minimum_frames=8)
 # The same sequence name in two categories, as nothing forbids.
@@ -133,6 +137,29 @@ def test_damaged_pictures_are_named(folder: Path, tmp_path: Path) -> None:
     shard.write_bytes(data)
     with pytest.raises(UserError, match=r"shard-000000.tar: .* damaged"):
         ShardReader(broken, index).image(0)
+
+
+def test_a_pickle_or_a_command_in_the_place_of_a_shard_is_refused(folder: Path, tmp_path: Path) -> None:
+    broken, sprung = copy(folder, tmp_path / "broken"), tmp_path / "sprung"
+    shard = broken / "shard-000000.tar"
+    payload = pickle.dumps(Trap(sprung)) + bytes(20_000)  # more than the room at the end of a tar
+    with tarfile.open(shard, "a") as tar:
+        member = tarfile.TarInfo("apple/a.pickle")
+        member.size = len(payload)
+        tar.addfile(member, io.BytesIO(payload))
+    with pytest.raises(UserError, match=r"shard-000000.tar: \d+ bytes, \d+ were written"):
+        ShardReader(broken, FrameIndex.open(broken)).image(0)
+    manifest = json.loads((broken / "dataset.json").read_bytes())
+    del manifest["sha256"]
+    manifest["shards"][0]["bytes"] = shard.stat().st_size  # by somebody who knows how: the pickle is never looked at
+    write_manifest(broken / "dataset.json", manifest)
+    assert ShardReader(broken, FrameIndex.open(broken)).image(0).shape == (32, 32, 3)
+    for name in (f"pipe:touch {sprung}", "../other/shard-000000.tar", "s3://bucket/shard-000000.tar"):
+        manifest["shards"][0]["name"] = name
+        write_manifest(broken / "dataset.json", manifest)
+        with pytest.raises(UserError, match="is none that this project writes; do not use this folder"):
+            FrameIndex.open(broken)
+    assert not sprung.exists()
 
 
 @pytest.mark.parametrize("kind", ["image", "mask"])

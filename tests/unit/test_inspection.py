@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -28,6 +29,9 @@ def root(tmp_path: Path) -> Path:
         entry["viewpoint"] = None
     lists = {"manyview_dev_0": {"train": [["fine", 0, "p"]], "test": [["fine", 1, "p"], ["other", 0, "p"]]}}
     write_annotations(tmp_path, apples, lists)
+    (tmp_path / "apple/eval_batches").mkdir()
+    batches = [[["fine", number, "p"], ["fine", number + 1, "p"]] for number in range(3)]
+    (tmp_path / "apple/eval_batches/eval_batches_manyview_dev_0.json").write_text(json.dumps(batches))
     write_annotations(tmp_path, [make_capture("hydrant", intrinsics_format="ndc_norm_image_bounds")])
     return tmp_path
 
@@ -39,6 +43,7 @@ def test_a_summary_counts_what_the_annotations_say(root: Path) -> None:
     assert summary.examples == {"no point cloud": "cloudless", "fewer than 8 usable frames": "short"}
     assert summary.intrinsics_formats == {"ndc_isotropic": 12 + 12 + 7 + 10}
     assert summary.subsets == {"manyview_dev_0": {"train": 1, "test": 2}}
+    assert summary.eval_batches == {"manyview_dev_0": 3}
 
 
 def test_the_command_prints_every_category_and_their_sum(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,6 +54,7 @@ def test_the_command_prints_every_category_and_their_sum(root: Path, capsys: pyt
         "        1  fewer than 8 usable frames (as short)",
         "  intrinsics: ndc_isotropic 41",
         "  set lists of manyview_dev_0: test 2, train 1",
+        "  evaluation batches: manyview_dev_0 3",
         "hydrant: 1 sequence, 12 frames, 1 usable",
         "  intrinsics: ndc_norm_image_bounds 12",
         "2 categories: 5 sequences, 55 frames, 3 usable",
