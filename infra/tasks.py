@@ -17,15 +17,21 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def run_tasks(
-    function: Callable[..., Item], items: Sequence[Item], *, settings: dict[str, Any], num_workers: int
+    function: Callable[..., Item],
+    items: Sequence[Item],
+    *,
+    settings: dict[str, Any],
+    num_workers: int,
+    memory_bytes: int,
 ) -> Generator[Item, None, None]:
-    """Call `function(item, **settings)` for every item, one CPU and at most `num_workers` at a time; yields each result
-    as it is there.
+    """Call `function(item, **settings)` for every item, at most `num_workers` at a time; yields each result as it is
+    there. Each call has one CPU, and Ray starts no more than fit into a machine if each needs `memory_bytes`.
 
     Raises:
         UserError: Ray itself was killed on this machine.
     """
-    yield from _mapped(function, items, num_workers=num_workers, fn_kwargs=settings, num_cpus=1)
+    resources = {"num_cpus": 1, "memory": memory_bytes}
+    yield from _mapped(function, items, num_workers=num_workers, fn_kwargs=settings, **resources)
 
 
 def run_actors(
@@ -47,6 +53,10 @@ def _mapped(function: Any, items: Sequence[Item], *, num_workers: int, **options
     from infra.cluster import ensure_ray
 
     ensure_ray(num_cpus=num_workers)
+    if "memory" in options:
+        # A task that asks for more than the largest machine has would wait for ever; like this it runs there, alone.
+        largest = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
+        options["memory"] = min(options["memory"], int(largest))
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     context = ray.data.DataContext.get_current()

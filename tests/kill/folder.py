@@ -22,14 +22,11 @@ class State:
     stage: str
     complete: bool  # there is a manifest, and no record any more
 
-    def passed(self, earlier: State) -> bool:
-        """Whether what was in work earlier is done, and something beyond it."""
-        if self.complete:
-            return True
-        ended = self.stage == STAGES[2]
-        return earlier.stage != STAGES[2] and (
-            ended or (earlier.in_work <= self.committed and len(self.committed) > len(earlier.committed))
-        )
+    def is_beyond(self, earlier: State) -> bool:
+        """Whether what was in work earlier is committed, and a further shard or the folder too."""
+        if self.stage == STAGES[2]:
+            return self.complete or earlier.stage != STAGES[2]
+        return earlier.in_work <= self.committed and len(self.committed) > len(earlier.committed)
 
 
 class Folder:

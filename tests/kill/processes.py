@@ -21,10 +21,10 @@ class Driver:
     def __init__(self, captures: Path, folder: Path, *, scratch: Path) -> None:
         """Start it; Ray's own files and what it prints go below `scratch`."""
         self._folder = folder.resolve()
-        self.output = scratch / "output.txt"
+        self._output = scratch / "output.txt"
         environment = os.environ | {"PYTHONPATH": str(CHECKOUT), "RAY_TMPDIR": str(scratch)}
         environment.pop("RAY_ADDRESS", None)
-        with self.output.open("w") as output:
+        with self._output.open("w") as output:
             command = [sys.executable, "-m", "tests.kill.driver", str(captures), str(folder)]
             self._process = subprocess.Popen(
                 command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -34,6 +34,10 @@ class Driver:
     def exit_code(self) -> int | None:
         """None while it runs; negative when a signal ended it."""
         return self._process.poll()
+
+    def said(self) -> str:
+        """What it has printed."""
+        return self._output.read_text(errors="replace")
 
     def has_raylet(self) -> bool:
         """Whether Ray's node process is there."""
