@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,15 +117,14 @@ class Run:
         """How the driver ended, and that it left no folder that looks complete and is not."""
         allowed = {"": (0,), "writer": (0,), "raylet": (0, 2), "driver": (-9,)}[victim]
         if driver.exit_code == 1 and victim == "raylet" and self._kills[-1].before.committed == found.committed:
-            # Ray's C++ ends the process when it cannot connect. Python, which could tell, always leaves a traceback.
+            # Ray's C++ ends the process when it cannot connect; where Python does, there is a traceback.
             allowed = () if "Traceback" in driver.said() else (1,)
-            self._outcome.num_aborted += 1
+            self._outcome.num_aborted += len(allowed)
         if driver.exit_code not in (*allowed, None):
             self._fault("end", f"exit code {driver.exit_code} after the kill of: {victim or 'nothing'}", driver)
-        if (self._folder.path / DATASET_NAME).exists():
-            found = digest_folder(self._folder.path)
-            if not self._clean.items() <= found.items():
-                self._fault("mismatch", "a folder that looks complete and is not", driver)
+        looks_complete = (self._folder.path / DATASET_NAME).exists()
+        if looks_complete and not self._clean.items() <= digest_folder(self._folder.path).items():
+            self._fault("mismatch", "a folder that looks complete and is not", driver)
 
     def _check_complete(self) -> None:
         if self._outcome.faults:
@@ -155,7 +155,8 @@ def kill_repeatedly(folder: Path, num_kills: int, *, num_sequences: int = NUM_SE
         started = time.monotonic()
         path = _made(folder / f"run-{outcome.num_runs}")
         before = len(outcome.kills)
-        waiting += Run(captures, Folder(path, num_shards), clean, outcome).carry_out(next_run(waiting, random))
+        missed = Run(captures, Folder(path, num_shards), clean, outcome).carry_out(next_run(waiting, random))
+        waiting += [replace(goal, delay_seconds=goal.delay_seconds / 2) for goal in missed]
         shutil.rmtree(path)
         kills = ", ".join(f"{kill.kind} at {len(kill.before.committed)}" for kill in outcome.kills[before:])
         seconds = time.monotonic() - started
