@@ -110,12 +110,12 @@ def compare_loops(folder: Path) -> list[list[object]]:
     return rows
 
 
-def make_captures(root: Path, num_sequences: int) -> None:
+def make_captures(root: Path, num_sequences: int, *, num_frames: int = NUM_FRAMES) -> None:
     """Sequences of full-size photos, which are one file under many names."""
     jpeg, png = make_photos(root)
     (root / "photo.jpg").write_bytes(jpeg)
     (root / "mask.png").write_bytes(png)
-    captures = [make_capture(name=f"s{number}", num_frames=NUM_FRAMES) for number in range(num_sequences)]
+    captures = [make_capture(name=f"s{number}", num_frames=num_frames) for number in range(num_sequences)]
     for capture in captures:
         _enlarge(root, capture)
     write_annotations(root, captures)

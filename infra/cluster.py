@@ -41,11 +41,30 @@ def ensure_ray(*, num_cpus: int | None = None) -> None:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     _require_token()
+    ray._private.auto_init_hook.enable_auto_connect = False  # threads of a Ray that was killed would start another
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _connect(address)
     else:
         _start(num_cpus)
+
+
+def require_alive() -> None:
+    """Check that the local cluster's process, the raylet, still takes connections. Says nothing about another's.
+
+    Raises:
+        UserError: it does not.
+    """
+    if "RAY_ADDRESS" in os.environ:
+        return
+    (node,) = ray.nodes()
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _CONNECT_SECONDS).close()
+    except ConnectionRefusedError as error:
+        raise UserError(
+            "Ray's process on this machine (raylet) was killed, as happens when memory runs out; end other heavy "
+            "programs or take fewer --num-workers, and run the same command again: it resumes"
+        ) from error
 
 
 def _require_token() -> None:

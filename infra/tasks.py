@@ -7,26 +7,38 @@ die.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, wait
 from typing import Any
 
 Item = dict[str, Any]
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def run_tasks(
-    function: Callable[..., Item], items: Sequence[Item], *, settings: dict[str, Any], num_workers: int
+    function: Callable[..., Item],
+    items: Sequence[Item],
+    *,
+    settings: dict[str, Any],
+    num_workers: int,
+    memory_bytes: int,
 ) -> Generator[Item, None, None]:
-    """Call `function(item, **settings)` for every item, one CPU and at most `num_workers` at a time; yields each result
-    as it is there.
+    """Call `function(item, **settings)` for every item, at most `num_workers` at a time; yields each result as it is
+    there. Each call has one CPU, and Ray starts no more than fit into a machine if each needs `memory_bytes`.
+
+    Raises:
+        UserError: Ray itself was killed on this machine.
     """
-    yield from _mapped(function, items, num_workers=num_workers, fn_kwargs=settings, num_cpus=1)
+    resources = {"num_cpus": 1, "memory": memory_bytes}
+    yield from _mapped(function, items, num_workers=num_workers, fn_kwargs=settings, **resources)
 
 
 def run_actors(
     actor: type, items: Sequence[Item], *, settings: dict[str, Any], num_workers: int, use_gpu: bool
 ) -> Generator[Item, None, None]:
     """As `run_tasks` with objects that are made once per worker, `actor(**settings)`, and called with the items: for
-    work that needs a model in memory. One CPU and, with `use_gpu`, one GPU each.
+    work that needs a model in memory. One CPU and, with `use_gpu`, one GPU each. Raises as `run_tasks`.
     """
     resources = {"num_cpus": 1, "num_gpus": 1 if use_gpu else 0}
     yield from _mapped(actor, items, num_workers=num_workers, fn_constructor_kwargs=settings, **resources)
@@ -41,6 +53,10 @@ def _mapped(function: Any, items: Sequence[Item], *, num_workers: int, **options
     from infra.cluster import ensure_ray
 
     ensure_ray(num_cpus=num_workers)
+    if "memory" in options:
+        # A task that asks for more than the largest machine has would wait for ever; like this it runs there, alone.
+        largest = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
+        options["memory"] = min(options["memory"], int(largest))
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     context = ray.data.DataContext.get_current()
@@ -52,4 +68,29 @@ def _mapped(function: Any, items: Sequence[Item], *, num_workers: int, **options
     actors = isinstance(function, type)
     strategy = ray.data.ActorPoolStrategy(size=size) if actors else ray.data.TaskPoolStrategy(size=size)
     dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
-    yield from dataset.map(function, compute=strategy, **options).iter_rows()
+    yield from _while_ray_lives(iter(dataset.map(function, compute=strategy, **options).iter_rows()))
+
+
+def _while_ray_lives(rows: Iterator[Item]) -> Generator[Item, None, None]:
+    """The rows one by one. When Ray's process on this machine dies, Ray itself would notice after a quarter of a minute
+    and then, in the middle of whatever Python does, end this process.
+    """
+    from infra.cluster import require_alive
+
+    while True:
+        following = Future[Item | None]()
+        # A daemon, because the interpreter waits for the others when it ends, and this one may never come back.
+        threading.Thread(target=_fetch, args=(rows, following), daemon=True).start()
+        while not wait([following], timeout=_SECONDS_BETWEEN_LOOKS).done:
+            require_alive()
+        row = following.result()
+        if row is None:
+            return
+        yield row
+
+
+def _fetch(rows: Iterator[Item], following: Future[Item | None]) -> None:
+    try:
+        following.set_result(next(rows, None))
+    except BaseException as error:  # noqa: BLE001 it is raised again where it is waited for
+        following.set_exception(error)

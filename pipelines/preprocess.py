@@ -28,6 +28,9 @@ from preprocessing.shards import committed_record, require_record, sweep, write_
 
 # A stored picture with its mask takes less than a byte per pixel; 2 kB per frame for index, headers and padding.
 _BYTES_PER_PIXEL, _BYTES_PER_FRAME = 1, 2048
+# What a task needs beside the encoded frames of one sequence: 415 MB for photos of 2 megapixels, 383 of them the
+# libraries (docs/benchmarks/, preprocess-memory). The rest is for larger photos: the pixels of one, several times.
+_TASK_BYTES = 500_000_000
 
 
 def preprocess(
@@ -67,8 +70,7 @@ def write_shards(root: StoragePath, folder: StoragePath, config: PreprocessConfi
     committed = {task.number for task in plan.tasks if committed_record(folder, task, config)}
     sweep(folder, keep=committed)
     pending = [task for task in plan.tasks if task.number not in committed]
-    frame_bytes = _BYTES_PER_FRAME + _BYTES_PER_PIXEL * config.image_size**2
-    require_space(folder, sum(task.num_frames for task in pending) * frame_bytes)
+    require_space(folder, sum(task.num_frames for task in pending) * _frame_bytes(config))
     num_tasks = len(plan.tasks)
     with (
         Progress("preprocess", total=num_tasks, unit="shards", done=num_tasks - len(pending)) as progress,
@@ -96,7 +98,16 @@ def run_writers(
     """Have Ray write the shards; yields each one's result as it is committed, in any order. Ray repeats the tasks of
     workers that die.
     """
-    settings = {"root": root.absolute(), "folder": folder.absolute(), "config": config}
+    longest = max((len(planned.sequence.frames) for task in tasks for planned in task.sequences), default=0)
     yield from run_tasks(
-        write_planned_shard, [{"task": task} for task in tasks], settings=settings, num_workers=num_workers
+        write_planned_shard,
+        [{"task": task} for task in tasks],
+        settings={"root": root.absolute(), "folder": folder.absolute(), "config": config},
+        num_workers=num_workers,
+        memory_bytes=_TASK_BYTES + longest * _frame_bytes(config),
     )
+
+
+def _frame_bytes(config: PreprocessConfig) -> int:
+    """The most that a stored frame takes."""
+    return _BYTES_PER_FRAME + _BYTES_PER_PIXEL * config.image_size**2

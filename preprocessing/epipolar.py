@@ -5,7 +5,7 @@ frames, is small only if axes, intrinsics and pixel convention are all right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -66,15 +66,18 @@ def epipolar_distance(
     return float(np.median((product / lengths[0] + product / lengths[1]) / 2))
 
 
-def sequence_distance(photos: Sequence[PosedPhoto]) -> float | None:
-    """Median over neighbouring photos of their epipolar distance in pixels; None if none have enough matches."""
-    features = [detect(photo.image) for photo in photos]
+def sequence_distance(photos: Iterable[PosedPhoto]) -> float | None:
+    """Median over neighbouring photos of their epipolar distance in pixels; None if none have enough matches.
+
+    Of a long sequence only two photos' features are in memory at a time.
+    """
+    described = ((detect(photo.image), photo.world_to_camera, photo.intrinsics) for photo in photos)
     distances = []
-    for (first, a), (second, b) in pairwise(zip(photos, features, strict=True)):
-        pixels = match(a, b)
+    for (first, *first_camera), (second, *second_camera) in pairwise(described):
+        pixels = match(first, second)
         if len(pixels[0]) >= MINIMUM_MATCHES:
-            poses = first.world_to_camera, second.world_to_camera
-            distances.append(epipolar_distance(pixels, poses, (first.intrinsics, second.intrinsics)))
+            poses, matrices = zip(first_camera, second_camera, strict=True)
+            distances.append(epipolar_distance(pixels, poses, matrices))
     return float(np.median(distances)) if distances else None
 
 

@@ -124,7 +124,7 @@ def _require_agreement(frames: list[StoredFrame], config: PreprocessConfig) -> N
     if limit is None:
         return
     distance = sequence_distance(
-        [PosedPhoto(images.decode_image(f.image, size), f.world_to_camera, f.intrinsics) for f in frames]
+        PosedPhoto(images.decode_image(f.image, size), f.world_to_camera, f.intrinsics) for f in frames
     )
     if distance is None:
         raise RejectionError("neighbouring pictures have nothing in common")

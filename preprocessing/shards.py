@@ -62,14 +62,16 @@ class ShardRecord:
 def write_planned_shard(
     row: dict[str, Any], *, root: StoragePath, folder: StoragePath, config: PreprocessConfig
 ) -> dict[str, Any]:
-    """A Ray task: the shard of `row["task"]`. What the user must mend comes back as `error`: an exception would lose
-    its type on the way.
+    """A Ray task: the shard of `row["task"]`, unless it is committed by now.
+
+    What the user must mend comes back as `error`: an exception would lose its type on the way.
     """
     keep_freed_memory()
     cv2.setNumThreads(1)  # one task per core: more threads would only get into each other's way
     torch.set_num_threads(1)
     try:
-        record = write_shard(row["task"], root, folder, config)
+        # A worker that dies between committing and saying so is replaced, and another run's may still be at work.
+        record = committed_record(folder, row["task"], config) or write_shard(row["task"], root, folder, config)
     except UserError as error:
         return {"frames": 0, "error": str(error)}
     except OSError as error:

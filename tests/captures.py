@@ -13,7 +13,7 @@ import numpy as np
 from plyfile import PlyData, PlyElement
 
 RADII = np.array([0.5, 0.7, 1.0])  # of the ellipsoid, half its height being 1: already in the unit cube
-SIZE = (48, 64)  # (height, width) of the pictures
+SIZE = (48, 64)  # (height, width) of the pictures, unless a capture says otherwise
 
 
 @dataclass
@@ -25,6 +25,7 @@ class Capture:
     world_to_camera: np.ndarray  # [N, 4, 4] OpenCV, the capture's world
     intrinsics: np.ndarray  # [N, 3, 3] pixels
     points: np.ndarray  # [M, 3]
+    size: tuple[int, int] = SIZE  # (height, width) of the pictures
     frames: list[dict[str, Any]] = field(default_factory=list)
     sequence: dict[str, Any] = field(default_factory=dict)
 
@@ -99,8 +100,8 @@ def move(capture: Capture, rotation: np.ndarray, shift: np.ndarray, scale: float
 
 def frame_entry(capture: Capture, number: int, intrinsics_format: str) -> dict[str, Any]:
     """A frame's annotation, its camera in PyTorch3D's way: row vectors, x to the left, y up, NDC."""
-    height, width = SIZE
-    x_unit, y_unit = (min(SIZE) / 2,) * 2 if intrinsics_format == "ndc_isotropic" else (width / 2, height / 2)
+    height, width = capture.size
+    x_unit, y_unit = (min(height, width) / 2,) * 2 if intrinsics_format == "ndc_isotropic" else (width / 2, height / 2)
     pose, matrix = capture.world_to_camera[number], capture.intrinsics[number]
     flipped = np.diag([-1.0, -1.0, 1.0]) @ pose[:3]
     stem = f"{capture.category}/{capture.name}/{{}}/frame{number:06d}"
@@ -108,7 +109,7 @@ def frame_entry(capture: Capture, number: int, intrinsics_format: str) -> dict[s
         "sequence_name": capture.name,
         "frame_number": number,
         "frame_timestamp": number / 10,
-        "image": {"path": stem.format("images") + ".jpg", "size": list(SIZE)},
+        "image": {"path": stem.format("images") + ".jpg", "size": list(capture.size)},
         "depth": None,
         "mask": {"path": stem.format("masks") + ".png", "mass": 100.0},
         "viewpoint": {
@@ -128,7 +129,7 @@ def write_files(root: Path, capture: Capture) -> None:
     folder = root / capture.category / capture.name
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
-    height, width = SIZE
+    height, width = capture.size
     v, u = np.mgrid[:height, :width]
     for number, (pose, matrix) in enumerate(zip(capture.world_to_camera, capture.intrinsics, strict=True)):
         center = matrix @ (pose[:3, :3] @ capture.points.mean(axis=0) + pose[:3, 3])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
+from itertools import pairwise
 
 import pytest
 import ray
 
 from infra.cluster import CHECKOUT, _check_address, _start, ensure_ray
 from infra.errors import UserError
+from infra.tasks import run_tasks
 
 
 def test_a_local_cluster_is_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +30,25 @@ def test_a_local_cluster_is_started_once(monkeypatch: pytest.MonkeyPatch) -> Non
         return infra.errors.__file__, os.environ["RAY_AUTH_MODE"]
 
     assert ray.get(seen_by_a_worker.remote()) == (str(CHECKOUT / "infra" / "errors.py"), "token")
+
+
+def timed(row: dict[str, int]) -> dict[str, float]:
+    started = time.monotonic()
+    time.sleep(0.2)
+    return {"started": started, "ended": time.monotonic()}
+
+
+@pytest.mark.parametrize("share", [0.6, 1000.0])
+def test_no_more_tasks_run_than_fit_into_memory(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Also those that would not fit at all run, one by one."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ensure_ray(num_cpus=2)
+    memory_bytes = int(share * ray.cluster_resources()["memory"])
+    items = [{"number": number} for number in range(6)]
+    found = list(run_tasks(timed, items, settings={}, num_workers=2, memory_bytes=memory_bytes))
+    found.sort(key=lambda item: item["started"])
+    assert len(found) == 6
+    assert all(first["ended"] <= second["started"] for first, second in pairwise(found))
 
 
 @pytest.mark.parametrize(
