@@ -115,11 +115,12 @@ def _retrain(arguments: list[str]) -> None:
 
 
 def _inspect(arguments: list[str]) -> None:
+    from infra.storage import open_path
     from pipelines.arguments import parse_inspect
     from pipelines.inspection import inspect
 
     parsed = parse_inspect(arguments, description=COMMANDS["inspect"])
-    inspect(Path(parsed.captures), parsed.config)
+    inspect(open_path(parsed.captures), parsed.config)
 
 
 def _import(arguments: list[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from infra.errors import UserError
 from infra.log import format_count
-from infra.storage import atomic_write
+from infra.storage import StoragePath, atomic_write
 from pipelines.config import InspectConfig
 from pipelines.pictures import encode_png
 from preprocessing.co3d import select_categories
@@ -22,7 +22,7 @@ from preprocessing.inspection import CategorySummary, contact_sheet, summarize_c
 MOST_PROCESSES = 8
 
 
-def inspect(root: Path, config: InspectConfig) -> None:
+def inspect(root: StoragePath, config: InspectConfig) -> None:
     """Print a summary of each category and, if asked for, write a contact sheet.
 
     Raises:
@@ -77,7 +77,7 @@ def total_line(summaries: Sequence[CategorySummary]) -> str:
     return f"{len(summaries)} categories: {counts}"
 
 
-def _summaries(root: Path, categories: Sequence[str], config: InspectConfig) -> Iterator[CategorySummary]:
+def _summaries(root: StoragePath, categories: Sequence[str], config: InspectConfig) -> Iterator[CategorySummary]:
     """In the categories' order; several at a time, since reading them takes a core some seconds each."""
     summarize = partial(summarize_category, root, config=config.preprocess)
     num_processes = min(len(categories), os.cpu_count() or 1, MOST_PROCESSES)

@@ -103,7 +103,9 @@ def store_sequence(root: Path, sequence: Sequence, config: PreprocessConfig) -> 
     frames, world_to_camera, intrinsics = _usable_cameras(sequence.frames, points, config, defects)
     _require_frames(len(frames), config, defects)
     transform = normalization(points, world_to_camera)
-    poses = torch.from_numpy(transform.cameras(world_to_camera))
+    cameras = transform.cameras(world_to_camera)
+    _require_coverage(cameras, config)  # before any picture is decoded; frames that are dropped then only take from it
+    poses = torch.from_numpy(cameras)
     stored = []
     for frame, pose, matrix in zip(frames, poses, torch.from_numpy(intrinsics), strict=True):
         assert frame.image_size is not None, "frames without are not usable"
@@ -116,10 +118,15 @@ def store_sequence(root: Path, sequence: Sequence, config: PreprocessConfig) -> 
     return StoredSequence(stored, transform, sorted(defects))
 
 
-def _require_agreement(frames: list[StoredFrame], config: PreprocessConfig) -> None:
-    """Check that the cameras go around the object, and that the pictures agree with them."""
-    if coverage_degrees(np.stack([frame.world_to_camera for frame in frames])) < config.minimum_coverage_degrees:
+def _require_coverage(world_to_camera: np.ndarray, config: PreprocessConfig) -> None:
+    """Check that cameras [N, 4, 4] go around the object."""
+    if coverage_degrees(world_to_camera) < config.minimum_coverage_degrees:
         raise RejectionError(f"cameras cover less than {config.minimum_coverage_degrees:g} degrees")
+
+
+def _require_agreement(frames: list[StoredFrame], config: PreprocessConfig) -> None:
+    """Check that the cameras that are left go around the object, and that the pictures agree with them."""
+    _require_coverage(np.stack([frame.world_to_camera for frame in frames]), config)
     limit, size = config.maximum_epipolar_pixels, (config.image_size, config.image_size)
     if limit is None:
         return
