@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 
 from infra.errors import UserError
+from infra.storage import StoragePath
 from preprocessing.captures import Frame, Sequence
 from preprocessing.co3d import read_category
 from preprocessing.co3d_lists import read_eval_batches, read_set_lists
@@ -41,7 +41,7 @@ class CategorySummary:
     eval_batches: Mapping[str, int]  # of each subset that has some
 
 
-def summarize_category(root: Path, category: str, config: PreprocessConfig) -> CategorySummary:
+def summarize_category(root: StoragePath, category: str, config: PreprocessConfig) -> CategorySummary:
     """Read a category's annotations and apply the checks of `config` that need nothing else.
 
     Raises:
@@ -70,7 +70,7 @@ def summarize_category(root: Path, category: str, config: PreprocessConfig) -> C
     )
 
 
-def contact_sheet(root: Path, category: str, config: PreprocessConfig) -> np.ndarray:
+def contact_sheet(root: StoragePath, category: str, config: PreprocessConfig) -> np.ndarray:
     """Some usable sequences of a category, a row each: evenly spaced frames with the point cloud projected into them,
     uint8 [H, W, 3] RGB. Nearer points are brighter. A picture that cannot be read is a tile that says why.
 
@@ -93,7 +93,7 @@ def _rejection(sequence: Sequence, config: PreprocessConfig) -> str | None:
     return None
 
 
-def _row(root: Path, sequence: Sequence) -> np.ndarray:
+def _row(root: StoragePath, sequence: Sequence) -> np.ndarray:
     title = np.full((TITLE_HEIGHT, TILE_SIDE * SHEET_FRAMES, 3), _WHITE, np.uint8)
     try:
         assert sequence.point_cloud_path is not None, "screened before"
@@ -108,7 +108,7 @@ def _row(root: Path, sequence: Sequence) -> np.ndarray:
     return np.concatenate([title, np.concatenate(tiles, axis=1)])
 
 
-def _tile(root: Path, frame: Frame, points: np.ndarray) -> np.ndarray:
+def _tile(root: StoragePath, frame: Frame, points: np.ndarray) -> np.ndarray:
     """A whole picture, scaled into a square, with the points on it."""
     tile = np.full((TILE_SIDE, TILE_SIDE, 3), _WHITE, np.uint8)
     try:
