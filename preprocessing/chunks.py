@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ import numpy as np
 from infra.errors import UserError
 from infra.fetch import local_copy
 from infra.storage import StoragePath, digest_file, num_bytes, publishing
+
+_HEADER_ERRORS = (ValueError, SyntaxError, EOFError, tokenize.TokenError)  # a .npy file's header is a Python literal
 
 
 class StoredFile(NamedTuple):
@@ -64,5 +67,5 @@ class ChunkedRows:
         path = local_copy(self._folder / file.name, sha256=file.sha256, size=file.num_bytes)
         try:
             return np.load(path, mmap_mode="r")
-        except ValueError as error:
+        except _HEADER_ERRORS as error:
             raise UserError(f"{path}: damaged ({error}); restore it or write it again") from error

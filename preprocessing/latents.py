@@ -66,12 +66,12 @@ class LatentCache:
         self.smallest_crop: float = manifest["smallest_crop"]
         self.crop_seed: int = manifest["seed"]
         self.num_prior: int = manifest["num_prior_images"]
-        captions = json.loads(self._local(CAPTIONS_NAME).read_bytes())
+        captions = json.loads(self._checked(CAPTIONS_NAME).read_bytes())
         self._caption_numbers = {caption: number for number, caption in enumerate(captions)}
         self._text, self._prior = self._chunks("text"), self._chunks("prior")
         if self.num_crops:
             self._moments = self._chunks("moments", rows_each=self.num_crops)
-            crops = np.load(self._local(CROPS_NAME)).reshape(-1, self.num_crops, 5)
+            crops = np.load(self._checked(CROPS_NAME)).reshape(-1, self.num_crops, 5)
             self._crops, self._intensity = crops[..., :3], crops[..., 3:]
 
     @property
@@ -122,15 +122,16 @@ class LatentCache:
             return
         with Progress("latents: digests", total=len(self._files), unit="files") as progress:
             for file in self._files:
-                if digest_file(self._local(file.name)) != file.sha256:
-                    raise UserError(
-                        f"latents {self._folder}: {file.name} is damaged; delete the folder and run `viewdiff latents`"
-                    )
+                self._checked(file.name)
                 progress.advance()
 
-    def _local(self, name: str) -> Any:
+    def _checked(self, name: str) -> Path:
+        """A local file of that content, compared with its digest now or when it was copied from a store."""
         file = next(file for file in self._files if file.name == name)
-        return local_copy(self._folder / name, sha256=file.sha256, size=file.num_bytes)
+        path = local_copy(self._folder / name, sha256=file.sha256, size=file.num_bytes)
+        if isinstance(self._folder, Path) and digest_file(path) != file.sha256:
+            raise UserError(f"latents {self._folder}: {name} is damaged; delete the folder and run `viewdiff latents`")
+        return path
 
     def _chunks(self, kind: str, rows_each: int = 1) -> ChunkedRows:
         files = [file for file in self._files if file.name.startswith(f"{kind}-")]
