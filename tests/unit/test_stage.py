@@ -180,3 +180,23 @@ def test_a_folder_that_is_no_dataset_is_refused(tmp_path: Path) -> None:
         external_dataset(tmp_path / "missing")
     with pytest.raises(UserError, match="not in CO3Dv2 layout"):
         external_dataset(tmp_path)
+
+
+def test_large_results_may_lie_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runtime = RuntimeConfig(root=str(tmp_path / "runs"), data_root=str(tmp_path / "data"))
+    stage = counting()
+    folder = tmp_path / "data/count" / stage.fingerprint
+    folder.mkdir(parents=True)
+    (folder / "0.txt").write_text("0")  # what an attempt from another machine left there
+    made = run_stage(stage, runtime)
+    assert "count  resumes" in capsys.readouterr().out
+    assert made.data == folder
+    assert made.facts == {"resumed_at": 1, "count": 3, "data": str(folder)}
+    assert sorted(path.name for path in folder.iterdir()) == ["0.txt", "1.txt", "2.txt"]
+    assert [path.name for path in made.folder.iterdir()] == ["artifact.json"]
+    assert load_artifact(made.folder, Shards) == made
+    small = run_stage(counting(kind=Checkpoint, name="small"), runtime)
+    assert small.data == small.folder
+    assert small.folder.is_relative_to(runtime.root_dir)
+    with pytest.raises(UserError, match=r"address 'gs://bucket': name a folder, or s3://bucket/folder"):
+        RuntimeConfig(data_root="gs://bucket")
