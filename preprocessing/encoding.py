@@ -154,8 +154,8 @@ def commit_latents(
 
 
 def remove_records(folder: StoragePath) -> None:
-    """Remove what a complete folder does not need."""
-    for pattern in (f"*{_RECORD_SUFFIX}", f"{_CROPS_PREFIX}*"):
+    """Remove what a complete folder does not need, and what killed workers left half-written."""
+    for pattern in (f"*{_RECORD_SUFFIX}", f"{_CROPS_PREFIX}*", ".*.tmp"):
         for path in folder.glob(pattern):
             path.unlink()
 
