@@ -46,6 +46,19 @@ def commit_folder(
         **(made_by or {}),
         **_counts(index),
         "captions": sorted(set(pc.list_flatten(index["caption"]).to_pylist())),
+        "eval_batches": [asdict(batch) for batch in eval_batches],
+        "index_bytes": len(data),
+        "index_sha256": hashlib.sha256(data).hexdigest(),
+        **_lists(records, rejected),
+    }
+    write_manifest(folder / DATASET_NAME, manifest)
+    remove_records(folder)
+    return manifest
+
+
+def _lists(records: list[ShardRecord], rejected: Iterable[RejectedSequence]) -> dict[str, Any]:
+    """The shards, and what is not in them."""
+    return {
         "shards": [
             {
                 "name": record.name,
@@ -57,9 +70,6 @@ def commit_folder(
             for record in records
             if record.num_sequences
         ],
-        "eval_batches": [asdict(batch) for batch in eval_batches],
-        "index_bytes": len(data),
-        "index_sha256": hashlib.sha256(data).hexdigest(),
         "rejected": [
             {"category": item.category, "sequence": item.sequence, "reason": item.reason}
             for item in sorted(rejected, key=lambda item: (item.category, item.sequence))
@@ -70,9 +80,6 @@ def commit_folder(
             for category, sequence, number, reason in record.defects
         ],
     }
-    write_manifest(folder / DATASET_NAME, manifest)
-    remove_records(folder)
-    return manifest
 
 
 def remove_records(folder: StoragePath) -> None:
