@@ -10,7 +10,11 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
+from functools import partial, wraps
 from typing import Any
+
+from infra.errors import UserError
+from infra.storage import StoragePath, as_user_error
 
 Item = dict[str, Any]
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -21,27 +25,61 @@ def run_tasks(
     items: Sequence[Item],
     *,
     settings: dict[str, Any],
+    folder: StoragePath,
     num_workers: int,
     memory_bytes: int,
 ) -> Generator[Item, None, None]:
-    """Call `function(item, **settings)` for every item, at most `num_workers` at a time; yields each result as it is
-    there. Each call has one CPU, and Ray starts no more than fit into a machine if each needs `memory_bytes`.
+    """Call `function(item, folder=folder, **settings)` for every item, at most `num_workers` at a time; yields each
+    result as it is there. Each call has one CPU, and Ray starts no more than fit into a machine if each needs
+    `memory_bytes`.
 
     Raises:
-        UserError: Ray itself was killed on this machine.
+        UserError: what a call raised as such, `folder` can take no more, or Ray itself was killed on this machine.
     """
-    resources = {"num_cpus": 1, "memory": memory_bytes}
-    yield from _mapped(function, items, num_workers=num_workers, fn_kwargs=settings, **resources)
+
+    @wraps(function)
+    def telling(item: Item) -> Item:
+        return _tell(partial(function, item, folder=folder, **settings), folder)
+
+    yield from _mapped(telling, items, num_workers=num_workers, num_cpus=1, memory=memory_bytes)
 
 
 def run_actors(
-    actor: type, items: Sequence[Item], *, settings: dict[str, Any], num_workers: int, use_gpu: bool
+    actor: type,
+    items: Sequence[Item],
+    *,
+    settings: dict[str, Any],
+    folder: StoragePath,
+    num_workers: int,
+    use_gpu: bool,
 ) -> Generator[Item, None, None]:
-    """As `run_tasks` with objects that are made once per worker, `actor(**settings)`, and called with the items: for
-    work that needs a model in memory. One CPU and, with `use_gpu`, one GPU each. Raises as `run_tasks`.
+    """As `run_tasks` with objects that are made once per worker, `actor(folder=folder, **settings)`, and called with
+    the items: for work that needs a model in memory. One CPU and, with `use_gpu`, one GPU each.
     """
-    resources = {"num_cpus": 1, "num_gpus": 1 if use_gpu else 0}
-    yield from _mapped(actor, items, num_workers=num_workers, fn_constructor_kwargs=settings, **resources)
+
+    class Telling(actor):
+        def __init__(self) -> None:
+            super().__init__(folder=folder, use_gpu=use_gpu, **settings)
+
+        def __call__(self, item: Item) -> Item:
+            return _tell(partial(super().__call__, item), folder)
+
+    yield from _mapped(Telling, items, num_workers=num_workers, num_cpus=1, num_gpus=1 if use_gpu else 0)
+
+
+def _tell(call: Callable[[], Item], folder: StoragePath) -> Item:
+    """The result of a call, or in its place what a person must mend: an exception loses its type on its way through
+    Ray.
+    """
+    try:
+        return {"result": call(), "error": ""}
+    except UserError as error:
+        return {"result": {}, "error": str(error)}
+    except OSError as error:
+        message = as_user_error(error, folder)
+        if message is None:
+            raise
+        return {"result": {}, "error": str(message)}
 
 
 def _mapped(function: Any, items: Sequence[Item], *, num_workers: int, **options: Any) -> Generator[Item, None, None]:
@@ -68,7 +106,10 @@ def _mapped(function: Any, items: Sequence[Item], *, num_workers: int, **options
     actors = isinstance(function, type)
     strategy = ray.data.ActorPoolStrategy(size=size) if actors else ray.data.TaskPoolStrategy(size=size)
     dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
-    yield from _while_ray_lives(iter(dataset.map(function, compute=strategy, **options).iter_rows()))
+    for row in _while_ray_lives(iter(dataset.map(function, compute=strategy, **options).iter_rows())):
+        if row["error"]:
+            raise UserError(row["error"])
+        yield row["result"]
 
 
 def _while_ray_lives(rows: Iterator[Item]) -> Generator[Item, None, None]:

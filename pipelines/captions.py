@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from infra.errors import UserError
 from infra.log import Progress
 from infra.storage import StoragePath
 from infra.tasks import run_actors
@@ -65,14 +64,13 @@ def _describe(
         done = sum(size for name, size in sizes.items() if name not in pending)
         settings = {
             "shards_dir": shards_dir.absolute(),
-            "folder": folder.absolute(),
             "config": _for_workers(config),
-            "use_gpu": runtime.use_gpu,
         }
         results = run_actors(
             ShardCaptioner,
             [{"shard": name} for name in pending],
             settings=settings,
+            folder=folder.absolute(),
             num_workers=runtime.num_workers,
             use_gpu=runtime.use_gpu,
         )
@@ -81,8 +79,6 @@ def _describe(
             closing(results),
         ):
             for result in results:
-                if result["error"]:
-                    raise UserError(result["error"])
                 progress.advance(result["sequences"])
         write_sequence_captions(folder, join_captions(folder, list(sizes)))
     remove_parts(folder)

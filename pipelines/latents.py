@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
-from infra.errors import UserError
 from infra.log import Progress
-from infra.storage import StoragePath, as_user_error
+from infra.storage import StoragePath
 from infra.tasks import run_actors
 from model.base import load_base
 from pipelines.runtime import RuntimeConfig
@@ -61,15 +60,14 @@ def _run_units(index: FrameIndex, folder: StoragePath, settings: dict[str, Any],
     results = run_actors(
         LatentsActor,
         [{"unit": unit} for unit in pending],
-        settings=settings | {"folder": folder, "use_gpu": runtime.use_gpu},
+        settings=settings,
+        folder=folder,
         num_workers=runtime.num_workers,
         use_gpu=runtime.use_gpu,
     )
     total, left = sum(unit.size for unit in units), sum(unit.size for unit in pending)
     with Progress("latents", total=total, unit="items", done=total - left) as progress, closing(results):
         for result in results:
-            if result["error"]:
-                raise UserError(result["error"])
             progress.advance(result["size"], kind=result["kind"])
 
 
@@ -89,19 +87,10 @@ class LatentsActor:
         torch.set_num_threads(1)  # one CPU each; sums also depend on the number of threads
         base = load_base(base_dir).frozen().to("cuda" if use_gpu else "cpu")
         index = FrameIndex.open(shards).with_captions(captions)
-        self._folder = folder
         self._writer = LatentsWriter(base, index, ShardReader(shards, index), folder, config)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Do `row["unit"]`. What the user must mend comes back as `error`: an exception would lose its type."""
-        unit, error = row["unit"], ""
-        try:
-            self._writer.write(unit)
-        except UserError as problem:
-            error = str(problem)
-        except OSError as problem:
-            message = as_user_error(problem, self._folder)
-            if message is None:
-                raise
-            error = str(message)
-        return {"kind": unit.kind, "size": unit.size, "error": error}
+        """Do `row["unit"]`."""
+        unit = row["unit"]
+        self._writer.write(unit)
+        return {"kind": unit.kind, "size": unit.size}

@@ -12,7 +12,6 @@ from contextlib import closing
 from typing import Any
 
 from infra.checkout import git_commit
-from infra.errors import UserError
 from infra.fingerprint import plain
 from infra.log import Progress
 from infra.storage import StoragePath, require_space
@@ -78,8 +77,6 @@ def write_shards(root: StoragePath, folder: StoragePath, config: PreprocessConfi
     ):
         frames = 0
         for result in results:
-            if result["error"]:
-                raise UserError(result["error"])
             frames += result["frames"]
             progress.advance(frames=frames)
     sweep(folder, keep={task.number for task in plan.tasks})  # what killed workers left
@@ -102,7 +99,8 @@ def run_writers(
     yield from run_tasks(
         write_planned_shard,
         [{"task": task} for task in tasks],
-        settings={"root": root.absolute(), "folder": folder.absolute(), "config": config},
+        settings={"root": root.absolute(), "config": config},
+        folder=folder.absolute(),
         num_workers=num_workers,
         memory_bytes=_TASK_BYTES + longest * _frame_bytes(config),
     )

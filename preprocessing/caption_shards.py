@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from infra.errors import UserError
-from infra.storage import StoragePath, as_user_error, atomic_write
+from infra.storage import StoragePath, atomic_write
 from preprocessing.caption_model import Captioner
 from preprocessing.captions import distinct_captions
 from preprocessing.config import CaptionsConfig
@@ -34,20 +33,10 @@ class ShardCaptioner:
         self._device = "cuda" if use_gpu else "cpu"
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Describe and commit the shard named `item["shard"]`. What the user must mend comes back as `error`: an
-        exception would lose its type on the way.
-        """
-        try:
-            captions = self._describe(item["shard"])
-            atomic_write(captions_path(self._folder, item["shard"]), stable_json(captions))
-        except UserError as error:
-            return {"sequences": 0, "error": str(error)}
-        except OSError as error:
-            message = as_user_error(error, self._folder)
-            if message is None:
-                raise
-            return {"sequences": 0, "error": str(message)}
-        return {"sequences": len(captions), "error": ""}
+        """Describe and commit the shard named `item["shard"]`."""
+        captions = self._describe(item["shard"])
+        atomic_write(captions_path(self._folder, item["shard"]), stable_json(captions))
+        return {"sequences": len(captions)}
 
     @cached_property
     def _model(self) -> Captioner:

@@ -23,10 +23,9 @@ import pyarrow.parquet as pq
 import torch
 import webdataset
 
-from infra.errors import UserError
 from infra.fetch import fetched
 from infra.memory import keep_freed_memory
-from infra.storage import StoragePath, as_user_error, atomic_write, digest_file, num_bytes, publishing
+from infra.storage import StoragePath, atomic_write, digest_file, num_bytes, publishing
 from preprocessing.config import PreprocessConfig
 from preprocessing.normalize import RejectionError
 from preprocessing.plan import PlannedSequence, RejectedSequence, ShardTask
@@ -62,24 +61,13 @@ class ShardRecord:
 def write_planned_shard(
     row: dict[str, Any], *, root: StoragePath, folder: StoragePath, config: PreprocessConfig
 ) -> dict[str, Any]:
-    """A Ray task: the shard of `row["task"]`, unless it is committed by now.
-
-    What the user must mend comes back as `error`: an exception would lose its type on the way.
-    """
+    """A Ray task: the shard of `row["task"]`, unless it is committed by now."""
     keep_freed_memory()
     cv2.setNumThreads(1)  # one task per core: more threads would only get into each other's way
     torch.set_num_threads(1)
-    try:
-        # A worker that dies between committing and saying so is replaced, and another run's may still be at work.
-        record = committed_record(folder, row["task"], config) or write_shard(row["task"], root, folder, config)
-    except UserError as error:
-        return {"frames": 0, "error": str(error)}
-    except OSError as error:
-        message = as_user_error(error, folder)
-        if message is None:
-            raise
-        return {"frames": 0, "error": str(message)}
-    return {"frames": record.num_frames, "error": ""}
+    # A worker that dies between committing and saying so is replaced, and another run's may still be at work.
+    record = committed_record(folder, row["task"], config) or write_shard(row["task"], root, folder, config)
+    return {"frames": record.num_frames}
 
 
 def record_path(folder: StoragePath, number: int) -> StoragePath:

@@ -77,9 +77,16 @@ class HereAndNow:
         self.shards: list[str] = []
 
     def __call__(
-        self, actor: type, items: list[dict[str, Any]], *, settings: dict[str, Any], num_workers: int, use_gpu: bool
+        self,
+        actor: type,
+        items: list[dict[str, Any]],
+        *,
+        settings: dict[str, Any],
+        folder: Path,
+        num_workers: int,
+        use_gpu: bool,
     ) -> Generator[dict[str, Any], None, None]:
-        made = actor(**settings)
+        made = actor(folder=folder, use_gpu=use_gpu, **settings)
         for item in items:
             if len(self.shards) == self._lifetime:
                 raise ConnectionError("killed")
@@ -239,7 +246,7 @@ def test_the_base_model_and_the_latents_are_of_these_captions(captioned: dict[st
     cached = LatentCache(latents)
     texts = json.loads((latents / "captions.json").read_bytes())
     assert texts == ["", *(f"some striped thing {number}" for number in range(5)), "thing"]
-    assert cached.text("thing").shape == (BASE.text_length, BASE.text_channels)
+    assert cached.text([cached.caption_number("thing")]).shape == (1, BASE.text_length, BASE.text_channels)
 
 
 def test_an_index_takes_other_captions(inputs: dict[str, Artifact]) -> None:

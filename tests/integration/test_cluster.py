@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import ray
@@ -32,7 +33,7 @@ def test_a_local_cluster_is_started_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert ray.get(seen_by_a_worker.remote()) == (str(CHECKOUT / "infra" / "errors.py"), "token")
 
 
-def timed(row: dict[str, int]) -> dict[str, float]:
+def timed(row: dict[str, int], *, folder: Path) -> dict[str, float]:
     started = time.monotonic()
     time.sleep(0.2)
     return {"started": started, "ended": time.monotonic()}
@@ -45,7 +46,7 @@ def test_no_more_tasks_run_than_fit_into_memory(monkeypatch: pytest.MonkeyPatch,
     ensure_ray(num_cpus=2)
     memory_bytes = int(share * ray.cluster_resources()["memory"])
     items = [{"number": number} for number in range(6)]
-    found = list(run_tasks(timed, items, settings={}, num_workers=2, memory_bytes=memory_bytes))
+    found = list(run_tasks(timed, items, settings={}, folder=Path(), num_workers=2, memory_bytes=memory_bytes))
     found.sort(key=lambda item: item["started"])
     assert len(found) == 6
     assert all(first["ended"] <= second["started"] for first, second in pairwise(found))
