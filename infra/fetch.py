@@ -77,13 +77,23 @@ def local_copy(path: StoragePath, *, sha256: str, size: int) -> Path:
         _require_size(path, num_bytes(path), size)
         return path
     copy = cache_dir() / sha256[:2] / sha256
-    if num_bytes(copy) == size:
-        return copy
+    try:
+        if num_bytes(copy) != size:
+            _fill(copy, path, sha256, size)
+    except OSError as error:
+        raise UserError(
+            f"cache {cache_dir()}: {error.strerror or error}; make space, empty it, or name another folder in "
+            f"{CACHE_VARIABLE}"
+        ) from error
+    return copy
+
+
+def _fill(copy: Path, path: S3Path, sha256: str, size: int) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     with copy.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait instead of downloading it too
         if num_bytes(copy) == size:
-            return copy
+            return
         for orphan in copy.parent.glob(f".{sha256}-*.tmp"):  # of a process that was killed
             orphan.unlink()
         with publishing(copy) as partial:
@@ -94,7 +104,6 @@ def local_copy(path: StoragePath, *, sha256: str, size: int) -> Path:
             _require_size(path, num_bytes(partial), size)
             if digest_file(partial) != sha256:
                 raise UserError(f"{path}: its digest is another than when it was written; restore it or write it again")
-    return copy
 
 
 def _require_size(path: StoragePath, found: int, wanted: int) -> None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import fnmatch
 import io
+import mmap
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ _PASSING = (
     "NO_SUCH_UPLOAD", "REQUEST_EXPIRED", "UNKNOWN (HTTP status 500)", "UNKNOWN (HTTP status 502)",
     "UNKNOWN (HTTP status 503)", "UNKNOWN (HTTP status 504)",
 )  # fmt: skip
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]")
 T = TypeVar("T")
 
 
@@ -55,7 +58,8 @@ class S3Path:
             UserError: it names no bucket, or has empty, `.` or `..` parts.
         """
         key = address.removeprefix(SCHEME).rstrip("/")
-        if not address.startswith(SCHEME) or any(part in ("", ".", "..") for part in key.split("/")):
+        bucket, *parts = key.split("/")
+        if not (address.startswith(SCHEME) and _BUCKET.fullmatch(bucket)) or {"", ".", ".."} & set(parts):
             raise UserError(f"address {address!r}: write it as s3://bucket/folder")
         return S3Path(key)
 
@@ -109,16 +113,14 @@ class S3Path:
 
     def write_bytes(self, data: bytes) -> None:
         """Put an object of these bytes here."""
-        self._ask(lambda store: _write(store, self.key, io.BytesIO(data)))
+        self._ask(lambda store: _write(store, self.key, data))
 
     def upload(self, source: Path) -> None:
         """Put a file here."""
 
-        def send(store: fs.FileSystem) -> None:
-            with source.open("rb") as file:
-                _write(store, self.key, file)
-
-        self._ask(send)
+        with source.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if source.stat().st_size else b""
+        self._ask(lambda store: _write(store, self.key, data))
 
     def download(self, target: Path) -> None:
         """Write the object to a file."""
@@ -138,7 +140,10 @@ class S3Path:
                 raise
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing: keys need no folders."""
+        """Nothing but see that there is the bucket: keys need no folders."""
+        bucket = S3Path(self.key.partition("/")[0])
+        if not bucket.exists():
+            raise UserError(f"{self}: {_where()} has no bucket {bucket.key!r}; create it or name another")
 
     def iterdir(self) -> Iterator[S3Path]:
         """What is directly in this folder, sorted."""
@@ -167,6 +172,8 @@ class S3Path:
             except FileNotFoundError:
                 raise
             except OSError as error:
+                if error.errno is not None:  # of this machine, such as a full disk: the store's errors have no number
+                    raise
                 text = str(error)
                 if not any(sign in text for sign in _PASSING) or time.monotonic() > end:
                     raise UserError(_complaint(str(self), text)) from error
@@ -181,14 +188,19 @@ def _read(store: fs.FileSystem, key: str) -> bytes:
         return stream.read()
 
 
-def _write(store: fs.FileSystem, key: str, source: Any) -> None:
+def _write(store: fs.FileSystem, key: str, data: bytes | mmap.mmap) -> None:
     with store.open_output_stream(key) as stream:
-        while chunk := source.read(_COPY_BYTES):
-            stream.write(chunk)
+        # In one call, which cuts it into parts itself: what is closed after an interruption counts as whole.
+        stream.write(data)
 
 
 def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if endpoint := os.environ.get(name):
+            if not re.fullmatch(r"https?://[^/\s]+/?", endpoint):
+                raise UserError(f"{name}={endpoint}: write it as http://host:port or https://host")
+            return endpoint
+    return None
 
 
 def _where() -> str:

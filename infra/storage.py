@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -30,7 +31,7 @@ def open_path(address: str) -> StoragePath:
     """
     if address.startswith(SCHEME):
         return S3Path.parse(address)
-    if "://" in address:
+    if not address or re.match(r"\w+:/", address):
         raise UserError(f"address {address!r}: name a folder, or s3://bucket/folder")
     return Path(address).expanduser()
 

@@ -30,8 +30,8 @@ class Artifact:
     fingerprint: str
     folder: Path
     facts: Mapping[str, Any] = field(default_factory=dict)
-    is_bulk: ClassVar[bool] = False
-    """Whether it is large and read file by file, so that its files may be kept in an object store."""
+    complete_name: ClassVar[str | None] = None
+    """The file that is written last, of kinds that are large and read file by file, and may be in an object store."""
 
     @property
     def data(self) -> StoragePath:
@@ -49,7 +49,7 @@ class RawDataset(Artifact):
 class Shards(Artifact):
     """Preprocessed sequences: webdataset shards, index.parquet, dataset.json, card.html."""
 
-    is_bulk = True
+    complete_name = "dataset.json"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class BaseFolder(Artifact):
 class Latents(Artifact):
     """Cached VAE moments, caption embeddings and prior samples of one `Shards` and `Captions` under one base model."""
 
-    is_bulk = True
+    complete_name = "latents.json"
 
 
 @dataclass(frozen=True)

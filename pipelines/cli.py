@@ -37,8 +37,10 @@ commands
 common options
   --preset NAME        settings to start from: {presets} (default: tiny)
   --root FOLDER        everything is written below it (default: runs/demo)
-  --co3d-root FOLDER   captures in CO3Dv2 layout; without it synthetic ones are made
+  --co3d-root FOLDER   captures in CO3Dv2 layout, or their s3:// address; without it synthetic ones are made
+  --data-root FOLDER   where shards and latents are kept, or their s3:// address (default: below the root)
   --num-workers N      worker processes (default: 2)
+  --num-loaders N      processes per training worker that read batches ahead (default: 0)
   --tracking-uri URI   MLflow store (default: an SQLite database below the root)
   --dry-run            print what would be done, its size and memory; do nothing
 

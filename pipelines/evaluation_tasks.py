@@ -137,9 +137,11 @@ def _around(index: FrameIndex, config: EvaluateConfig) -> list[Chosen]:
 
 
 def _batches(index: FrameIndex, config: EvaluateConfig) -> list[Chosen]:
-    """Evaluation batches of the split's sequences whose target and first given frame are stored, evenly picked."""
+    """Evaluation batches of the split's sequences whose target and first given frame are stored, each such pair once,
+    evenly picked.
+    """
     sequences = {(item.category, item.sequence): item for item in index.sequences(config.split)}
-    found: list[Chosen] = []
+    found: dict[tuple[str, str], Chosen] = {}
     for batch in index.manifest["eval_batches"]:
         sequence = sequences.get((batch["category"], batch["sequence"]))
         if sequence is None:
@@ -147,15 +149,17 @@ def _batches(index: FrameIndex, config: EvaluateConfig) -> list[Chosen]:
         rows_by_number = dict(zip(index.frame_numbers[sequence.rows].tolist(), sequence.rows, strict=True))
         target, given = batch["frame_numbers"][:2]
         if target in rows_by_number and given in rows_by_number:
-            label = f"{sequence.sequence}#{target}"
-            found.append((sequence, label, (rows_by_number[given], rows_by_number[target])))
-    if not found:
+            label = f"{sequence.sequence}#{target} from {given}"
+            found[sequence.category, label] = (sequence, label, (rows_by_number[given], rows_by_number[target]))
+    chosen = list(found.values())
+    if not chosen:
         raise UserError(
-            f"split {config.split} of the shards has no evaluation batch: preprocess with --preprocess.subset naming "
-            "one that has some (see `viewdiff inspect`), or evaluate with --evaluate.views around"
+            f"split {config.split} of the shards has none of their {len(index.manifest['eval_batches'])} evaluation "
+            "batches: preprocess with --preprocess.subset naming a subset that has some (see `viewdiff inspect`), take "
+            "another --evaluate.split, or evaluate with --evaluate.views around"
         )
-    picks = np.linspace(0, len(found) - 1, min(config.num_objects, len(found))).round().astype(int)
-    return [found[pick] for pick in picks]
+    picks = np.linspace(0, len(chosen) - 1, min(config.num_objects, len(chosen))).round().astype(int)
+    return [chosen[pick] for pick in picks]
 
 
 def choose_texts(index: FrameIndex, config: EvaluateConfig) -> list[EvaluationTask]:

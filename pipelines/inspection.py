@@ -16,6 +16,7 @@ from infra.storage import StoragePath, atomic_write
 from pipelines.config import InspectConfig
 from pipelines.pictures import encode_png
 from preprocessing.co3d import select_categories
+from preprocessing.co3d_lists import check_subset
 from preprocessing.inspection import CategorySummary, contact_sheet, summarize_category
 
 # Annotations of one category can take gigabytes as Python objects.
@@ -30,6 +31,7 @@ def inspect(root: StoragePath, config: InspectConfig) -> None:
         categories is asked for, or cannot be written.
     """
     categories = select_categories(root, config.preprocess.categories)
+    check_subset(root, categories, config.preprocess.subset)
     sheet = None if config.contact_sheet is None else Path(config.contact_sheet)
     if sheet is not None:
         _check_sheet(sheet, categories)
@@ -51,6 +53,8 @@ def _check_sheet(path: Path, categories: Sequence[str]) -> None:
             f"contact sheet of {len(categories)} categories: name one with --preprocess.categories; there are "
             f"{', '.join(categories)}"
         )
+    if path.parts[:1] and path.parts[0].endswith(":"):
+        raise UserError(f"contact sheet {path}: name a file on this machine")
     if not path.parent.is_dir():
         raise UserError(f"contact sheet {path}: no folder {path.parent}; make it or choose another")
 

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 
+from infra.errors import UserError
 from infra.log import Progress
 from infra.storage import StoragePath
 from infra.tasks import run_actors
@@ -36,6 +38,7 @@ def cache_latents(
     if not (folder / MANIFEST_NAME).is_file():
         settings = {"base_dir": base_dir, "shards": shards, "captions": captions, "config": config}
         _run_units(index, folder, settings, runtime)
+    if not (folder / MANIFEST_NAME).is_file():  # not even by a run on another machine, with its data in the same place
         vae = AutoencoderKL.load_config(base_dir, subfolder="vae")
         commit_latents(
             folder,
@@ -84,13 +87,22 @@ class LatentsActor:
         config: LatentsConfig,
         use_gpu: bool,
     ) -> None:
-        torch.set_num_threads(1)  # one CPU each; sums also depend on the number of threads
-        base = load_base(base_dir).frozen().to("cuda" if use_gpu else "cpu")
-        index = FrameIndex.open(shards).with_captions(captions)
-        self._writer = LatentsWriter(base, index, ShardReader(shards, index), folder, config)
+        self._base_dir, self._shards, self._captions = base_dir, shards, captions
+        self._folder, self._config, self._device = folder, config, "cuda" if use_gpu else "cpu"
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Do `row["unit"]`."""
         unit = row["unit"]
         self._writer.write(unit)
         return {"kind": unit.kind, "size": unit.size}
+
+    @cached_property
+    def _writer(self) -> LatentsWriter:
+        """Made at the first unit, because only what a call raises is told as it should be."""
+        torch.set_num_threads(1)  # one CPU each; sums also depend on the number of threads
+        try:
+            base = load_base(self._base_dir).frozen().to(self._device)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        index = FrameIndex.open(self._shards).with_captions(self._captions)
+        return LatentsWriter(base, index, ShardReader(self._shards, index), self._folder, self._config)

@@ -67,7 +67,6 @@ def write_shards(root: StoragePath, folder: StoragePath, config: PreprocessConfi
     plan = plan_shards(root, config)
     require_sequences(root, len(plan.tasks), plan.rejected)
     committed = {task.number for task in plan.tasks if committed_record(folder, task, config)}
-    sweep(folder, keep=committed)
     pending = [task for task in plan.tasks if task.number not in committed]
     require_space(folder, sum(task.num_frames for task in pending) * _frame_bytes(config))
     num_tasks = len(plan.tasks)
@@ -79,6 +78,8 @@ def write_shards(root: StoragePath, folder: StoragePath, config: PreprocessConfi
         for result in results:
             frames += result["frames"]
             progress.advance(frames=frames)
+    if (folder / DATASET_NAME).is_file():  # by a run on another machine, which keeps its data in the same place
+        return
     sweep(folder, keep={task.number for task in plan.tasks})  # what killed workers left
     records = [require_record(folder, task, config) for task in plan.tasks]
     rejected = (*plan.rejected, *(item for record in records for item in record.rejected))

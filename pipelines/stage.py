@@ -75,7 +75,7 @@ def partial_dir(stage: Stage, runtime: RuntimeConfig) -> Path:
 
 def data_dir(stage: Stage, runtime: RuntimeConfig) -> StoragePath:
     """Folder that the stage writes into: the unfinished result's, or that of large results where `--data-root` says."""
-    if runtime.data_root is None or not stage.kind.is_bulk:
+    if runtime.data_root is None or stage.kind.complete_name is None:
         return partial_dir(stage, runtime)
     return runtime.data_dir / stage.name / stage.fingerprint
 
@@ -117,8 +117,15 @@ def run_stage(stage: Stage, runtime: RuntimeConfig) -> Artifact:
 
 
 def _reuse(stage: Stage, final: Path) -> Artifact:
+    artifact = load_artifact(final, stage.kind)
+    name = stage.kind.complete_name
+    if name is not None and artifact.data != final and not (artifact.data / name).is_file():
+        raise UserError(
+            f"stage {stage.name}: {artifact.data} has no {name} any more; restore it, or delete {final} and run the "
+            "same command again"
+        )
     print(f"{stage.name}  reused · {final}", flush=True)
-    return load_artifact(final, stage.kind)
+    return artifact
 
 
 @contextmanager

@@ -72,4 +72,5 @@ def _texts(value: object) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise TypeError(f"{value!r} is neither a text nor a list of texts")
+    "".join(texts).encode()  # half a surrogate pair is no text; it would fail where it is stored
     return tuple(texts)

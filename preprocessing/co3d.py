@@ -104,7 +104,7 @@ def read_jgz(path: StoragePath, max_bytes: int = MAX_EXPANDED_BYTES) -> Any:
         return json.loads(data)
     except FileNotFoundError as error:
         raise UserError(
-            f"annotation file {path}: missing; download the category again or leave it out with --categories"
+            f"annotation file {path}: missing; download the category again or leave it out of --preprocess.categories"
         ) from error
     except (gzip.BadGzipFile, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise UserError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -46,6 +46,21 @@ def read_set_lists(root: StoragePath, category: str) -> dict[str, dict[str, froz
         return {name: frozenset(named) for name, named in found.items()}
 
     return _read(root / category, "set_lists", splits, "a JSON object of lists of [sequence, frame number, path]")
+
+
+def check_subset(root: StoragePath, categories: Iterable[str], subset: str | None) -> None:
+    """Check that some category has set lists of the subset, if one is asked for.
+
+    Raises:
+        UserError: none has; the message lists those that there are.
+    """
+    if subset is None:
+        return
+    pattern = "set_lists/set_lists_*.json"
+    known = {path.stem.removeprefix("set_lists_") for name in categories for path in (root / name).glob(pattern)}
+    if subset not in known:
+        names = ", ".join(sorted(known)) or "none"
+        raise UserError(f"preprocess: subset {subset!r} has no set lists in {root}; there are: {names}")
 
 
 def read_eval_batches(root: StoragePath, category: str) -> dict[str, tuple[EvalBatch, ...]]:

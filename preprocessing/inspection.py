@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 import cv2
@@ -17,6 +17,7 @@ from preprocessing.co3d_lists import read_eval_batches, read_set_lists
 from preprocessing.config import PreprocessConfig
 from preprocessing.images import DefectError, read_image
 from preprocessing.normalize import RejectionError, load_points
+from preprocessing.plan import listed_splits, require_listed
 from preprocessing.samples import screen
 
 SHEET_SEQUENCES, SHEET_FRAMES = 8, 6
@@ -48,8 +49,9 @@ def summarize_category(root: StoragePath, category: str, config: PreprocessConfi
         UserError: an annotation file or a set list is missing, damaged or not what CO3Dv2 defines.
     """
     sequences, reasons, examples = read_category(root, category), Counter[str](), dict[str, str]()
+    listed = listed_splits(root, category, config.subset)
     for sequence in sequences:
-        reason = _rejection(sequence, config)
+        reason = _rejection(sequence, listed, config)
         if reason is not None:
             reasons[reason] += 1
             examples.setdefault(reason, sequence.name)
@@ -77,16 +79,18 @@ def contact_sheet(root: StoragePath, category: str, config: PreprocessConfig) ->
     Raises:
         UserError: as `summarize_category`, or no sequence passes the checks.
     """
-    usable = [sequence for sequence in read_category(root, category) if _rejection(sequence, config) is None]
+    listed = listed_splits(root, category, config.subset)
+    usable = [item for item in read_category(root, category) if _rejection(item, listed, config) is None]
     if not usable:
         raise UserError(f"contact sheet of {category}: no sequence passes the checks of preprocess; relax them")
     chosen = [usable[place] for place in _spread(len(usable), SHEET_SEQUENCES)]
     return np.concatenate([_row(root, sequence) for sequence in chosen])
 
 
-def _rejection(sequence: Sequence, config: PreprocessConfig) -> str | None:
+def _rejection(sequence: Sequence, listed: Container[str], config: PreprocessConfig) -> str | None:
     """Why a sequence does not pass the checks of its annotations; None if it does."""
     try:
+        require_listed(sequence, listed, config)
         screen(sequence, config)
     except RejectionError as reason:
         return str(reason)

@@ -8,19 +8,25 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from infra.errors import UserError
 from preprocessing.batches import LoadedBatch, TrainBatches
 
 BATCHES_AHEAD = 2  # per process
 
 
-class _ByPositions(Dataset[LoadedBatch]):
-    """Indexed by the positions of a whole batch instead of by one number."""
+class _ByPositions(Dataset[LoadedBatch | UserError]):
+    """Indexed by the positions of a whole batch instead of by one number. What a person must mend is returned: raised
+    in another process, it would come with the tale of that process.
+    """
 
     def __init__(self, batches: TrainBatches) -> None:
         self._batches = batches
 
-    def __getitem__(self, positions: range) -> LoadedBatch:
-        return self._batches.load(positions)
+    def __getitem__(self, positions: range) -> LoadedBatch | UserError:
+        try:
+            return self._batches.load(positions)
+        except UserError as error:
+            return error
 
 
 def load_batches(batches: TrainBatches, positions: Iterable[range], *, num_workers: int) -> Iterator[LoadedBatch]:
@@ -31,21 +37,23 @@ def load_batches(batches: TrainBatches, positions: Iterable[range], *, num_worke
     # process that has only imported what they need.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    return iter(
-        DataLoader(
-            _ByPositions(batches),
-            sampler=positions,
-            batch_size=None,  # an item is a batch already
-            collate_fn=_as_is,
-            num_workers=num_workers,
-            prefetch_factor=BATCHES_AHEAD if num_workers else None,
-            multiprocessing_context=context if num_workers else None,
-            worker_init_fn=_start,
-        )
+    loader = DataLoader(
+        _ByPositions(batches),
+        sampler=positions,
+        batch_size=None,  # an item is a batch already
+        collate_fn=_as_is,
+        num_workers=num_workers,
+        prefetch_factor=BATCHES_AHEAD if num_workers else None,
+        multiprocessing_context=context if num_workers else None,
+        worker_init_fn=_start,
     )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
 
 
-def _as_is(batch: LoadedBatch) -> LoadedBatch:
+def _as_is(batch: LoadedBatch | UserError) -> LoadedBatch | UserError:
     return batch
 
 

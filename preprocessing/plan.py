@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from infra.errors import UserError
@@ -14,7 +14,7 @@ from infra.storage import StoragePath
 from preprocessing.captions import default_caption, read_captions
 from preprocessing.captures import Sequence
 from preprocessing.co3d import read_category, select_categories
-from preprocessing.co3d_lists import EvalBatch, read_eval_batches, read_set_lists
+from preprocessing.co3d_lists import EvalBatch, check_subset, read_eval_batches, read_set_lists
 from preprocessing.config import PreprocessConfig
 from preprocessing.normalize import RejectionError
 from preprocessing.samples import screen
@@ -76,13 +76,14 @@ def plan_shards(root: StoragePath, config: PreprocessConfig) -> ShardPlan:
     planned: list[PlannedSequence] = []
     rejected: list[RejectedSequence] = []
     eval_batches: list[EvalBatch] = []
-    for category in select_categories(root, config.categories):
+    categories = select_categories(root, config.categories)
+    check_subset(root, categories, config.subset)
+    for category in categories:
         eval_batches += read_eval_batches(root, category).get(str(config.subset), ())
-        listed, captions = _listed(root, category, config.subset), read_captions(root, category)
+        listed, captions = listed_splits(root, category, config.subset), read_captions(root, category)
         for sequence in read_category(root, category):
             try:
-                if config.subset is not None and sequence.name not in listed:
-                    raise RejectionError(f"not in the set lists of {config.subset}")
+                require_listed(sequence, listed, config)
                 screen(sequence, config)
             except RejectionError as reason:
                 rejected.append(RejectedSequence(category, sequence.name, str(reason)))
@@ -96,7 +97,13 @@ def plan_shards(root: StoragePath, config: PreprocessConfig) -> ShardPlan:
     return ShardPlan(tasks, tuple(rejected), tuple(eval_batches))
 
 
-def _listed(root: StoragePath, category: str, subset: str | None) -> dict[str, frozenset[str]]:
+def require_listed(sequence: Sequence, listed: Container[str], config: PreprocessConfig) -> None:
+    """Raise RejectionError when a subset is asked for that does not list the sequence."""
+    if config.subset is not None and sequence.name not in listed:
+        raise RejectionError(f"not in the set lists of {config.subset}")
+
+
+def listed_splits(root: StoragePath, category: str, subset: str | None) -> dict[str, frozenset[str]]:
     """The splits that set lists put a sequence's frames into: those of one subset, or of all."""
     subsets = read_set_lists(root, category)
     chosen = subsets.values() if subset is None else [subsets.get(subset, {})]

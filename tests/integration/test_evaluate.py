@@ -113,16 +113,18 @@ def test_a_split_without_objects_is_refused(inputs: dict[str, Artifact]) -> None
 
 def test_evaluation_batches_say_which_frames(inputs: dict[str, Artifact]) -> None:
     index, _ = open_shards(inputs)
-    config = replace(CONFIG, views="eval_batches")
-    with pytest.raises(UserError, match=r"split val .* has no evaluation batch: preprocess with --preprocess.subset"):
+    config = replace(CONFIG, views="eval_batches", num_objects=3)
+    with pytest.raises(UserError, match=r"split val .* has none of their 0 evaluation batches: preprocess with"):
         choose_objects(index, config)
-    batches = [("sequence_2", [3, 1, 0]), ("sequence_2", [0, 4]), ("sequence_0", [0, 1]), ("sequence_2", [9, 1])]
+    numbers = [(2, [3, 1, 0]), (2, [0, 4]), (0, [0, 1]), (2, [9, 1]), (2, [3, 0]), (2, [3, 1])]
     index.manifest["eval_batches"] = [
-        {"category": "apple", "sequence": name, "frame_numbers": numbers} for name, numbers in batches
+        {"category": "apple", "sequence": f"sequence_{sequence}", "frame_numbers": frames}
+        for sequence, frames in numbers
     ]
-    tasks = choose_objects(index, config)  # neither training objects nor frames that are not stored
-    assert [task.name for task in tasks] == [("apple", "sequence_2#3"), ("apple", "sequence_2#0")]
-    assert [index.frame_numbers[list(task.rows)].tolist() for task in tasks] == [[1, 3], [4, 0]]
+    tasks = choose_objects(index, config)  # neither training objects nor frames that are not stored, and none twice
+    assert [task.name[1] for task in tasks] == ["sequence_2#3 from 1", "sequence_2#0 from 4", "sequence_2#3 from 0"]
+    assert [index.frame_numbers[list(task.rows)].tolist() for task in tasks] == [[1, 3], [4, 0], [0, 3]]
+    assert len({task.seed for task in tasks}) == 3
     assert len(choose_objects(index, replace(config, num_objects=1))) == 1
 
 

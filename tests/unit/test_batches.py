@@ -17,10 +17,13 @@ from infra.storage import digest_file
 from model.base import load_base
 from model.cameras import Cameras
 from model.views import Scene
+from preprocessing import encoding
+from preprocessing import latents as latents_module
 from preprocessing.batches import TrainBatches
 from preprocessing.captions import read_sequence_captions
 from preprocessing.config import LatentsConfig
 from preprocessing.dataset import FrameIndex
+from preprocessing.encoding import LatentsWriter, plan_units
 from preprocessing.images import intensity
 from preprocessing.latents import LatentCache
 from preprocessing.loader import load_batches
@@ -151,6 +154,105 @@ def test_each_crop_has_its_own_camera_and_intensity(cropped: Path) -> None:
             torch.testing.assert_close(batch.scene.intensity.reshape(-1, 2)[view], expected)
         # Enlarging blurs, which takes from the variance but not from the mean; the border weighs a little more.
         assert abs(batch.scene.intensity.reshape(-1, 2)[view, 0].item() - part.mean() / 255) < 0.02
+
+
+class CoordinatePictures:
+    """Stands for a reader of shards: red says how far right a pixel is, green how far down, blue which frame."""
+
+    def image(self, row: int) -> np.ndarray:
+        """[S, S, 3] uint8: 7 grey levels a pixel."""
+        down, right = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE] * 7
+        return np.stack([right, down, np.full_like(right, row)], axis=-1).astype(np.uint8)
+
+
+def assert_pixels_are_where_cameras_say(parts: np.ndarray, intrinsics: Tensor, plain: Tensor) -> None:
+    """Pictures [n, S, S, 3] of crops of `CoordinatePictures`, their intrinsics [n, 3, 3] and those of the whole."""
+    middle = slice(4, IMAGE_SIZE - 4)  # enlarging repeats the outermost pixels
+    places = np.arange(IMAGE_SIZE) + 0.5
+    for part, matrix, whole in zip(parts, intrinsics.numpy(), plain.numpy(), strict=True):
+        for channel, axis in ((0, 0), (1, 1)):
+            directions = (places - matrix[axis, 2]) / matrix[axis, axis]
+            expected = (directions * whole[axis, axis] + whole[axis, 2] - 0.5) * 7  # at the centre of the raw pixel
+            found = part[..., channel].mean(axis=channel)
+            assert np.abs(found - expected)[middle].max() < 1.1  # rounding to grey levels; a pixel is 7
+
+
+def test_crops_of_pictures_show_what_their_cameras_say(pictures: Path) -> None:
+    index, latents = batches(pictures).index, LatentCache(pictures / "latents")
+    made = TrainBatches(index, CoordinatePictures(), latents, seed=SEED, num_views=NUM_VIEWS)  # type: ignore[arg-type]
+    batch, choice = made.load(range(20)), made.order.choose(np.arange(20))
+    rows = choice.rows.reshape(-1)
+    parts = batch.frames.flatten(0, 1).permute(0, 2, 3, 1).numpy()
+    assert (parts[..., 2] == rows[:, None, None]).all()
+    intrinsics = batch.scene.cameras.intrinsics.reshape(-1, 3, 3)
+    plain = index.cameras(rows).intrinsics
+    assert_pixels_are_where_cameras_say(parts, intrinsics, plain)
+    scales = (intrinsics[:, 0, 0] / plain[:, 0, 0]).reshape(20, NUM_VIEWS)
+    assert len({tuple(row) for row in scales.tolist()}) > 15  # drawn anew for each position
+    for part, (mean, variance) in zip(parts, batch.scene.intensity.reshape(-1, 2).tolist(), strict=True):
+        assert (mean, variance) == pytest.approx(intensity(part), rel=1e-5)
+
+
+class PicturesAsLatents:
+    """Stands for a base model: a picture's moments are the picture, four times smaller by leaving pixels out."""
+
+    vae = torch.nn.Module()
+    vae.device = CPU  # type: ignore[assignment]
+
+    def encode_moments(self, images: Tensor) -> Tensor:
+        return images[..., ::4, ::4].repeat(1, 3, 1, 1)[:, :8]
+
+
+def test_cached_crops_are_those_of_their_cameras(cropped: Path, tmp_path: Path) -> None:
+    index = batches(cropped).index
+    config = LatentsConfig(num_crops=4, smallest_crop=0.5, batch_size=2)
+    writer = LatentsWriter(PicturesAsLatents(), index, CoordinatePictures(), tmp_path, config)  # type: ignore[arg-type]
+    for unit in plan_units(index, config):
+        if unit.kind == "moments":
+            writer.write(unit)
+    moments = np.load(tmp_path / "moments-000000.npy").reshape(len(index), 4, 8, 8, 8)
+    facts = np.load(tmp_path / "crops-000000.npy").reshape(len(index), 4, 5)
+    assert (facts[:, 0, :3] == [0, 0, IMAGE_SIZE]).all()
+    assert len({tuple(box) for box in facts[:, 1:, :3].reshape(-1, 3).tolist()}) > 35
+    for row in range(len(index)):
+        for (top, left, side, *_), moment in zip(facts[row].tolist(), moments[row], strict=True):
+            raw = np.arange(0, IMAGE_SIZE, 4) + 0.5
+            for channel, corner in ((0, left), (1, top)):
+                expected = (corner + raw * side / IMAGE_SIZE - 0.5) * 7 / 255
+                found = moment[channel].mean(axis=channel)
+                assert np.abs(found - expected)[1:-1].max() < 1.1 / 255
+            assert np.abs(moment[2] * 255 - row).max() < 0.6
+
+
+def test_where_chunks_end_changes_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("moments", "text", "prior"):
+        monkeypatch.setitem(latents_module.CHUNKED, name, 2)
+    for name in ("CHUNK_ROWS", "CHUNK_CAPTIONS", "CHUNK_PRIOR"):
+        monkeypatch.setattr(encoding, name, 2)
+    write(tmp_path)
+    assert len(list((tmp_path / "latents").glob("moments-*.npy"))) == 8
+    small = LatentCache(tmp_path / "latents")
+    monkeypatch.undo()
+    large = LatentCache(root / "latents")
+    rows, zeros = np.arange(15), np.zeros(15, np.int64)
+    torch.testing.assert_close(small.moments(rows, zeros), large.moments(rows, zeros), rtol=HALF, atol=HALF)
+    numbers = np.arange(large.num_captions)
+    torch.testing.assert_close(small.text(numbers), large.text(numbers), rtol=HALF, atol=HALF)
+    for one, other in zip(small.prior(np.arange(3)), large.prior(np.arange(3)), strict=True):
+        torch.testing.assert_close(one, other, rtol=HALF, atol=HALF)
+    assert all(np.array_equal(a, b) for a, b in zip(small.crops(rows, zeros), large.crops(rows, zeros), strict=True))
+    assert len({sample.numpy().tobytes() for sample in large.prior(np.arange(3))[0]}) == 3
+    empty = large.text([0])
+    assert not any(torch.equal(text[None], empty) for text in large.prior(np.arange(3))[1])
+
+
+def test_a_loader_tells_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+    made = batches(write(tmp_path))
+    path = tmp_path / "latents" / "moments-000000.npy"
+    path.write_bytes(path.read_bytes()[:-2])
+    for num_workers in (0, 1):
+        with pytest.raises(UserError, match=r"^\S+moments-000000.npy: \d+ bytes, \d+ were written; restore it"):
+            next(load_batches(made, [range(2)], num_workers=num_workers))
 
 
 def test_pictures_are_encoded_where_they_are_trained_on(pictures: Path) -> None:

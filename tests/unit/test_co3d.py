@@ -226,7 +226,7 @@ def test_captions(tmp_path: Path) -> None:
     path = tmp_path / "toy_truck" / "captions.json"
     path.write_text(json.dumps({"a": "one", "b": ["two", "three"]}))
     assert read_captions(tmp_path, "toy_truck") == {"a": ("one",), "b": ("two", "three")}
-    for value in ([], {"a": 3}, {"a": []}, {"a": [" "]}):
+    for value in ([], {"a": 3}, {"a": []}, {"a": [" "]}, {"a": "\ud800"}):
         path.write_text(json.dumps(value))
         with pytest.raises(UserError, match=r"captions.json: not a JSON object"):
             read_captions(tmp_path, "toy_truck")

@@ -122,6 +122,13 @@ def test_a_copy_is_made_and_checked_once(root: S3Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "cache").rglob("*.tmp"))
 
 
+def test_a_useless_cache_is_told(root: S3Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "shard").write_bytes(b"content")
+    monkeypatch.setenv(CACHE_VARIABLE, "/dev/null/x")
+    with pytest.raises(UserError, match=r"cache /dev/null/x: Not a directory; make space, empty it, or name another"):
+        local_copy(root / "shard", sha256="0" * 64, size=7)
+
+
 def test_a_store_that_is_away_is_waited_for(server: S3Server, root: S3Path) -> None:
     atomic_write(root / "before", b"kept")
     server.stop()
@@ -138,11 +145,17 @@ def test_what_cannot_work_is_told(server: S3Server, root: S3Path, monkeypatch: p
         UserError, match=r"s3://nobody/x: the object store at http://127.0.0.1:\d+ refuses .*NO_SUCH_BU"
     ):
         S3Path("nobody/x").write_bytes(b"")
-    for address in ("s3://", "s3:///x", "s3://bucket/../x", "s3://bucket//x"):
+    for address in ("s3://", "s3:///x", "s3://bucket/../x", "s3://bucket//x", "s3://user:word@bucket/x", "s3://B"):
         with pytest.raises(UserError, match="write it as s3://bucket/folder"):
             open_path(address)
-    with pytest.raises(UserError, match=r"address 'gs://bucket/x': name a folder, or s3://"):
-        open_path("gs://bucket/x")
+    for address in ("gs://bucket/x", "s3:/bucket/x", ""):
+        with pytest.raises(UserError, match=rf"address '{address}': name a folder, or s3://"):
+            open_path(address)
+    with pytest.raises(UserError, match=r"s3://nobody/x: the object store at \S+ has no bucket 'nobody'; create it"):
+        S3Path("nobody/x").mkdir()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9")
+    with pytest.raises(UserError, match=r"AWS_ENDPOINT_URL=127.0.0.1:9: write it as http://host:port"):
+        root.exists()
     monkeypatch.setattr(s3, "PATIENCE_SECONDS", 0.5)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"object store at http://127.0.0.1:9 refuses or does not answer .* it resumes"):

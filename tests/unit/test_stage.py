@@ -195,6 +195,10 @@ def test_large_results_may_lie_elsewhere(tmp_path: Path, capsys: pytest.CaptureF
     assert sorted(path.name for path in folder.iterdir()) == ["0.txt", "1.txt", "2.txt"]
     assert [path.name for path in made.folder.iterdir()] == ["artifact.json"]
     assert load_artifact(made.folder, Shards) == made
+    with pytest.raises(UserError, match=r"stage count: \S+ has no dataset.json any more; restore it, or delete \S+"):
+        run_stage(stage, runtime)
+    (folder / "dataset.json").touch()
+    assert run_stage(stage, runtime) == made
     small = run_stage(counting(kind=Checkpoint, name="small"), runtime)
     assert small.data == small.folder
     assert small.folder.is_relative_to(runtime.root_dir)
