@@ -22,7 +22,7 @@ from preprocessing.samples import screen
 
 SHEET_SEQUENCES, SHEET_FRAMES = 8, 6
 TILE_SIDE = 192  # pixels
-TITLE_HEIGHT = 22
+TITLE_HEIGHT, PLATE_HEIGHT = 22, 16  # of a sequence's title, of a frame's number
 MOST_POINTS = 600  # of a point cloud, drawn: more would hide the object
 _WHITE, _DARK = 255, (40, 40, 40)
 
@@ -105,7 +105,11 @@ def _row(root: StoragePath, sequence: Sequence) -> np.ndarray:
         points, remark = points[:: max(1, len(points) // MOST_POINTS)], ""
     except RejectionError as reason:
         points, remark = np.empty((0, 3)), f"  {reason}"
-    _write(title, f"{sequence.category}/{sequence.name}  {len(sequence.frames)} frames{remark}", (4, 15))
+    _write(
+        title,
+        f"{sequence.category}/{sequence.name}  {len(sequence.frames)} frames; nearer points are brighter{remark}",
+        (4, 15),
+    )
     frames = [sequence.frames[place] for place in _spread(len(sequence.frames), SHEET_FRAMES)]
     tiles = [_tile(root, frame, points) for frame in frames]
     tiles += [np.full((TILE_SIDE, TILE_SIDE, 3), _WHITE, np.uint8)] * (SHEET_FRAMES - len(tiles))
@@ -113,7 +117,7 @@ def _row(root: StoragePath, sequence: Sequence) -> np.ndarray:
 
 
 def _tile(root: StoragePath, frame: Frame, points: np.ndarray) -> np.ndarray:
-    """A whole picture, scaled into a square, with the points on it."""
+    """A whole picture in the middle of a square, with the points on it."""
     tile = np.full((TILE_SIDE, TILE_SIDE, 3), _WHITE, np.uint8)
     try:
         if frame.image_path is None or frame.image_size is None:
@@ -124,11 +128,14 @@ def _tile(root: StoragePath, frame: Frame, points: np.ndarray) -> np.ndarray:
         return tile
     scale = TILE_SIDE / max(frame.image_size)
     width, height = round(frame.image_size[1] * scale), round(frame.image_size[0] * scale)
-    part = tile[:height, :width]
+    top, left = (TILE_SIDE - height) // 2, (TILE_SIDE - width) // 2
+    part = tile[top : top + height, left : left + width]
     part[:] = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     if frame.viewpoint is not None and frame.viewpoint.is_finite():
         _draw_points(part, points, *frame.viewpoint.to_opencv(frame.image_size), scale=scale)
-    _write(tile, str(frame.number), (4, TILE_SIDE - 6))
+    number = str(frame.number)
+    tile[-PLATE_HEIGHT:, : 8 * len(number) + 8] = _WHITE
+    _write(tile, number, (4, TILE_SIDE - 4))
     return tile
 
 
