@@ -12,13 +12,13 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def test_damaged_files_are_refused_with_a_reason(tmp_path: Path) -> None:
-    found, wrong = fuzz(tmp_path, 550, seed=1)
+    found, wrong = fuzz(tmp_path, 480, seed=1)
     assert wrong == []
-    assert len(found) == 11
+    assert len(found) == 16
     for name, outcomes in found.items():
-        assert outcomes.total() == 50
+        assert outcomes.total() == 30
         # The damage is real. A whole sequence that is refused is a row in a table.
-        assert outcomes["refused"] >= 10 or name == "a whole sequence", name
+        assert outcomes["refused"] >= 6 or name == "a whole sequence", name
 
 
 def test_what_must_not_happen_is_seen(tmp_path: Path) -> None:
