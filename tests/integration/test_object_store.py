@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from infra.fetch import CACHE_VARIABLE
@@ -51,7 +52,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (server.environment | {CACHE_VARIABLE: str(folder / "cache")}).items():
             patch.setenv(name, value)
+        ray.shutdown()  # an earlier test's: workers have the environment that their Ray was started in
         yield server
+        ray.shutdown()
     server.stop()
 
 
