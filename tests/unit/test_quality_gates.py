@@ -86,7 +86,10 @@ def test_one_subset_can_be_taken_alone(tmp_path: Path) -> None:
     splits = {item.sequence.name: item.split for task in plan.tasks for item in task.sequences}
     assert splits == {"a": "train", "b": "test"}  # without the other subset, in which b is in two splits
     assert [(item.sequence, item.reason) for item in plan.rejected] == [("c", "not in the set lists of fewview_dev")]
-    assert plan_shards(tmp_path, replace(CONFIG, subset="fewview_test")).tasks == ()
+    with pytest.raises(
+        UserError, match=r"subset 'fewview_x' has no set lists in \S+; there are: fewview_dev, manyview"
+    ):
+        plan_shards(tmp_path, replace(CONFIG, subset="fewview_x"))
 
 
 def test_small_pictures_are_told_from_the_annotations_alone(tmp_path: Path) -> None:
