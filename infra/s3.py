@@ -84,9 +84,6 @@ class S3Path:
     def absolute(self) -> S3Path:
         return self
 
-    def relative_to(self, other: S3Path) -> Path:
-        return Path(self.key).relative_to(other.key)
-
     def is_file(self) -> bool:
         return self._info().type == fs.FileType.File
 
@@ -117,7 +114,6 @@ class S3Path:
 
     def upload(self, source: Path) -> None:
         """Put a file here."""
-
         with source.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if source.stat().st_size else b""
         self._ask(lambda store: _write(store, self.key, data))

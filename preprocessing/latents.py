@@ -64,7 +64,6 @@ class LatentCache:
         self.shift_factor: float = manifest["shift_factor"]
         self.num_crops: int = manifest["num_crops"]
         self.smallest_crop: float = manifest["smallest_crop"]
-        self.crop_seed: int = manifest["seed"]
         self.num_prior: int = manifest["num_prior_images"]
         captions = json.loads(self._checked(CAPTIONS_NAME).read_bytes())
         self._caption_numbers = {caption: number for number, caption in enumerate(captions)}
