@@ -30,5 +30,5 @@ def test_pictures_after_the_first_cost_no_new_pages() -> None:
         how: int(subprocess.run([sys.executable, "-c", PICTURES, how], capture_output=True, check=True).stdout)
         for how in ("keep", "give back")
     }
-    assert faults["give back"] > 10_000  # 2,000 pages of 4 kB a picture
-    assert faults["keep"] < 100
+    # How many pages a picture has depends on the machine: 2,000 of 4 kB, or some of them in huge pages.
+    assert faults["keep"] * 10 < faults["give back"]
