@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from infra.storage import StoragePath
@@ -169,6 +170,8 @@ def _decode(data: bytes, mode: str, size: tuple[int, int], what: str) -> np.ndar
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
             if (picture.height, picture.width) != size:  # known from the header: nothing large was allocated yet
                 raise DefectError(f"{what} size differs from the annotation's")
+            if mode == "RGB" and picture.format == "JPEG" and picture.mode in ("RGB", "L"):
+                return simplejpeg.decode_jpeg(data, "RGB")  # strict: a warning is an error
             return np.asarray(picture if picture.mode == mode else picture.convert(mode))
     except _DECODE_ERRORS as error:
         raise DefectError(f"{what} undecodable or truncated") from error

@@ -147,12 +147,30 @@ def test_pixels_are_those_that_are_stored(tmp_path: Path, options: dict[str, Any
         np.testing.assert_array_equal(read_image(path, (31, 45)), np.asarray(picture))
 
 
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_colours_of_other_kinds_are_read(tmp_path: Path, mode: str) -> None:
+    noise = np.random.default_rng(0).integers(40, 220, (31, 45, 3), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(tmp_path / "image.jpg")
+    with Image.open(tmp_path / "image.jpg") as picture:
+        np.testing.assert_array_equal(read_image(tmp_path / "image.jpg", (31, 45)), np.asarray(picture.convert("RGB")))
+
+
 def test_truncated_pictures_are_refused(jpeg: Path) -> None:
     data = jpeg.read_bytes()
     for length in range(0, len(data) - 2, 97):
         jpeg.write_bytes(data[:length])
         with pytest.raises(DefectError, match="undecodable or truncated"):
             read_image(jpeg, (48, 64))
+
+
+def test_damaged_pictures_are_refused(jpeg: Path) -> None:
+    """Cut out of the middle, as a lost block of a disk does: most decoders warn, and give half of a picture."""
+    data = jpeg.read_bytes()
+    jpeg.write_bytes(data[: len(data) // 2] + data[len(data) // 2 + 400 :])
+    with Image.open(jpeg) as picture:
+        picture.load()  # such a decoder
+    with pytest.raises(DefectError, match="undecodable or truncated"):
+        read_image(jpeg, (48, 64))
 
 
 def test_truncated_masks_are_refused(tmp_path: Path) -> None:
