@@ -42,13 +42,14 @@ class Snapshot:
 
 
 class SnapshotFolder:
-    """The checkpoints of one training, the newest `keep` of them."""
+    """The checkpoints of one training: the newest `keep` of them, and the best, which is the one with the smallest
+    `best_by` among its facts, if any has it.
+    """
 
-    def __init__(self, root: Path, *, keep: int = 2) -> None:
-        self._root, self._keep = root, keep
-        self._attempt = uuid.uuid4().hex[
-            :8
-        ]  # a process that outlives its training can never write where its successor does
+    def __init__(self, root: Path, *, keep: int = 2, best_by: str = "validation_loss") -> None:
+        self._root, self._keep, self._best_by = root, keep, best_by
+        # A process that outlives its training can never write where its successor does.
+        self._attempt = uuid.uuid4().hex[:8]
 
     def save(self, step: int, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> Snapshot:
         """Write `parts` (tensors by file name without ending) as the checkpoint after `step` steps; drop old ones."""
@@ -61,9 +62,20 @@ class SnapshotFolder:
         manifest = {"format_version": FORMAT_VERSION, "step": step, "files": digests, "facts": dict(facts)}
         (partial / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n")
         publish_folder(partial, final)
+        best = self.best()
         for _, old in self._found()[self._keep :]:
-            shutil.rmtree(old)
+            if best is None or old != best.folder:
+                shutil.rmtree(old)
         return Snapshot(final, step, dict(facts))
+
+    def best(self) -> Snapshot | None:
+        """The best checkpoint, the earlier of two that are equally good; its files are not looked at."""
+        rated = []
+        for step, folder in self._found():
+            facts = _read_manifest(folder).get("facts", {})
+            if self._best_by in facts:
+                rated.append(Snapshot(folder, step, facts))
+        return min(rated, key=lambda snapshot: (snapshot.facts[self._best_by], snapshot.step), default=None)
 
     def newest(self) -> Snapshot | None:
         """The newest checkpoint whose files are what its manifest says; damaged ones are named and passed over."""
@@ -85,6 +97,15 @@ class SnapshotFolder:
             return []
         matches = [(match, path) for path in self._root.iterdir() if (match := _NAME.fullmatch(path.name))]
         return sorted(((int(match[1]), path) for match, path in matches), reverse=True)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Its contents; nothing of one that cannot be read."""
+    try:
+        manifest = json.loads((folder / MANIFEST_NAME).read_text())
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
 def _read(folder: Path, step: int) -> tuple[str | None, dict[str, Any]]:

@@ -15,8 +15,8 @@ from infra.errors import UserError
 class EngineConfig:
     """How the weights are updated. Defaults: the paper, section 4 (AdamW, two learning rates, gradient clipping)."""
 
-    zero_stage: Literal[1, 2] = 2
-    """What ranks share out among them: 1 the optimizer's state, 2 the gradients too."""
+    zero_stage: Literal[0, 1, 2] = 2
+    """What ranks share out among them: 0 nothing, 1 the optimizer's state, 2 the gradients too."""
     precision: Literal["float32", "bf16"] = "float32"
     """Arithmetic of matrix products; weights, gradients and optimizer state are float32 in both."""
     learning_rate: float = 5e-5
@@ -31,10 +31,16 @@ class EngineConfig:
     """Steps over which both learning rates rise linearly from 0."""
     final_rate_share: float = 1.0
     """Both learning rates then fall along half a cosine to this share of themselves at the last step; 1 keeps them."""
+    compile: bool = False
+    """Let torch.compile make the network faster; the first steps take minutes."""
 
     def __post_init__(self) -> None:
-        if self.zero_stage not in (1, 2):
-            raise UserError(f"engine: zero_stage {self.zero_stage} must be 1 or 2")
+        if self.zero_stage == 3:
+            # DeepSpeed's stage 3 hands every parameter group the first one's learning rate when the number of ranks
+            # changes, and would gather all weights twice a backward pass.
+            raise UserError("engine: zero_stage 3 is not supported: it loses the renderer's learning rate; take 2")
+        if self.zero_stage not in (0, 1, 2):
+            raise UserError(f"engine: zero_stage {self.zero_stage} must be 0, 1 or 2")
         if self.precision not in ("float32", "bf16"):
             raise UserError(f"engine: precision {self.precision!r} must be 'float32' or 'bf16'")
         for name in ("learning_rate", "renderer_learning_rate", "gradient_clip"):

@@ -20,9 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from infra.config import EngineConfig
+from infra.learning_rates import learning_rate, weight_decay
+from infra.optimizer_state import OptimizerState
 
-RENDERER_GROUP = "renderer"  # has a learning rate of its own and no weight decay
-_MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's running averages of the gradient and of its square
 _BUCKET_ELEMENTS = 50_000_000  # gradients are summed over ranks in pieces of 200 MB
 
 
@@ -46,11 +46,15 @@ class Engine:
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
         self.config, self.num_steps, self.device = config, num_steps, device
         self._num_ranks = dist.get_world_size()
-        self._utils = deepspeed.utils
-        optimizer = torch.optim.AdamW(_parameter_groups(groups, config), lr=config.learning_rate)
+        optimizer = torch.optim.AdamW(_parameter_groups(groups, config), lr=config.learning_rate, fused=True)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module.to(device), optimizer=optimizer, config=_deepspeed_config(config), dist_init_required=False
         )
+        self._state = OptimizerState(self._engine.module, self._optimizer, deepspeed.utils)
+        self._sums, self._read = torch.zeros(0), [0.0]
+        self._read_with_gradient_norm()
+        if config.compile:
+            self._engine.compile()
         self._use_step(0)
 
     @property
@@ -63,63 +67,59 @@ class Engine:
         # DeepSpeed averages gradients over ranks; the objective is a sum.
         self._engine.backward(loss * self._num_ranks, scale_wrt_gas=False)
 
-    def step(self, step: int) -> float:
-        """Update the weights as step number `step`, counted from 0. Returns the gradient's norm before clipping.
+    def step(self, step: int, sums: Tensor) -> tuple[float, list[float]]:
+        """Update the weights as step number `step`, counted from 0.
 
-        Raises:
-            FloatingPointError: the gradient is not finite; the weights are as before.
+        Returns the gradient's norm before clipping, and the sums over ranks of `sums`, [N] float64 on the device: both
+        are read in one go, the only time in a step that this process waits for its device. If the norm is not finite
+        the weights are as before.
         """
+        dist.all_reduce(sums)
+        self._sums = sums
         self._use_step(step)
         self._engine.step()
-        norm = float(self._engine.get_global_grad_norm())
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"step {step + 1}: the gradient is not finite; lower the learning rate")
-        return norm
+        norm = self._read[-1]
+        return (norm if norm >= 0 else math.inf), self._read[:-1]  # DeepSpeed's word for a norm that is not finite: -1
 
     def learning_rates(self) -> dict[str, float]:
         """Learning rate of the latest step by parameter group."""
         return {group["name"]: group["lr"] for group in self._optimizer.param_groups}
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """AdamW's running averages, whole and on the CPU, as `<parameter>.<moment>`: on rank 0, nothing on others.
-
-        Every rank must call it, after at least one step.
-        """
-        self._link_state()
-        state: dict[str, Tensor] = {}
-        for name, parameter in self._trained():
-            for moment in _MOMENTS:
-                whole = self._utils.safe_get_full_optimizer_state(parameter, moment)  # sums over ranks
-                if dist.get_rank() == 0:
-                    state[f"{name}.{moment}"] = whole.cpu()
-        return state
+        """AdamW's running averages, see `OptimizerState.whole`. Every rank must call it, after at least one step."""
+        return self._state.whole()
 
     def load_optimizer_state(self, state: Mapping[str, Tensor], *, num_steps: int) -> None:
         """Continue from `optimizer_state()` as it was after `num_steps` steps, saved by any number of ranks."""
-        flat_states = self._optimizer.optimizer.state
-        for group in self._optimizer.param_groups:
-            (flat,) = group["params"]
-            flat_states[flat] = {moment: torch.zeros_like(flat) for moment in _MOMENTS}
-            flat_states[flat]["step"] = torch.tensor(float(num_steps))
-        self._link_state()
-        for name, parameter in self._trained():
-            for moment in _MOMENTS:
-                whole = state[f"{name}.{moment}"].to(parameter.device)
-                self._utils.safe_set_full_optimizer_state(parameter, whole, moment)
+        self._state.load(state, num_steps=num_steps)
         self._use_step(num_steps)
         self._check_groups(num_steps)
 
-    def _link_state(self) -> None:
-        """Tell every parameter where in the flat state its own part lies.
-
-        DeepSpeed does so during its first step, but then only for the first of several parameter groups.
+    def _read_with_gradient_norm(self) -> None:
+        """DeepSpeed looks whether the norm is finite, which waits for the device: let it look at what is read anyway,
+        together with the step's sums.
         """
-        for parameters, group in zip(self._optimizer.bit16_groups, self._optimizer.param_groups, strict=True):
-            (flat,) = group["params"]  # this rank's piece of the group's parameters, laid end to end
-            self._utils.lazy_init_hp_params_optimizer_state(parameters, flat, self._optimizer.optimizer.state)
+        if self.config.zero_stage > 0:
+            norm_on_device = self._optimizer.scaled_global_norm
+            self._optimizer.scaled_global_norm = lambda: torch.tensor(self._read_with(norm_on_device()))
+            return
 
-    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, p) for name, p in self._engine.module.named_parameters() if hasattr(p, "_hp_mapping"))
+        def clip() -> None:
+            parameters = list(self._engine.module.parameters())
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            self._read_with(norm)
+            # A gradient that is not finite is dropped, as ZeRO does: weights and AdamW's averages stay as they are.
+            if math.isfinite(self._read[-1]):
+                nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clip, norm)
+            else:
+                for parameter in parameters:
+                    parameter.grad = None
+
+        self._engine.clip_fp32_gradients = clip
+
+    def _read_with(self, norm: Tensor) -> float:
+        self._read = torch.cat([self._sums, norm.double().reshape(1)]).tolist()
+        return self._read[-1]
 
     def _use_step(self, step: int) -> None:
         for group in self._optimizer.param_groups:
@@ -129,28 +129,10 @@ class Engine:
         """A setting that lands on the wrong group trains on without a sign, so look after every load."""
         for group in self._optimizer.param_groups:
             name = group["name"]
-            found = (
-                group["lr"],
-                group["weight_decay"],
-                self._optimizer.optimizer.state[group["params"][0]]["step"].item(),
-            )
+            found = group["lr"], group["weight_decay"], self._state.steps_done(group)
             rate = learning_rate(self.config, name, num_steps, num_steps=self.num_steps)
             expected = rate, weight_decay(self.config, name), num_steps
             assert found == expected, (name, found, expected)
-
-
-def learning_rate(config: EngineConfig, group: str, step: int, *, num_steps: int) -> float:
-    """Learning rate of a parameter group at step `step`, counted from 0, of `num_steps`."""
-    full = config.renderer_learning_rate if group == RENDERER_GROUP else config.learning_rate
-    if step < config.warmup_steps:
-        return full * (step + 1) / config.warmup_steps
-    done = min(1.0, (step - config.warmup_steps) / max(1, num_steps - 1 - config.warmup_steps))
-    return full * (config.final_rate_share + (1 - config.final_rate_share) * 0.5 * (1 + math.cos(math.pi * done)))
-
-
-def weight_decay(config: EngineConfig, group: str) -> float:
-    """Weight decay of a parameter group."""
-    return 0.0 if group == RENDERER_GROUP else config.weight_decay
 
 
 def sum_over_ranks(values: Tensor) -> list[float]:
@@ -165,6 +147,13 @@ def from_first_rank(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_every_rank(value: Any) -> list[Any]:
+    """The `value` of each rank, on every rank."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def _parameter_groups(groups: Mapping[str, Sequence[nn.Parameter]], config: EngineConfig) -> list[dict[str, Any]]:

@@ -94,6 +94,16 @@ def publish_folder(partial: Path, final: Path) -> None:
     _sync_folder(final.parent)
 
 
+def replace_folder(new: Path, final: Path) -> None:
+    """As `publish_folder`, in place of an older `final`. A reader finds either whole, or for an instant none."""
+    old = final.with_name(f".{final.name}-old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    publish_folder(new, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def num_bytes(path: StoragePath) -> int:
     """Size of a file; 0 where there is none."""
     if not path.is_file():

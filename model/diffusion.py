@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from diffusers import DDPMScheduler
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from model.cameras import Cameras
 from model.config import DiffusionConfig
 from model.trajectories import OrbitConfig, orbit
+from model.transfer import to_device
 from model.views import Scene
 
 # From this many views on the projection layers must render a last view that their volume has not seen.
@@ -33,19 +34,11 @@ MIN_VIEWS_TO_HIDE_ONE = 3
 # Prior images show no known pose: each gets a random one of these, at most this high above the horizon.
 NUM_PRIOR_AZIMUTHS = 72
 MAX_PRIOR_ELEVATION_DEGREES = 45.0
-
-
-class _Movable:
-    """A dataclass of tensors, scenes and tuples that can be moved to a device."""
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same on `device`."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return type(self)(**{k: v.to(device) if isinstance(v, Tensor | Scene) else v for k, v in fields.items()})
+NUM_QUARTERS = 4  # of the timesteps, in which losses are told apart
 
 
 @dataclass(frozen=True, eq=False)
-class ViewBatch(_Movable):
+class ViewBatch:
     """B samples of V posed views."""
 
     latents: Tensor  # [B, V, C, h, w] clean, scaled
@@ -55,7 +48,7 @@ class ViewBatch(_Movable):
 
 
 @dataclass(frozen=True, eq=False)
-class PriorBatch(_Movable):
+class PriorBatch:
     """B single images of the base model."""
 
     latents: Tensor  # [B, C, h, w] clean, scaled
@@ -89,7 +82,9 @@ class PartLoss(NamedTuple):
     """One part of the objective: this batch's share of the step's loss."""
 
     loss: Tensor  # scalar, weighted: add up and call backward
-    scalars: dict[str, Tensor]  # detached, unweighted; add them up over micro-batches and ranks like the loss
+    scalars: dict[str, Tensor]
+    """Detached, unweighted; add them up over micro-batches and ranks like the loss. A mean that the batch has only a
+    part of comes as two: `<name>/sum` and `<name>/count`."""
 
 
 def draw(
@@ -137,8 +132,9 @@ def view_loss(unet: nn.Module, batch: ViewBatch, objective: Objective) -> PartLo
         num_timesteps=objective.scheduler.config.num_train_timesteps,
         config=objective.config,
     )
-    loss = denoising_loss(unet, batch, draws=draws, objective=objective)
-    return PartLoss(loss, {"view_loss": loss.detach()})
+    per_sample = sample_losses(unet, batch, draws=draws, scheduler=objective.scheduler, empty_text=objective.empty_text)
+    loss = per_sample.sum() / objective.global_batch_size
+    return PartLoss(loss, {"view_loss": loss.detach()} | _by_timestep(per_sample.detach(), draws, objective))
 
 
 def prior_loss(unet: nn.Module, batch: PriorBatch, objective: Objective) -> PartLoss:
@@ -167,7 +163,15 @@ def prior_loss(unet: nn.Module, batch: PriorBatch, objective: Objective) -> Part
 
 
 def denoising_loss(unet: nn.Module, batch: ViewBatch, *, draws: Draws, objective: Objective) -> Tensor:
-    """The batch's share (see above) of the squared error of the prediction over the novel views, a scalar.
+    """The batch's share (see above) of the squared error, a scalar; `sample_losses` says what that is."""
+    per_sample = sample_losses(unet, batch, draws=draws, scheduler=objective.scheduler, empty_text=objective.empty_text)
+    return per_sample.sum() / objective.global_batch_size
+
+
+def sample_losses(
+    unet: nn.Module, batch: ViewBatch, *, draws: Draws, scheduler: DDPMScheduler, empty_text: Tensor
+) -> Tensor:
+    """Mean squared error of the prediction over the novel views of each sample, [B].
 
     Known views are given clean at timestep 0 and count neither in the error nor in its divisor. Raises ValueError if a
     sample knows all its views, or the scheduler predicts neither noise nor velocity.
@@ -176,21 +180,33 @@ def denoising_loss(unet: nn.Module, batch: ViewBatch, *, draws: Draws, objective
         raise ValueError("diffusion: all views of a sample are known; leave at least one for the loss")
     latents, device = batch.latents, batch.latents.device
     num_views = latents.shape[1]
-    noise, known = draws.noise.to(device), draws.known.to(device)
-    timesteps = draws.timesteps.to(device)[:, None].expand(-1, num_views)
-    noisy, target = _noise(objective.scheduler, latents, noise=noise, timesteps=timesteps)
+    noise, known = to_device(draws.noise, device), to_device(draws.known, device)
+    timesteps = to_device(draws.timesteps, device)[:, None].expand(-1, num_views)
+    noisy, target = _noise(scheduler, latents, noise=noise, timesteps=timesteps)
     prediction = unet(
         torch.where(known[:, :, None, None, None], latents, noisy),
         timesteps.masked_fill(known, 0),
-        text=torch.where(draws.drop_caption.to(device)[:, None, None], objective.empty_text.to(batch.text), batch.text),
+        text=torch.where(to_device(draws.drop_caption, device)[:, None, None], empty_text.to(batch.text), batch.text),
         scene=batch.scene,
         hidden_views=1 if num_views >= MIN_VIEWS_TO_HIDE_ONE else 0,
-        opacity_noise_seeds=draws.opacity_noise_seeds.to(device),
+        opacity_noise_seeds=to_device(draws.opacity_noise_seeds, device),
     )
     error = (prediction.float() - target.float()).square().mean(dim=(2, 3, 4))  # [B, V]
     novel = (~known).to(error.dtype)
-    per_sample = (error * novel).sum(dim=1) / novel.sum(dim=1)
-    return per_sample.sum() / objective.global_batch_size
+    return (error * novel).sum(dim=1) / novel.sum(dim=1)
+
+
+def _by_timestep(per_sample: Tensor, draws: Draws, objective: Objective) -> dict[str, Tensor]:
+    """Sums and counts of sample losses [B] in each quarter of the timesteps: quarter 1 has the least noise."""
+    quarters = draws.timesteps * NUM_QUARTERS // objective.scheduler.config.num_train_timesteps
+    member = (quarters[:, None] == torch.arange(NUM_QUARTERS)).to(per_sample.dtype)  # [B, quarters]
+    member = to_device(member, per_sample.device)
+    sums, counts = per_sample @ member, member.sum(dim=0)
+    scalars: dict[str, Tensor] = {}
+    for quarter in range(NUM_QUARTERS):
+        name = f"view_loss_quarter_{quarter + 1}"
+        scalars |= {f"{name}/sum": sums[quarter], f"{name}/count": counts[quarter]}
+    return scalars
 
 
 def _noise(scheduler: DDPMScheduler, latents: Tensor, *, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:

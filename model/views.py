@@ -22,6 +22,7 @@ from model.cameras import Cameras
 from model.conditioning import NEUTRAL_INTENSITY
 from model.config import ProjectionConfig
 from model.geometry import Geometry
+from model.transfer import to_device
 
 # World units. Shorter sides of a scene are a mistake, and their inverse is no number soon.
 MIN_SIDE = 1e-6
@@ -77,7 +78,9 @@ class Scene:
 
     def to(self, device: torch.device | str) -> Scene:
         """The same on `device`, to be prepared anew."""
-        return Scene(self.cameras.to(device), self.scene_bounds.to(device), self.intensity.to(device))
+        matrices = [to_device(values, device) for values in (self.cameras.world_to_camera, self.cameras.intrinsics)]
+        cameras = Cameras(matrices[0], matrices[1], self.cameras.image_size)
+        return Scene(cameras, to_device(self.scene_bounds, device), to_device(self.intensity, device))
 
     def check(self) -> Scene:
         """Return self if all values make sense, else raise ValueError naming the first that does not.

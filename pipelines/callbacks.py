@@ -1,10 +1,13 @@
-"""What happens between training steps, in the workers: metrics.jsonl, checkpoints, preview pictures."""
+"""What happens between training steps, in the workers: metrics.jsonl, preview pictures."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import resource
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,26 +17,48 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from infra.checkpoint import SnapshotFolder
-from infra.engine import Engine
 from infra.storage import atomic_write
 from model.base import BaseModel, load_base
 from model.config import SamplingConfig
 from model.sampling import ViewRequest, generate_views
 from model.unet import ViewDiffUNet
 from model.views import Scene
+from pipelines.checkpoints import Cadence
 from pipelines.loop import StepInfo
 from preprocessing.batches import TrainBatches
 
-MODEL_PART, OPTIMIZER_PART = "model", "optimizer"  # file names inside a checkpoint
+_STEPS_TO_JUDGE, _SLOW = 20, 1.5  # steps, and times as long as the median rank
 PREVIEW_SAMPLING = SamplingConfig(num_steps=8, guidance_scale=1.0)  # guidance would double the time
 
 
-def write_line(info: StepInfo) -> str:
-    """A step as one line of metrics.jsonl."""
+@dataclass(frozen=True)
+class Work:
+    """What a step is made of, by which its speed is told."""
+
+    num_views: int  # over all ranks, prior images not counted
+
+
+def write_line(info: StepInfo, work: Work) -> str:
+    """A step as one line of metrics.jsonl. What differs from run to run starts with "time/"."""
     rates = {f"learning_rate_{name}": rate for name, rate in info.learning_rates.items()}
     numbers = {"loss": info.loss, **info.scalars, "gradient_norm": info.gradient_norm, **rates}
-    return json.dumps({"step": info.step, **numbers, "seconds": round(info.seconds, 4)}) + "\n"
+    times = {f"time/{name}": round(value, 6) for name, value in _times(info, work).items()}
+    return json.dumps({"step": info.step, **numbers, **times}) + "\n"
+
+
+def _times(info: StepInfo, work: Work) -> dict[str, float]:
+    times = {"seconds": info.seconds, "views_per_second": work.num_views / info.seconds}
+    times |= {f"{phase}_seconds": seconds for phase, seconds in info.phase_seconds.items()}
+    if max(info.rank_seconds, default=0.0) > 0:
+        times["slowest_rank_ratio"] = max(info.rank_seconds) / statistics.median(info.rank_seconds)
+    return times | {"memory_gb": peak_memory() / 1e9}
+
+
+def peak_memory() -> int:
+    """Bytes that this process has used at most: of its GPU, if it has one."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def drop_lines_after(path: Path, done: int) -> None:
@@ -47,49 +72,21 @@ def drop_lines_after(path: Path, done: int) -> None:
     atomic_write(path, b"".join(lines))
 
 
-@dataclass(frozen=True)
-class Cadence:
-    """Every so many steps, and after the last."""
-
-    every_steps: int
-    num_steps: int
-
-    def is_due(self, step: int) -> bool:
-        """Whether it is time after `step` steps."""
-        return step % self.every_steps == 0 or step == self.num_steps
-
-
 class MetricsFile:
     """One line per step, each step once. Only for rank 0."""
 
-    def __init__(self, path: Path, *, done: int, checkpoints: Cadence) -> None:
+    def __init__(self, path: Path, *, done: int, checkpoints: Cadence, work: Work) -> None:
         drop_lines_after(path, done)
         self._file = path.open("a")
-        self._checkpoints = checkpoints
+        self._checkpoints, self._work = checkpoints, work
 
     def __call__(self, info: StepInfo) -> None:
-        self._file.write(write_line(info))
+        self._file.write(write_line(info, self._work))
         self._file.flush()
-        if self._checkpoints.is_due(info.step):  # a checkpoint must never outlive the lines before it
+        if info.checkpoint_wanted or self._checkpoints.is_due(
+            info.step
+        ):  # a checkpoint must never outlive the lines before it
             os.fsync(self._file.fileno())
-
-
-@dataclass(frozen=True)
-class SaveSnapshots:
-    """A checkpoint whenever one is due. Every rank must have this; rank 0 writes."""
-
-    engine: Engine
-    unet: ViewDiffUNet
-    snapshots: SnapshotFolder | None  # on rank 0
-    cadence: Cadence
-
-    def __call__(self, info: StepInfo) -> None:
-        if not self.cadence.is_due(info.step):
-            return
-        state = self.engine.optimizer_state()
-        if self.snapshots is not None:
-            parts = {MODEL_PART: self.unet.state_dict(), OPTIMIZER_PART: state}
-            self.snapshots.save(info.step, parts, {"loss": info.loss})
 
 
 class DrawPreviews:
@@ -123,6 +120,34 @@ class DrawPreviews:
         """[V, C, h, w] side by side as uint8 [H, V*W, 3]."""
         images = (self._base.decode(latents) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return np.concatenate(list(images), axis=1)
+
+
+class WatchRanks:
+    """Says which rank holds the others up, once for each. Only for rank 0.
+
+    Time that a rank spends for itself, without waiting for others, is averaged over about `_STEPS_TO_JUDGE` steps.
+    """
+
+    def __init__(self, hosts: Sequence[str], tell: Callable[[str], None]) -> None:
+        """`hosts`: each rank's machine."""
+        self._hosts, self._tell = hosts, tell
+        self._seconds, self._num_steps, self._told = [0.0] * len(hosts), 0, set[int]()
+
+    def __call__(self, info: StepInfo) -> None:
+        if len(info.rank_seconds) != len(self._hosts) or min(info.rank_seconds) <= 0:
+            return
+        self._num_steps += 1
+        share = 1 / min(self._num_steps, _STEPS_TO_JUDGE)
+        pairs = zip(self._seconds, info.rank_seconds, strict=True)
+        self._seconds = [old + share * (new - old) for old, new in pairs]
+        usual = statistics.median_low(self._seconds)
+        for rank, seconds in enumerate(self._seconds):
+            if self._num_steps >= _STEPS_TO_JUDGE and seconds > _SLOW * usual and rank not in self._told:
+                self._told.add(rank)
+                self._tell(
+                    f"step {info.step}: rank {rank} on {self._hosts[rank]} takes {seconds:.3g} s for its own part of a "
+                    f"step, the others {usual:.3g} s; all wait for it"
+                )
 
 
 def preview_request(batches: TrainBatches, num_views: int, encoder: BaseModel | None) -> ViewRequest:

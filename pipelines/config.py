@@ -37,18 +37,32 @@ class TrainConfig:
     """Views per sample."""
     seed: int = 0
     """Seed of the order of the data and of everything that is drawn per sample."""
+    average_decay: float = 0.0
+    """Decay of the running average of the weights that becomes the model, such as 0.999; 0: the last weights do."""
+    largest_loss: float = 10.0
+    """A step with a larger loss ends the training: a network that predicts nothing at all has about 1."""
+    validation_samples: int = 32
+    """Samples of the held-out sequences of split val whose loss is taken at each checkpoint; 0: none."""
     checkpoint_every_steps: int = 500
     """Steps between checkpoints, which is what a crash can cost."""
+    kept_checkpoints: int = 2
+    """How many of the newest checkpoints are kept, besides the one with the smallest validation loss."""
     preview_every_steps: int = 1000
     """Steps between preview pictures in MLflow."""
 
     def __post_init__(self) -> None:
         names = ("num_steps", "batch_size", "micro_batch_size", "checkpoint_every_steps", "preview_every_steps")
-        for name in names:
+        for name in (*names, "kept_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"train: {name} is {getattr(self, name)}, must be at least 1")
         if self.trained not in ("full", "adapter"):
             raise UserError(f"train: trained is {self.trained!r}, must be 'full' or 'adapter'")
+        if not 0 <= self.average_decay < 1:
+            raise UserError(f"train: average_decay is {self.average_decay}, must lie in [0, 1)")
+        if not self.largest_loss > 0:
+            raise UserError(f"train: largest_loss is {self.largest_loss}, must be above 0")
+        if self.validation_samples < 0:
+            raise UserError(f"train: validation_samples is {self.validation_samples}, must be at least 0")
         if self.num_views < 2:
             raise UserError(f"train: num_views is {self.num_views}, must be at least 2")
         if self.seed < 0:

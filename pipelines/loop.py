@@ -5,48 +5,33 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, islice
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from infra.engine import Engine, sum_over_ranks
+from infra.engine import Engine
+from infra.stopwatch import Stopwatch
 from model.diffusion import PartLoss
+from pipelines.schedule import Schedule
 
 # A micro-batch of samples -> their share of one part of the step's objective.
 LossPart = Callable[[Any], PartLoss]
+_OWN_PHASES = ("data", "forward")  # in which a rank does not wait for others
+_LOSS, _WANTED = "loss", "checkpoint wanted"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Which samples a step is made of: positions [step · batch_size, (step + 1) · batch_size), however many ranks."""
+class DivergedError(FloatingPointError):
+    """Loss or gradient are no numbers any more, or far too large."""
 
-    batch_size: int  # samples per step, over all ranks
-    micro_batch_size: int  # samples per forward pass of one rank
-    rank: int
-    num_ranks: int
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step  # counted from 0
 
-    def __post_init__(self) -> None:
-        if self.batch_size % self.num_ranks:
-            # Gradients are summed over ranks after every backward pass, so each rank needs the same number of them.
-            raise ValueError(f"batch_size {self.batch_size} cannot be divided among {self.num_ranks} ranks")
-
-    def micro_batches(self, step: int) -> list[range]:
-        """This rank's positions of step `step`, counted from 0."""
-        share = self.batch_size // self.num_ranks
-        first = step * self.batch_size + self.rank * share
-        positions = range(first, first + share)
-        return [positions[start : start + self.micro_batch_size] for start in range(0, share, self.micro_batch_size)]
-
-    @property
-    def num_micro_batches(self) -> int:
-        """Of one rank in a step."""
-        return -(-self.batch_size // self.num_ranks // self.micro_batch_size)
-
-    def positions(self, steps: range) -> Iterator[range]:
-        """This rank's positions of all these steps, a range for each micro-batch."""
-        return chain.from_iterable(map(self.micro_batches, steps))
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        return DivergedError, (str(self), self.step)  # without this it cannot leave its process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +43,10 @@ class StepInfo:
     scalars: Mapping[str, float]  # of the loss's parts, over the global batch
     gradient_norm: float  # before clipping
     learning_rates: Mapping[str, float]  # by parameter group
-    seconds: float  # of this step without its callbacks
+    seconds: float  # of this step without validation and callbacks
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)  # of the step before, on this rank
+    rank_seconds: tuple[float, ...] = ()  # of each rank alone, without waiting for others, two steps before
+    checkpoint_wanted: bool = False  # somebody asked for one now
 
 
 class Callback(Protocol):
@@ -67,46 +55,102 @@ class Callback(Protocol):
     def __call__(self, info: StepInfo) -> None: ...
 
 
-def train_steps(
-    engine: Engine,
-    parts: Sequence[LossPart],
-    batches: Iterator[Any],
-    schedule: Schedule,
-    *,
-    steps: range,
-    callbacks: Sequence[Callback],
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What all steps of a training have in common."""
+
+    engine: Engine
+    parts: Sequence[LossPart]
+    schedule: Schedule
+    largest_loss: float = math.inf
+    callbacks: Sequence[Callback] = ()
+    validate: Callable[[int], Mapping[str, float]] = lambda step: {}
+    """Further numbers after a step (steps done, this one included); called on every rank."""
+    wants_checkpoint: Callable[[], bool] = lambda: False
+    """Asked on every rank; one that says yes is enough."""
+
+
+def train_steps(training: Training, batches: Iterator[Any], *, steps: range) -> None:
     """Do the optimizer steps `steps`, counted from 0, with the samples at `schedule.positions(steps)`: `batches` yields
     a micro-batch for each of these.
 
     Raises:
-        FloatingPointError: loss or gradient are no longer finite; the last checkpoint is from before.
+        DivergedError: on every rank; the last checkpoint is from before.
     """
+    engine, stopwatch = training.engine, Stopwatch(training.engine.device)
+    phases: dict[str, float] = {}
     for step in steps:
         started = time.perf_counter()
-        scalars = _accumulate(engine, parts, islice(batches, schedule.num_micro_batches))
-        loss = scalars.pop("loss")
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"step {step + 1}: the loss is {loss} ({scalars}); lower the learning rate")
+        sums = _accumulate(training, islice(batches, training.schedule.num_micro_batches), stopwatch)
+        sums |= _of_ranks(training, phases)
+        with stopwatch.phase("optimizer"):
+            norm, totals = engine.step(step, torch.stack(list(sums.values())))
+        scalars = dict(zip(sums, totals, strict=True))
+        phases, seconds = stopwatch.next_step(), time.perf_counter() - started
         info = StepInfo(
             step=step + 1,
-            loss=loss,
-            scalars=scalars,
-            gradient_norm=engine.step(step),
+            loss=scalars.pop(_LOSS),
+            checkpoint_wanted=scalars.pop(_WANTED) > 0,
+            rank_seconds=tuple(scalars.pop(_rank(rank)) for rank in range(training.schedule.num_ranks)),
+            scalars=_means(scalars) | dict(training.validate(step + 1)),
+            gradient_norm=norm,
             learning_rates=engine.learning_rates(),
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
+            phase_seconds=phases,
         )
-        for callback in callbacks:
+        _require_finite(info, training.largest_loss)
+        for callback in training.callbacks:
             callback(info)
 
 
-def _accumulate(engine: Engine, parts: Sequence[LossPart], micro_batches: Iterable[Any]) -> dict[str, float]:
-    """Gradients of a whole step; returns its loss and scalars, summed over micro-batches and ranks."""
-    sums: dict[str, torch.Tensor] = {}
-    for batch in micro_batches:
-        for part in parts:
-            loss, scalars = part(batch)
-            engine.backward(loss)
-            for name, value in {"loss": loss.detach(), **scalars}.items():
-                sums[name] = value.double() + sums.get(name, 0.0)
-    return dict(zip(sums, sum_over_ranks(torch.stack(list(sums.values()))), strict=True))
+def _accumulate(training: Training, micro_batches: Iterable[Any], stopwatch: Stopwatch) -> dict[str, Tensor]:
+    """Gradients of a whole step; returns this rank's sums of losses and scalars over its micro-batches, float64."""
+    engine, sums = training.engine, dict[str, Tensor]()
+    batches = iter(micro_batches)
+    for number in range(training.schedule.num_micro_batches):
+        with stopwatch.phase("data"):
+            batch = next(batches)
+        weight = 1.0 if number < training.schedule.num_counted else 0.0
+        for part in training.parts:
+            with stopwatch.phase("forward"):
+                loss = part(batch)
+            with stopwatch.phase("backward"):
+                engine.backward(loss.loss * weight)
+            for name, value in {_LOSS: loss.loss.detach(), **loss.scalars}.items():
+                sums[name] = weight * value.double() + sums.get(name, 0.0)
+    return sums
+
+
+def _of_ranks(training: Training, phases: Mapping[str, float]) -> dict[str, Tensor]:
+    """What ranks tell each other, in the same sum as the losses: each one's time in its own place."""
+    schedule, own = training.schedule, sum(phases.get(name, 0.0) for name in _OWN_PHASES)
+    values = {_rank(rank): own if rank == schedule.rank else 0.0 for rank in range(schedule.num_ranks)}
+    values[_WANTED] = float(training.wants_checkpoint())
+    numbers = torch.tensor(list(values.values()), dtype=torch.float64).to(training.engine.device, non_blocking=True)
+    return dict(zip(values, numbers, strict=True))
+
+
+def _rank(rank: int) -> str:
+    return f"seconds of rank {rank}"
+
+
+def _means(scalars: Mapping[str, float]) -> dict[str, float]:
+    """Divide each sum `x/sum` by its `x/count`, and leave out what nothing was counted of."""
+    means = {name: value for name, value in scalars.items() if "/" not in name}
+    for name in (name.removesuffix("/count") for name in scalars if name.endswith("/count")):
+        if scalars[f"{name}/count"] > 0:
+            means[name] = scalars[f"{name}/sum"] / scalars[f"{name}/count"]
+    return means
+
+
+def _require_finite(info: StepInfo, largest_loss: float) -> None:
+    if not math.isfinite(info.loss):
+        problem = f"the loss is {info.loss}"
+    elif not math.isfinite(info.gradient_norm):
+        problem = "the gradient is not finite"
+    elif info.loss > largest_loss:
+        problem = f"the loss is {info.loss:.4g}, more than {largest_loss:g}"
+    else:
+        return
+    parts = ", ".join(f"{name} {value:.4g}" for name, value in info.scalars.items())
+    raise DivergedError(f"step {info.step}: {problem} ({parts})", info.step - 1)

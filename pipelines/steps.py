@@ -100,7 +100,7 @@ STEPS: tuple[Step, ...] = (
         inputs=(*_CAPTIONED_SHARDS, ("latents", "latents"), ("base", "base")),
         load=_train,
         tracks=True,
-        version=3,
+        version=4,
     ),
     Step(
         name="evaluate",

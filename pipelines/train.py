@@ -28,14 +28,18 @@ from pipelines.callbacks import drop_lines_after
 from pipelines.config import TrainConfig
 from pipelines.lineage import log_shards
 from pipelines.runtime import RuntimeConfig
-from pipelines.train_worker import TrainJob, open_batches, train_in_worker
+from pipelines.train_job import TrainJob, open_batches
+from pipelines.train_worker import train_in_worker
 from pipelines.watch import TrainingWatch
 from preprocessing.latents import LatentCache
 
 _FACTS_NAME = "facts.json"
-# On the disk: weights and AdamW's two moments in two checkpoints and a third that is being written; the model itself.
-_BYTES_PER_PARAMETER = 3 * 12 + 4
-_SCRATCH_NAMES = ("checkpoints", "workers")  # only needed until the model is written
+_SETTINGS_NAME = "settings.json"
+# On the disk: weights and AdamW's two moments in a checkpoint; the model itself, twice while it is replaced.
+_CHECKPOINT_BYTES, _MODEL_BYTES = 12, 2 * 4
+_UNCOUNTED_CHECKPOINTS = 2  # the best one, and one that is being written
+# Only needed until the model is written.
+_SCRATCH_NAMES = ("checkpoints", "workers")
 
 
 def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
@@ -58,6 +62,7 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
         num_loaders=runtime.num_loaders,
     )
     _check(job)
+    _require_same_settings(job)
     if not (folder / _FACTS_NAME).exists():
         run = _start_run(tracking, config, inputs)
         try:
@@ -86,7 +91,27 @@ def _check(job: TrainJob) -> None:
     except ValueError as error:
         raise UserError(f"train: {error}") from error
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
-    require_space(job.folder, _BYTES_PER_PARAMETER * num_parameters)
+    each = _CHECKPOINT_BYTES + (4 if config.average_decay else 0)
+    num_checkpoints = config.kept_checkpoints + _UNCOUNTED_CHECKPOINTS
+    require_space(job.folder, (num_checkpoints * each + _MODEL_BYTES) * num_parameters)
+
+
+def _require_same_settings(job: TrainJob) -> None:
+    """Note the settings in the folder when a training begins there, and refuse to go on with others.
+
+    A stage's folder is named by its settings, so this happens to folders that were copied or renamed.
+    """
+    path, settings = job.folder / _SETTINGS_NAME, flatten(plain(job.config))
+    if not path.exists():
+        atomic_write(path, (json.dumps(settings, indent=2) + "\n").encode())
+        return
+    begun = json.loads(path.read_bytes())
+    for name in sorted(begun.keys() | settings.keys()):
+        if begun.get(name) != settings.get(name):
+            raise UserError(
+                f"train: {job.folder} was begun with {name} {begun.get(name)}, now it is {settings.get(name)}; a "
+                "training goes on only with the settings that it began with: restore them, or use another --root"
+            )
 
 
 def _start_run(tracking: Tracking, config: TrainConfig, inputs: Mapping[str, Any]) -> Run:
@@ -124,6 +149,6 @@ def _facts(job: TrainJob) -> dict[str, Any]:
     return {
         "steps": len(records),
         "final_loss": records[-1]["loss"],
-        "seconds": round(sum(record["seconds"] for record in records), 1),
+        "seconds": round(sum(record["time/seconds"] for record in records), 1),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
     }

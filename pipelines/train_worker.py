@@ -5,125 +5,201 @@ Apart from pipelines/train.py, because what workers import is time that every st
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from infra.checkpoint import Snapshot, SnapshotFolder
-from infra.engine import Engine, from_first_rank
-from infra.storage import StoragePath, publish_folder
+from infra.checkpoint import Snapshot
+from infra.engine import Engine, from_every_rank, from_first_rank
+from infra.storage import publish_folder
 from model.adapter import freeze_base, write_adapter
 from model.base import BaseModel, load_base
 from model.diffusion import Objective, PartLoss, prior_loss, view_loss
-from model.sampling import ViewRequest
 from model.unet import ViewDiffUNet
-from pipelines.callbacks import (
-    MODEL_PART,
-    OPTIMIZER_PART,
-    Cadence,
-    DrawPreviews,
-    MetricsFile,
-    SaveSnapshots,
-    preview_request,
-)
-from pipelines.config import TrainConfig
-from pipelines.loop import Callback, LossPart, Schedule, train_steps
+from pipelines.callbacks import DrawPreviews, MetricsFile, WatchRanks, Work, preview_request
+from pipelines.checkpoints import MODEL_PART, OPTIMIZER_PART, Cadence, SaveCheckpoints, WeightAverage
+from pipelines.loop import Callback, DivergedError, LossPart, Training, train_steps
+from pipelines.schedule import Schedule
+from pipelines.train_job import VALIDATION_SPLIT, TrainJob, open_batches
+from pipelines.validation import Validation
 from preprocessing.batches import LoadedBatch, TrainBatches
-from preprocessing.captions import read_sequence_captions
-from preprocessing.dataset import FrameIndex, ShardReader
-from preprocessing.latents import LatentCache
 from preprocessing.loader import load_batches
 
 
-@dataclass(frozen=True)
-class TrainJob:
-    """What every worker is told."""
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """What one process of a training holds."""
 
-    config: TrainConfig
-    shards_dir: StoragePath
-    captions_dir: Path
-    latents_dir: StoragePath
-    base_dir: Path
-    initial_dir: Path | None  # model to start from instead of the base model's U-Net
-    folder: Path
-    num_loaders: int  # processes that read batches ahead
+    job: TrainJob
+    unet: ViewDiffUNet
+    engine: Engine
+    batches: TrainBatches
+    encoder: BaseModel | None  # where pictures are encoded on the way
+    done: int  # steps that the checkpoint it started from has
 
     @property
-    def metrics_path(self) -> Path:
-        return self.folder / "metrics.jsonl"
+    def is_first(self) -> bool:
+        return dist.get_rank() == 0
 
     @property
-    def model_dir(self) -> Path:
-        return self.folder / "model"
-
-    @property
-    def adapter_dir(self) -> Path:
-        return self.folder / "adapter"
-
-    @property
-    def previews_dir(self) -> Path:
-        return self.folder / "previews"
-
-    def open_index(self) -> FrameIndex:
-        """The shards' frames, with the captions to train on."""
-        return FrameIndex.open(self.shards_dir).with_captions(read_sequence_captions(self.captions_dir))
-
-    def snapshots(self) -> SnapshotFolder:
-        return SnapshotFolder(self.folder / "checkpoints")
+    def cadence(self) -> Cadence:
+        return Cadence(self.job.config.checkpoint_every_steps, self.job.config.num_steps)
 
 
 def train_in_worker(job: TrainJob) -> None:
-    """Train to the last step, saving as it goes, and write the model. Needs an initialised process group."""
-    first = dist.get_rank() == 0
-    if first:
+    """Train to the last step, saving as it goes, and leave the model. Needs an initialised process group.
+
+    Raises:
+        DivergedError: on every rank, saying what the step's samples were.
+    """
+    if dist.get_rank() == 0:
         job.snapshots().sweep()
-    snapshot = from_first_rank(job.snapshots().newest() if first else None)
+    snapshot = from_first_rank(job.snapshots().newest() if dist.get_rank() == 0 else None)
+    rank = start_rank(job, snapshot)
+    average = _average(rank, snapshot)
+    save = SaveCheckpoints(
+        engine=rank.engine,
+        unet=rank.unet,
+        cadence=rank.cadence,
+        average=average,
+        snapshots=job.snapshots(),
+        model_dir=job.model_dir,
+        request_path=job.request_path,
+    )
+    schedule = rank_schedule(job)
+    training = Training(
+        engine=rank.engine,
+        parts=loss_parts(rank),
+        schedule=schedule,
+        largest_loss=job.config.largest_loss,
+        callbacks=_callbacks(rank, average, save),
+        validate=_validation(rank),
+        wants_checkpoint=job.request_path.exists if rank.is_first else lambda: False,
+    )
+    steps = range(rank.done, job.config.num_steps)
+    batches = load_batches(rank.batches, schedule.positions(steps), num_workers=job.num_loaders)
+    try:
+        train_steps(training, batches, steps=steps)
+    except DivergedError as error:
+        raise DivergedError(f"{error}; {_circumstances(rank, error.step)}", error.step) from None
+    save.finish(job.config.num_steps)
+    if rank.is_first:
+        _save_adapter(rank)
+
+
+def start_rank(job: TrainJob, snapshot: Snapshot | None) -> Rank:
+    """Network, engine and data as they are after the snapshot's steps."""
     done = 0 if snapshot is None else snapshot.step
     unet = _build_unet(job, snapshot)
     engine = Engine(unet, unet.parameter_groups(), job.config.engine, num_steps=job.config.num_steps, device=_device())
     if snapshot is not None:
         engine.load_optimizer_state(snapshot.tensors(OPTIMIZER_PART), num_steps=done)
-    batches, steps = open_batches(job), range(done, job.config.num_steps)
+    batches = open_batches(job)
     encoder = None if batches.latents.num_crops else load_base(job.base_dir).coders_to(engine.device).frozen()
-    preview = preview_request(batches, job.config.num_views, encoder)
-    schedule = Schedule(
+    return Rank(job=job, unet=unet, engine=engine, batches=batches, encoder=encoder, done=done)
+
+
+def rank_schedule(job: TrainJob) -> Schedule:
+    """This rank's share of every step."""
+    return Schedule(
         batch_size=job.config.batch_size,
         micro_batch_size=job.config.micro_batch_size,
         rank=dist.get_rank(),
         num_ranks=dist.get_world_size(),
     )
-    train_steps(
-        engine,
-        _parts(job, engine, batches, encoder),
-        load_batches(batches, schedule.positions(steps), num_workers=job.num_loaders),
-        schedule,
-        steps=steps,
-        callbacks=_callbacks(job, engine, unet, done=done, preview=preview),
+
+
+def loss_parts(rank: Rank) -> list[LossPart]:
+    """The terms of the objective: posed views, and prior preservation unless it weighs nothing."""
+    objective = _objective(rank, rank.job.config.batch_size)
+
+    def prior(batch: LoadedBatch) -> PartLoss:
+        return prior_loss(rank.engine.model, rank.batches.prior(batch, rank.engine.device), objective)
+
+    views = partial(_view_loss, rank, rank.batches, objective)
+    return [views, prior] if rank.job.config.diffusion.prior_weight > 0 else [views]
+
+
+def _view_loss(rank: Rank, batches: TrainBatches, objective: Objective, batch: LoadedBatch) -> PartLoss:
+    return view_loss(rank.engine.model, batches.views(batch, rank.engine.device, rank.encoder), objective)
+
+
+def _objective(rank: Rank, num_samples: int) -> Objective:
+    config = rank.job.config
+    return Objective(
+        scheduler=DDPMScheduler.from_pretrained(rank.job.base_dir, subfolder="scheduler"),
+        empty_text=rank.batches.latents.text([0])[0].float().to(rank.engine.device),
+        config=config.diffusion,
+        seed=config.seed,
+        global_batch_size=num_samples,
     )
-    if first:
-        _save(unet, job)
 
 
-def open_batches(job: TrainJob) -> TrainBatches:
-    """The samples of a training. Raises UserError when shards, latents and config do not fit."""
-    index, latents = job.open_index(), LatentCache(job.latents_dir)
-    reader = ShardReader(job.shards_dir, index)
-    return TrainBatches(index, reader, latents, seed=job.config.seed, num_views=job.config.num_views)
+def _validation(rank: Rank) -> Callable[[int], Any]:
+    """The loss on held-out sequences, if there are any."""
+    num_samples = rank.job.config.validation_samples
+    if not num_samples or not rank.batches.index.sequences(VALIDATION_SPLIT):
+        return lambda step: {}
+    batches = open_batches(rank.job, VALIDATION_SPLIT)
+    return Validation(
+        loss=partial(_view_loss, rank, batches, _objective(rank, num_samples)),
+        batches=batches,
+        num_samples=num_samples,
+        micro_batch_size=rank.job.config.micro_batch_size,
+        cadence=rank.cadence,
+        device=rank.engine.device,
+    )
 
 
-def _save(unet: ViewDiffUNet, job: TrainJob) -> None:
-    """The trained network, and in the adapter's case the adapter first: the model marks the training's end."""
+def _average(rank: Rank, snapshot: Snapshot | None) -> WeightAverage | None:
+    decay = rank.job.config.average_decay
+    return WeightAverage(rank.unet, decay, snapshot) if decay and rank.is_first else None
+
+
+def _callbacks(rank: Rank, average: WeightAverage | None, save: SaveCheckpoints) -> list[Callback]:
+    job, config = rank.job, rank.job.config
+    hosts = from_every_rank(socket.gethostname())
+    preview = preview_request(rank.batches, config.num_views, rank.encoder)
+    if not rank.is_first:
+        return [save]
+    work = Work(num_views=config.batch_size * config.num_views)
+    previews = DrawPreviews(
+        rank.unet,
+        preview.to(rank.engine.device),
+        base_dir=job.base_dir,
+        folder=job.previews_dir,
+        every_steps=config.preview_every_steps,
+    )
+    metrics = MetricsFile(job.metrics_path, done=rank.done, checkpoints=rank.cadence, work=work)
+    return [*([average] if average else []), metrics, save, previews, WatchRanks(hosts, partial(_tell, job))]
+
+
+def _tell(job: TrainJob, message: str) -> None:
+    with job.messages_path.open("a") as file:
+        file.write(message + "\n")
+
+
+def _circumstances(rank: Rank, step: int) -> str:
+    """Where to look when a step has gone wrong."""
+    size = rank.job.config.batch_size
+    names = rank.batches.names(range(step * size, (step + 1) * size))
+    newest = rank.job.snapshots().newest()
+    last = "there is no checkpoint yet" if newest is None else f"the last good checkpoint is {newest.folder}"
+    return f"its samples are of {', '.join(names)}; {last}; lower the learning rate, or look at these captures"
+
+
+def _save_adapter(rank: Rank) -> None:
+    job = rank.job
     if job.config.trained == "adapter" and not job.adapter_dir.exists():
         unfinished = job.folder / ".adapter"
-        write_adapter(unfinished, unet, base=str(job.initial_dir or job.base_dir))
+        write_adapter(unfinished, rank.unet, base=str(job.initial_dir or job.base_dir))
         publish_folder(unfinished, job.adapter_dir)
-    if not job.model_dir.exists():
-        unfinished = job.folder / ".model"
-        unet.save_pretrained(unfinished)
-        publish_folder(unfinished, job.model_dir)
 
 
 def _device() -> torch.device:
@@ -144,42 +220,3 @@ def _build_unet(job: TrainJob, snapshot: Snapshot | None) -> ViewDiffUNet:
     if job.config.trained == "adapter":
         freeze_base(unet)
     return unet.train()
-
-
-def _parts(job: TrainJob, engine: Engine, batches: TrainBatches, encoder: BaseModel | None) -> list[LossPart]:
-    """The terms of the objective: posed views, and prior preservation unless it weighs nothing."""
-    config, device = job.config, engine.device
-    objective = Objective(
-        scheduler=DDPMScheduler.from_pretrained(job.base_dir, subfolder="scheduler"),
-        empty_text=batches.latents.text([0])[0].float().to(device),
-        config=config.diffusion,
-        seed=config.seed,
-        global_batch_size=config.batch_size,
-    )
-
-    def views(batch: LoadedBatch) -> PartLoss:
-        return view_loss(engine.model, batches.views(batch, device, encoder), objective)
-
-    def prior(batch: LoadedBatch) -> PartLoss:
-        return prior_loss(engine.model, batches.prior(batch, device), objective)
-
-    return [views, prior] if config.diffusion.prior_weight > 0 else [views]
-
-
-def _callbacks(job: TrainJob, engine: Engine, unet: ViewDiffUNet, *, done: int, preview: ViewRequest) -> list[Callback]:
-    config, first = job.config, dist.get_rank() == 0
-    cadence = Cadence(config.checkpoint_every_steps, config.num_steps)
-    save = SaveSnapshots(engine, unet, job.snapshots() if first else None, cadence)
-    if not first:
-        return [save]
-    return [
-        MetricsFile(job.metrics_path, done=done, checkpoints=cadence),
-        save,
-        DrawPreviews(
-            unet,
-            preview.to(engine.device),
-            base_dir=job.base_dir,
-            folder=job.previews_dir,
-            every_steps=config.preview_every_steps,
-        ),
-    ]

@@ -17,6 +17,7 @@ from torch import Tensor
 from model.base import BaseModel
 from model.cameras import Cameras
 from model.diffusion import PriorBatch, ViewBatch
+from model.transfer import to_device
 from model.views import Scene
 from preprocessing.chance import uniform
 from preprocessing.crops import crop_intrinsics, cut, draw_crops
@@ -77,6 +78,12 @@ class TrainBatches:
             prior_text=prior_text,
         )
 
+    def names(self, positions: Sequence[int]) -> list[str]:
+        """The sequences that the samples at `positions` are of, `category/sequence`, each once."""
+        visited = self.order.choose(np.asarray(positions, dtype=np.int64)).sequences.tolist()
+        sequences = (self.order.sequences[number] for number in dict.fromkeys(visited))
+        return [f"{sequence.category}/{sequence.sequence}" for sequence in sequences]
+
     def gather(self, choice: ViewChoice) -> tuple[Tensor, Scene]:
         """Stored frames (see `LoadedBatch.frames`) and the scene of the views of B samples."""
         num_samples, num_views = choice.rows.shape
@@ -122,7 +129,7 @@ class TrainBatches:
         """Posed views on `device`, latents drawn from the autoencoder's posterior; pictures are encoded by `base`,
         which is on that device.
         """
-        frames = batch.frames.to(device)
+        frames = to_device(batch.frames, device)
         if frames.dtype == torch.uint8:
             moments = _encode(frames.flatten(0, 1), base).unflatten(0, frames.shape[:2])
         else:
@@ -130,8 +137,8 @@ class TrainBatches:
         shape = (moments.shape[1], *self.latents.latent_shape)
         noise = torch.stack([_posterior_noise(self._seed, position, shape) for position in batch.positions])
         return ViewBatch(
-            latents=self.latents.latents(moments, noise.to(device)),
-            text=batch.text.to(device).float(),
+            latents=self.latents.latents(moments, to_device(noise, device)),
+            text=to_device(batch.text, device).float(),
             scene=batch.scene.to(device),
             positions=batch.positions,
         )
@@ -139,7 +146,9 @@ class TrainBatches:
     def prior(self, batch: LoadedBatch, device: torch.device) -> PriorBatch:
         """The batch's single images of the base model, on `device`."""
         return PriorBatch(
-            latents=batch.prior.to(device).float(), text=batch.prior_text.to(device).float(), positions=batch.positions
+            latents=to_device(batch.prior, device).float(),
+            text=to_device(batch.prior_text, device).float(),
+            positions=batch.positions,
         )
 
     def mean_latents(self, rows: Sequence[int], base: BaseModel | None) -> Tensor:

@@ -37,7 +37,7 @@ def write_evaluated_run(root: Path, run_ids: dict[str, str]) -> dict[str, Artifa
         root, "train", Checkpoint, {"shards": shards, "base": base}, {"mlflow_run_id": run_ids["train"]}
     )
     lines = [
-        {"step": step, "loss": 1 / step, "loss_views": 2 / step, "gradient_norm": 3.0, "seconds": 0.5}
+        {"step": step, "loss": 1 / step, "loss_views": 2 / step, "gradient_norm": 3.0, "time/seconds": 0.5}
         for step in range(1, NUM_STEPS + 1)
     ]
     checkpoint.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -53,7 +53,8 @@ def _started(
     run: Callable[..., Any], num_ranks: int, args: tuple[Any, ...]
 ) -> Iterator[tuple[list[multiprocessing.Process], Path]]:
     """Processes for the body of a `with`, killed at its end if they still run, and the folder of their results."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.distributed.preload"])
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
             context.Process(target=_rank_main, args=(run, rank, num_ranks, folder, args)) for rank in range(num_ranks)

@@ -11,14 +11,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from infra.config import EngineConfig
-from infra.engine import Engine, learning_rate
+from infra.engine import Engine
+from infra.learning_rates import learning_rate
 from model.diffusion import PartLoss
-from pipelines.loop import LossPart, Schedule, StepInfo, train_steps
+from pipelines.loop import LossPart, StepInfo, Training, train_steps
+from pipelines.schedule import Schedule
 from tests.distributed.launch import TIMEOUT_SECONDS, run_distributed
 
 pytestmark = pytest.mark.timeout(2 * TIMEOUT_SECONDS)
 
 BATCH_SIZE, NUM_STEPS = 4, 3
+STAGES = (0, 1, 2)
 PRIOR_WEIGHT = 0.1
 CONFIG = EngineConfig(
     learning_rate=1e-2, renderer_learning_rate=5e-2, weight_decay=0.1, gradient_clip=0.5, warmup_steps=2
@@ -74,7 +77,8 @@ def train(engine: Engine, micro_batch_size: int, steps: range) -> list[StepInfo]
         num_ranks=dist.get_world_size(),
     )
     infos: list[StepInfo] = []
-    train_steps(engine, parts(engine.model), schedule.positions(steps), schedule, steps=steps, callbacks=[infos.append])
+    training = Training(engine=engine, parts=parts(engine.model), schedule=schedule, callbacks=[infos.append])
+    train_steps(training, schedule.positions(steps), steps=steps)
     return infos
 
 
@@ -86,9 +90,9 @@ def new_engine(config: EngineConfig, weights: dict[str, Tensor] | None = None) -
 
 
 def scenario(micro_batch_size: int) -> dict[str, Any]:
-    """Train with both stages, without and with a break after two steps, and in bfloat16."""
+    """Train with every stage, without and with a break after two steps, and in bfloat16."""
     result: dict[str, Any] = {}
-    for stage in (1, 2):
+    for stage in STAGES:
         config = EngineConfig(**{**vars(CONFIG), "zero_stage": stage})
         network, engine = new_engine(config)
         infos = train(engine, micro_batch_size, range(2))
@@ -118,6 +122,12 @@ def scenario(micro_batch_size: int) -> dict[str, Any]:
 def two_ranks() -> list[dict[str, Any]]:
     """2 ranks x 2 micro-batches of 1."""
     return run_distributed(scenario, 2, 1)
+
+
+@pytest.fixture(scope="module")
+def three_ranks() -> list[dict[str, Any]]:
+    """Shares of 2, 1 and 1 samples, so that two ranks must repeat one that does not count."""
+    return run_distributed(scenario, 3, 1)
 
 
 @pytest.fixture(scope="module")
@@ -152,10 +162,12 @@ def reference() -> dict[str, Any]:
     return result | {"weights": network.state_dict()}
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_any_split_equals_plain_adamw(stage: int, two_ranks: list[dict[str, Any]], one_rank: dict[str, Any]) -> None:
+@pytest.mark.parametrize("stage", STAGES)
+def test_any_split_equals_plain_adamw(
+    stage: int, two_ranks: list[dict[str, Any]], three_ranks: list[dict[str, Any]], one_rank: dict[str, Any]
+) -> None:
     expected = reference()
-    for result in (*two_ranks, one_rank):
+    for result in (*two_ranks, *three_ranks, one_rank):
         found = result[f"stage{stage}"]
         assert found["losses"] == pytest.approx(expected["losses"], abs=TOLERANCE)
         assert found["norms"] == pytest.approx(expected["norms"], rel=TOLERANCE)
@@ -163,7 +175,7 @@ def test_any_split_equals_plain_adamw(stage: int, two_ranks: list[dict[str, Any]
             torch.testing.assert_close(found["weights"][name], value, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", STAGES)
 def test_continues_bit_for_bit(stage: int, two_ranks: list[dict[str, Any]]) -> None:
     for result in two_ranks:
         whole, resumed = result[f"stage{stage}"], result[f"resumed{stage}"]

@@ -22,7 +22,8 @@ from infra.tracking import Tracking
 from pipelines.artifacts import Artifact
 from pipelines.runtime import RuntimeConfig
 from pipelines.train import train
-from pipelines.train_worker import TrainJob, train_in_worker
+from pipelines.train_job import TrainJob
+from pipelines.train_worker import train_in_worker
 from tests.distributed.launch import TIMEOUT_SECONDS, run_distributed
 from tests.training_inputs import train_config, write_inputs
 
@@ -58,7 +59,7 @@ def attempt(root: Path) -> dict[str, Any]:
 def records(folder: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without the times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
 
 
 def wait_for_lines(path: Path, count: int) -> None:

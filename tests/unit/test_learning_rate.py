@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from infra.config import EngineConfig
-from infra.engine import learning_rate
 from infra.errors import UserError
+from infra.learning_rates import learning_rate
 
 CONFIG = EngineConfig(learning_rate=1.0, renderer_learning_rate=10.0, warmup_steps=4, final_rate_share=0.2)
 

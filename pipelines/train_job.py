@@ -1,0 +1,70 @@
+"""What every worker of a training is told, and what follows from it for all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.checkpoint import SnapshotFolder
+from infra.storage import StoragePath
+from pipelines.config import TrainConfig
+from preprocessing.batches import TrainBatches
+from preprocessing.captions import read_sequence_captions
+from preprocessing.dataset import FrameIndex, ShardReader
+from preprocessing.latents import LatentCache
+
+TRAIN_SPLIT, VALIDATION_SPLIT = "train", "val"
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """A training, and where its files are."""
+
+    config: TrainConfig
+    shards_dir: StoragePath
+    captions_dir: Path
+    latents_dir: StoragePath
+    base_dir: Path
+    initial_dir: Path | None  # model to start from instead of the base model's U-Net
+    folder: Path
+    num_loaders: int  # processes that read batches ahead
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def messages_path(self) -> Path:
+        """Lines for a person, from the workers."""
+        return self.folder / "messages.log"
+
+    @property
+    def request_path(self) -> Path:
+        """A file that whoever wants a checkpoint at once creates; it goes away when that is written."""
+        return self.folder / "checkpoint-requested"
+
+    @property
+    def model_dir(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def adapter_dir(self) -> Path:
+        return self.folder / "adapter"
+
+    @property
+    def previews_dir(self) -> Path:
+        return self.folder / "previews"
+
+    def open_index(self) -> FrameIndex:
+        """The shards' frames, with the captions to train on."""
+        return FrameIndex.open(self.shards_dir).with_captions(read_sequence_captions(self.captions_dir))
+
+    def snapshots(self) -> SnapshotFolder:
+        return SnapshotFolder(self.folder / "checkpoints", keep=self.config.kept_checkpoints)
+
+
+def open_batches(job: TrainJob, split: str = TRAIN_SPLIT) -> TrainBatches:
+    """The samples of a training. Raises UserError when shards, latents and config do not fit."""
+    index, latents = job.open_index(), LatentCache(job.latents_dir)
+    reader = ShardReader(job.shards_dir, index)
+    return TrainBatches(index, reader, latents, seed=job.config.seed, num_views=job.config.num_views, split=split)
