@@ -192,6 +192,19 @@ def test_state_is_the_same_for_any_number_of_ranks(two_ranks: list[dict[str, Any
         torch.testing.assert_close(other[name], value, rtol=0, atol=TOLERANCE)
 
 
+def compiled() -> dict[str, Any]:
+    """Losses of a step that torch.compile has made faster."""
+    _, engine = new_engine(EngineConfig(**{**vars(CONFIG), "compile": True}))
+    infos = train(engine, 4, range(2))
+    return {"losses": [info.loss for info in infos], "compiled": engine.model.is_compiled}
+
+
+def test_a_compiled_network_has_the_same_losses(one_rank: dict[str, Any]) -> None:
+    (result,) = run_distributed(compiled, 1)
+    assert result["compiled"]
+    assert result["losses"] == pytest.approx(one_rank["stage2"]["losses"][:2], abs=TOLERANCE)
+
+
 def test_groups_keep_their_learning_rates(one_rank: dict[str, Any]) -> None:
     assert one_rank["stage2"]["rates"] == [
         {name: learning_rate(CONFIG, name, step, num_steps=NUM_STEPS) for name in ("unet", "renderer")}

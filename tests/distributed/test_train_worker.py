@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from model.adapter import read_adapter, use_adapter
 from model.unet import ViewDiffUNet
 from pipelines.artifacts import Artifact
 from pipelines.config import TrainConfig
+from pipelines.loop import DivergedError
 from pipelines.train_job import TrainJob
 from pipelines.train_worker import train_in_worker
 from tests.distributed.launch import TIMEOUT_SECONDS, kill_distributed, run_distributed
@@ -84,6 +86,23 @@ def test_an_adapter_is_trained_on_a_frozen_base(inputs: dict[str, Artifact], tmp
     use_adapter(fresh, read_adapter(trained.adapter_dir))
     for name, value in network.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], value), name
+
+
+def diverge(trained: TrainJob) -> str:
+    """What a rank says when its loss is too large."""
+    try:
+        train_in_worker(trained)
+    except DivergedError as error:
+        return str(error)
+    return ""
+
+
+def test_every_rank_says_what_the_samples_of_a_diverged_step_were(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    trained = job(inputs, tmp_path / "diverged", train_config(largest_loss=1e-3))
+    first, second = run_distributed(diverge, 2, trained)
+    assert first == second
+    assert re.match(r"step 1: the loss is [\d.]+, more than 0.001 \(view_loss ", first)
+    assert "its samples are of apple/sequence_0, apple/sequence_1; there is no checkpoint yet" in first
 
 
 def test_a_kill_leaves_no_trace(inputs: dict[str, Artifact], tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from infra.errors import UserError
-from infra.tracking import Tracking
+from infra.fingerprint import plain
+from infra.tracking import Tracking, flatten
 from pipelines.artifacts import Artifact
 from pipelines.runtime import RuntimeConfig
 from pipelines.train import train
@@ -116,7 +117,7 @@ def test_kills_leave_no_trace(root: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     assert facts["steps"] == 40
     assert facts["final_loss"] == records(peaceful)[-1]["loss"]
-    assert {path.name for path in (root / "work").iterdir()} == {"facts.json", "metrics.jsonl", "model", "previews"}
+    assert {path.name for path in (root / "work").iterdir()} == {"facts.json", "metrics.jsonl", "model", "previews", "settings.json"}
     assert attempt(root) == facts  # nothing is trained again
     assert_recorded_once(root, facts)
 
@@ -141,6 +142,13 @@ def test_too_little_space_is_refused_before_anything_starts(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
     with pytest.raises(UserError, match=r"0.00 GB free on its disk, 0.0\d GB needed; make space"):
+        train(CONFIG, inputs(root), tmp_path, RuntimeConfig(root=str(tmp_path)))
+
+
+def test_other_settings_than_those_it_was_begun_with_are_refused(root: Path, tmp_path: Path) -> None:
+    begun = flatten(plain(CONFIG)) | {"engine.learning_rate": 0.5}
+    (tmp_path / "settings.json").write_text(json.dumps(begun))
+    with pytest.raises(UserError, match=r"was begun with engine.learning_rate 0.5, now it is 0.001; a training"):
         train(CONFIG, inputs(root), tmp_path, RuntimeConfig(root=str(tmp_path)))
 
 

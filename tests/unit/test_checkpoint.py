@@ -44,6 +44,17 @@ def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     assert newest_step(tmp_path) == 1_000_000
 
 
+def test_the_best_is_kept_too(tmp_path: Path) -> None:
+    folder = SnapshotFolder(tmp_path, keep=1)
+    for step, loss in ((1, 0.3), (2, 0.1), (3, 0.2), (4, 0.1), (5, 0.4)):
+        folder.save(step, {"model": {}}, {"validation_loss": loss})
+    assert sorted(step for step, _ in folder._found()) == [2, 5]
+    best = folder.best()
+    assert best is not None
+    assert (best.step, best.facts["validation_loss"]) == (2, 0.1)
+    assert newest_step(tmp_path) == 5
+
+
 def test_an_interrupted_save_stays_invisible_and_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = SnapshotFolder(tmp_path)
     save(folder, 1)
