@@ -117,7 +117,13 @@ def test_kills_leave_no_trace(root: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     assert facts["steps"] == 40
     assert facts["final_loss"] == records(peaceful)[-1]["loss"]
-    assert {path.name for path in (root / "work").iterdir()} == {"facts.json", "metrics.jsonl", "model", "previews", "settings.json"}
+    assert {path.name for path in (root / "work").iterdir()} == {
+        "facts.json",
+        "metrics.jsonl",
+        "model",
+        "previews",
+        "settings.json",
+    }
     assert attempt(root) == facts  # nothing is trained again
     assert_recorded_once(root, facts)
 

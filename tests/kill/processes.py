@@ -1,10 +1,11 @@
-"""A driver in a session of its own, and everything of its Ray in it: who writes, the raylet, and how all of it ends."""
+"""A driver in a session of its own, and everything of its Ray in it: workers, the raylet, and how all of it ends."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,18 +15,22 @@ from infra.cluster import CHECKOUT
 
 
 class Driver:
-    """A running `tests.kill.driver`. The processes of its Ray are found below it while it lives, and after that by
-    their session, which nobody else's process is in.
+    """A running Python module. The processes of its Ray are found below it while it lives, and after that by their
+    session, which nobody else's process is in.
     """
 
-    def __init__(self, captures: Path, folder: Path, *, scratch: Path) -> None:
-        """Start it; Ray's own files and what it prints go below `scratch`."""
-        self._folder = folder.resolve()
+    def __init__(
+        self, module: str, *arguments: Path, is_worker: Callable[[psutil.Process], bool], scratch: Path
+    ) -> None:
+        """Start it; Ray's own files and what it prints go below `scratch`. `is_worker` tells the processes that do the
+        work.
+        """
+        self._is_worker = is_worker
         self._output = scratch / "output.txt"
         environment = os.environ | {"PYTHONPATH": str(CHECKOUT), "RAY_TMPDIR": str(scratch)}
         environment.pop("RAY_ADDRESS", None)
         with self._output.open("w") as output:
-            command = [sys.executable, "-m", "tests.kill.driver", str(captures), str(folder)]
+            command = [sys.executable, "-m", module, *map(str, arguments)]
             self._process = subprocess.Popen(
                 command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -44,11 +49,11 @@ class Driver:
         return self._raylet() is not None
 
     def stopped(self, kind: str) -> psutil.Process | None:
-        """The driver, the raylet or a writer: a worker in the middle of a shard. It is stopped, so that it still is in
-        the middle of it when it is killed. None when there is none.
+        """The driver, the raylet or else a worker. It is stopped, so that it still is in the middle of its work when it
+        is killed. None when there is none.
         """
-        if kind == "writer":
-            return next((process for process in self._descendants() if self._stops_writing(process)), None)
+        if kind not in ("driver", "raylet"):
+            return next((process for process in self._descendants() if self._stops_working(process)), None)
         process = self._itself() if kind == "driver" else self._raylet()
         if process is None:
             return None
@@ -77,22 +82,15 @@ class Driver:
                     return process
         return None
 
-    def _stops_writing(self, process: psutil.Process) -> bool:
-        """Stop a process if it has a temporary shard open, also after it is stopped."""
-        if not self._writes(process):
+    def _stops_working(self, process: psutil.Process) -> bool:
+        """Stop a process if it is at work, also after it is stopped."""
+        if not self._is_worker(process):
             return False
         process.suspend()
-        if self._writes(process):
+        if self._is_worker(process):
             return True
         process.resume()
         return False
-
-    def _writes(self, process: psutil.Process) -> bool:
-        try:
-            targets = [link.readlink() for link in Path(f"/proc/{process.pid}/fd").iterdir()]
-        except OSError:  # the process or a descriptor is gone
-            return False
-        return any(path.parent == self._folder and path.name.startswith(".shard-") for path in targets)
 
     def _session(self) -> list[psutil.Process]:
         found = []
@@ -102,3 +100,20 @@ class Driver:
                     process = psutil.Process(number)
                     found += [process] if process.status() != psutil.STATUS_ZOMBIE else []
         return found
+
+
+def writes_shard(folder: Path, process: psutil.Process) -> bool:
+    """Whether a process has a temporary shard of `folder` open."""
+    try:
+        targets = [link.readlink() for link in Path(f"/proc/{process.pid}/fd").iterdir()]
+    except OSError:  # the process or a descriptor is gone
+        return False
+    return any(path.parent == folder and path.name.startswith(".shard-") for path in targets)
+
+
+def trains(process: psutil.Process) -> bool:
+    """Whether a process is a rank of a training."""
+    try:
+        return "TrainWorker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from tests.captures import Capture, make_capture, write_dataset
 from tests.kill.driver import SEQUENCES_PER_SHARD
 from tests.kill.folder import STAGES, Folder, State
 from tests.kill.outcome import Kill, Outcome, table
-from tests.kill.processes import Driver
+from tests.kill.processes import Driver, writes_shard
 from tests.kill.schedule import Goal, Pace, next_run, plan_kills
 
 NUM_SEQUENCES = 200
@@ -33,6 +34,12 @@ CATEGORIES = ("apple", "ball", "cup", "donut")
 LIMIT_SECONDS = 120.0  # for a driver without a raylet to end; Ray itself gives its start 30 s
 STALL_SECONDS = 300.0  # without a new shard, Ray's start on a busy machine included
 POLL_SECONDS = 0.002
+
+
+def start_driver(captures: Path, folder: Path, scratch: Path) -> Driver:
+    """The command that is killed; its workers are those that have a shard open."""
+    is_worker = partial(writes_shard, folder.resolve())
+    return Driver("tests.kill.driver", captures, folder, is_worker=is_worker, scratch=scratch)
 
 
 class Run:
@@ -47,7 +54,7 @@ class Run:
         left, exit_code = list(goals), -1
         while exit_code != 0 and not self._outcome.faults:
             with tempfile.TemporaryDirectory(prefix="kill-") as scratch:
-                driver = Driver(self._captures, self._folder.path, scratch=Path(scratch))
+                driver = start_driver(self._captures, self._folder.path, Path(scratch))
                 self._outcome.num_drivers += 1
                 try:
                     exit_code = self._drive(driver, left)
@@ -182,7 +189,7 @@ def _undisturbed(captures: Path, folder: Folder) -> tuple[dict[str, str], Pace]:
     """Digests of a run that nobody disturbs, and its pace."""
     with tempfile.TemporaryDirectory(prefix="kill-") as scratch:
         started, stages = time.monotonic(), dict[str, float]()
-        driver = Driver(captures, folder.path, scratch=Path(scratch))
+        driver = start_driver(captures, folder.path, Path(scratch))
         try:
             while driver.exit_code is None:
                 state = folder.look()
