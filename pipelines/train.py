@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 
 from infra.cluster import ensure_ray
-from infra.distributed import run_workers
+from infra.distributed import Workers, run_workers
 from infra.errors import UserError
 from infra.fingerprint import fingerprint, plain
 from infra.mlflow_run import Run
@@ -35,6 +34,7 @@ from preprocessing.latents import LatentCache
 _FACTS_NAME = "facts.json"
 # On the disk: weights and AdamW's two moments in two checkpoints and a third that is being written; the model itself.
 _BYTES_PER_PARAMETER = 3 * 12 + 4
+CHECKPOINT_REQUEST_NAME = "checkpoint-requested"  # a file in the stage's folder: save at the next step, then remove it
 _SCRATCH_NAMES = ("checkpoints", "workers")  # only needed until the model is written
 
 
@@ -69,6 +69,7 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
         atomic_write(folder / _FACTS_NAME, json.dumps(_facts(job) | {"mlflow_run_id": run.id}).encode())
     for name in _SCRATCH_NAMES:
         shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / CHECKPOINT_REQUEST_NAME).unlink(missing_ok=True)
     return json.loads((folder / _FACTS_NAME).read_bytes())
 
 
@@ -106,14 +107,19 @@ def _run(job: TrainJob, run: Run, runtime: RuntimeConfig) -> None:
     drop_lines_after(job.metrics_path, done)  # workers do so too; here, so that they are neither shown nor recorded
     watch = TrainingWatch(job.metrics_path, job.previews_dir, run=run, total=job.config.num_steps, done=done)
     ensure_ray(num_cpus=runtime.num_workers)
+    workers = Workers(
+        most=runtime.num_workers,
+        least=runtime.min_workers or runtime.num_workers,
+        use_gpu=runtime.use_gpu,
+        max_failures=runtime.max_failures,
+    )
     with watch:
         run_workers(
             train_in_worker,
             job,
-            num_workers=runtime.num_workers,
+            workers,
             storage_dir=job.folder / "workers",
-            name=uuid.uuid4().hex[:8],
-            use_gpu=runtime.use_gpu,
+            checkpoint_request=job.folder / CHECKPOINT_REQUEST_NAME,
         )
 
 
