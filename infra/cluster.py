@@ -29,7 +29,7 @@ _SETTINGS = {
 }
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the process of a submitted job
 _CONNECT_SECONDS = 5.0
-_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_LOOKS = 0.25
 _RAYLET, _HEAD = "on this machine (raylet)", "on the head node (gcs_server)"
 _SLOW_START = "timed out during startup"
 Result = TypeVar("Result")
@@ -58,7 +58,7 @@ def ensure_ray(*, num_cpus: int | None = None) -> None:
 
 
 def call_while_ray_lives(call: Callable[[], Result], *, meanwhile: Callable[[], None] = lambda: None) -> Result:
-    """`call()`, from a thread; until it returns, this one looks every second whether Ray still lives and calls
+    """`call()`, from a thread; until it returns, this one looks again and again whether Ray still lives, and calls
     `meanwhile()`.
 
     When Ray's process on this machine dies, Ray itself would notice after a quarter of a minute and then, in the middle
@@ -72,9 +72,10 @@ def call_while_ray_lives(call: Callable[[], Result], *, meanwhile: Callable[[], 
     # A daemon, because the interpreter waits for the others when it ends, and this one may never come back.
     threading.Thread(target=_fulfil, args=(result, call), daemon=True).start()
     while not wait([result], timeout=_SECONDS_BETWEEN_LOOKS).done:
-        for name, address in addresses.items():
-            _require_alive(name, address)
+        _require_alive(addresses)
         meanwhile()
+    if result.exception() is not None:
+        _require_alive(addresses)  # or that is why
     return result.result()
 
 
@@ -95,16 +96,17 @@ def _watched_addresses(node_id: str) -> dict[str, tuple[str, int]]:
     return {_RAYLET: (node["NodeManagerAddress"], node["NodeManagerPort"]), _HEAD: (host, int(port))}
 
 
-def _require_alive(name: str, address: tuple[str, int]) -> None:
-    try:
-        socket.create_connection(address, _CONNECT_SECONDS).close()
-    except ConnectionRefusedError as error:
-        raise UserError(
-            f"Ray's process {name} was killed, as happens when memory runs out; end other heavy programs or take fewer "
-            "--num-workers, and run the same command again: it resumes"
-        ) from error
-    except OSError:
-        return  # too busy to answer, or cut off for a while; Ray knows how long it waits
+def _require_alive(addresses: dict[str, tuple[str, int]]) -> None:
+    for name, address in addresses.items():
+        try:
+            socket.create_connection(address, _CONNECT_SECONDS).close()
+        except ConnectionRefusedError as error:
+            raise UserError(
+                f"Ray's process {name} was killed, as happens when memory runs out; end other heavy programs or take "
+                "fewer --num-workers, and run the same command again: it resumes"
+            ) from error
+        except OSError:
+            continue  # too busy to answer, or cut off for a while: Ray knows how long it waits
 
 
 def _require_token() -> None:

@@ -24,7 +24,7 @@ _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed; 2 s by default
     # How long to wait for room for all workers before it is counted anew how many there is room for; 60 s by default.
     # What is counted is up to 20 s old, so after a node was lost the first count is too high.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # how soon it is noticed that a node is about to go; 5 s by default
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay in the checkout, so that its packages are found
 }
