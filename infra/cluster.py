@@ -5,10 +5,15 @@ The only file that calls `ray.init`.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
+from typing import TypeVar
 
 import ray
 
@@ -24,7 +29,10 @@ _SETTINGS = {
 }
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the process of a submitted job
 _CONNECT_SECONDS = 5.0
+_SECONDS_BETWEEN_LOOKS = 0.25
+_RAYLET, _HEAD = "on this machine (raylet)", "on the head node (gcs_server)"
 _SLOW_START = "timed out during startup"
+Result = TypeVar("Result")
 
 
 def ensure_ray(*, num_cpus: int | None = None) -> None:
@@ -49,22 +57,56 @@ def ensure_ray(*, num_cpus: int | None = None) -> None:
         _start(num_cpus)
 
 
-def require_alive() -> None:
-    """Check that the local cluster's process, the raylet, still takes connections. Says nothing about another's.
+def call_while_ray_lives(call: Callable[[], Result], *, meanwhile: Callable[[], None] = lambda: None) -> Result:
+    """`call()`, from a thread; until it returns, this one looks again and again whether Ray still lives, and calls
+    `meanwhile()`.
+
+    When Ray's process on this machine dies, Ray itself would notice after a quarter of a minute and then, in the middle
+    of whatever Python does, end this process.
 
     Raises:
-        UserError: it does not.
+        UserError: Ray's process on this machine was killed, or the cluster's head was.
     """
-    if "RAY_ADDRESS" in os.environ:
-        return
-    (node,) = ray.nodes()
+    addresses = _watched_addresses(ray.get_runtime_context().get_node_id())
+    result = Future[Result]()
+    # A daemon, because the interpreter waits for the others when it ends, and this one may never come back.
+    threading.Thread(target=_fulfil, args=(result, call), daemon=True).start()
+    while not wait([result], timeout=_SECONDS_BETWEEN_LOOKS).done:
+        _require_alive(addresses)
+        meanwhile()
+    if result.exception() is not None:
+        _require_alive(addresses)  # or that is why
+    return result.result()
+
+
+def _fulfil(result: Future[Result], call: Callable[[], Result]) -> None:
     try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _CONNECT_SECONDS).close()
-    except ConnectionRefusedError as error:
-        raise UserError(
-            "Ray's process on this machine (raylet) was killed, as happens when memory runs out; end other heavy "
-            "programs or take fewer --num-workers, and run the same command again: it resumes"
-        ) from error
+        result.set_result(call())
+    except BaseException as error:  # noqa: BLE001 it is raised again where it is waited for
+        result.set_exception(error)
+
+
+@functools.cache  # the head is asked once, while it still answers
+def _watched_addresses(node_id: str) -> dict[str, tuple[str, int]]:
+    """Where Ray's process on this machine takes connections, and the head's. `node_id`: of this machine."""
+    if os.environ.get("RAY_ADDRESS", "").startswith("ray://"):
+        return {}  # this machine is no node
+    node = next(node for node in ray.nodes() if node["NodeID"] == node_id)
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    return {_RAYLET: (node["NodeManagerAddress"], node["NodeManagerPort"]), _HEAD: (host, int(port))}
+
+
+def _require_alive(addresses: dict[str, tuple[str, int]]) -> None:
+    for name, address in addresses.items():
+        try:
+            socket.create_connection(address, _CONNECT_SECONDS).close()
+        except ConnectionRefusedError as error:
+            raise UserError(
+                f"Ray's process {name} was killed, as happens when memory runs out; end other heavy programs or take "
+                "fewer --num-workers, and run the same command again: it resumes"
+            ) from error
+        except OSError:
+            continue  # too busy to answer, or cut off for a while: Ray knows how long it waits
 
 
 def _require_token() -> None:

@@ -1,81 +1,154 @@
-"""Worker processes of a training: started, watched and restarted by Ray Train. The only file that imports ray.train."""
+"""Worker processes of a training: started, watched and restarted by Ray Train. With infra/training_events.py the only
+file that imports ray.train.
+"""
 
 from __future__ import annotations
 
 import os
-import signal
+import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from infra.cluster import call_while_ray_lives
 from infra.errors import UserError
-from infra.storage import as_user_error
+from infra.log import get_logger
+from infra.storage import as_user_error, atomic_write
 
-MAX_FAILURES = 3  # a dead worker or node costs one; the same command run again starts counting anew
 _CPUS_PER_WORKER = 1
+_SECONDS_BETWEEN_RESIZES = 60.0  # how soon new nodes are used; all workers start anew then
 _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed; 2 s by default
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a busy machine takes minutes to import torch in every worker
+    # How long to wait for room for all workers before it is counted anew how many there is room for; 60 s by default.
+    # What is counted is up to 20 s old, so after a node was lost the first count is too high.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # how soon it is noticed that a node is about to go; 5 s by default
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay in the checkout, so that its packages are found
 }
 
 
-def run_workers(
-    run: Callable[[Any], None], job: Any, *, num_workers: int, storage_dir: Path, name: str, use_gpu: bool
-) -> None:
-    """Call `run(job)` in `num_workers` processes that form one `torch.distributed` group, one CPU (and one GPU) each.
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Worker processes, one CPU (and one GPU) each."""
 
-    When a worker dies or fails, all are ended and started again, up to `MAX_FAILURES` times: `run` must resume from
-    what it saved. `storage_dir` is a scratch folder that all nodes see.
+    most: int
+    least: int  # while there is room for fewer than `most`, so many will do
+    use_gpu: bool
+    max_failures: int  # of a worker, a node or the controller; the same command run again counts anew
+
+
+def run_workers(
+    run: Callable[[Any], None],
+    job: Any,
+    workers: Workers,
+    *,
+    storage_dir: Path,
+    checkpoint_request: Path,
+    notices: Path,
+) -> None:
+    """Call `run(job)` in processes that form one `torch.distributed` group.
+
+    When a worker dies or fails, all are ended and started again: `run` must resume from what it saved. The same happens
+    when there is room for more workers, and when a node is about to go; before that the file `checkpoint_request` is
+    created, which `run` has to remove when it has saved what it did. `storage_dir` is a scratch folder that all nodes
+    see, and `notices` a file in it; each line that is appended to that is shown. A FloatingPointError ends them at once,
+    because it would come again: all workers must raise it alike.
 
     Raises:
-        UserError: what `run` raised as such, a full disk, or a FloatingPointError.
+        UserError: what `run` raised as such, a full disk, a FloatingPointError, or Ray itself was killed.
         KeyboardInterrupt: the person at the keyboard stopped it.
         ray.train.TrainingFailedError: it failed too often in another way.
     """
     for key, value in _SETTINGS.items():
         os.environ.setdefault(key, value)
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    import ray
+    from ray.train import TrainingFailedError
+
+    from infra.training_events import TrainingEvents
+
+    storage_dir.mkdir(parents=True, exist_ok=True)
+    name = uuid.uuid4().hex[:8]
+    shown, diverged = _Notices(notices), storage_dir / f"{name}-diverged.txt"
+    events = TrainingEvents(checkpoint_request=checkpoint_request, notices=notices, least_workers=workers.least)
+    told = {"run": run, "job": job, "diverged": diverged}
+    num_failures = 0
+    while True:
+        trainer = _trainer(told, workers, callbacks=[events], name=name, storage_path=str(storage_dir))
+        try:
+            call_while_ray_lives(trainer.fit, meanwhile=shown.show)
+            if diverged.exists():
+                raise UserError(f"train: {diverged.read_text()}")
+            return
+        except TrainingFailedError as error:
+            raise _user_error(error, storage_dir) or error from None
+        except ray.exceptions.RayActorError as error:  # Ray Train does not restart its own controller
+            num_failures += 1
+            if num_failures > workers.max_failures:
+                reason = str(error).strip().splitlines()[0]
+                raise UserError(
+                    f"train: Ray Train's controller ended {num_failures} times ({reason}); run the same command again: "
+                    "it resumes"
+                ) from error
+            get_logger("train").warning("Ray Train's controller was lost; going on from the newest checkpoint")
+        except KeyboardInterrupt:
+            ray.shutdown()  # ends the workers
+            raise
+        finally:
+            shown.show()
+
+
+def _trainer(told: dict[str, Any], workers: Workers, **run_config: Any) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    resources = {"CPU": _CPUS_PER_WORKER} | ({"GPU": 1} if use_gpu else {})
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _run_in_worker,
-        train_loop_config={"run": run, "job": job},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources),
-        run_config=RunConfig(
-            name=name, storage_path=str(storage_dir), failure_config=FailureConfig(max_failures=MAX_FAILURES)
+        train_loop_config=told,
+        torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers.most if workers.least == workers.most else (workers.least, workers.most),
+            use_gpu=workers.use_gpu,
+            resources_per_worker={"CPU": _CPUS_PER_WORKER} | ({"GPU": 1} if workers.use_gpu else {}),
+            elastic_resize_monitor_interval_s=_SECONDS_BETWEEN_RESIZES,
         ),
+        run_config=RunConfig(failure_config=FailureConfig(max_failures=workers.max_failures), **run_config),
     )
-    interrupt = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit()
-    except SystemExit:  # what Ray Train's own handler makes of Ctrl-C
-        raise KeyboardInterrupt from None
-    except TrainingFailedError as error:
-        raise _user_error(error, storage_dir) or error from None
-    finally:
-        signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its handler, which then stops nothing any more
 
 
 def _run_in_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(_CPUS_PER_WORKER)  # more threads than cores slow each other; sums also depend on their number
-    config["run"](config["job"])
+    try:
+        config["run"](config["job"])
+    except FloatingPointError as error:
+        atomic_write(config["diverged"], str(error).encode())
+
+
+class _Notices:
+    """Lines that others append to a file, each shown once; those that are there already have been."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._shown = path, 0
+        self._shown = len(self._lines())
+
+    def show(self) -> None:
+        lines = self._lines()
+        for line in lines[self._shown :]:
+            get_logger("train").warning("%s", line)
+        self._shown = len(lines)
+
+    def _lines(self) -> list[str]:
+        return self._path.read_text().splitlines() if self._path.exists() else []
 
 
 def _user_error(error: Exception, folder: Path) -> UserError | None:
-    """The message for a person among the workers' errors, if there is one: theirs, or of a full disk, or of numbers
-    that are no longer finite.
-    """
+    """The message for a person among the workers' errors, if there is one: theirs, or of a full disk."""
     for failure in getattr(error, "worker_failures", {}).values():
         cause = getattr(failure, "_base_exc", failure)  # Ray keeps the worker's exception beside its traceback's text
         if isinstance(cause, UserError):
             return cause
-        if isinstance(cause, FloatingPointError):
-            return UserError(f"train: {cause}")
         if isinstance(cause, OSError) and (message := as_user_error(cause, folder.parent)):
             return message
     return None

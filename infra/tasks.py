@@ -7,9 +7,7 @@ die.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, wait
 from functools import partial, wraps
 from typing import Any
 
@@ -17,7 +15,6 @@ from infra.errors import UserError
 from infra.storage import StoragePath, as_user_error
 
 Item = dict[str, Any]
-_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def run_tasks(
@@ -113,25 +110,8 @@ def _mapped(function: Any, items: Sequence[Item], *, num_workers: int, **options
 
 
 def _while_ray_lives(rows: Iterator[Item]) -> Generator[Item, None, None]:
-    """The rows one by one. When Ray's process on this machine dies, Ray itself would notice after a quarter of a minute
-    and then, in the middle of whatever Python does, end this process.
-    """
-    from infra.cluster import require_alive
+    """The rows one by one, as long as Ray lives."""
+    from infra.cluster import call_while_ray_lives
 
-    while True:
-        following = Future[Item | None]()
-        # A daemon, because the interpreter waits for the others when it ends, and this one may never come back.
-        threading.Thread(target=_fetch, args=(rows, following), daemon=True).start()
-        while not wait([following], timeout=_SECONDS_BETWEEN_LOOKS).done:
-            require_alive()
-        row = following.result()
-        if row is None:
-            return
+    while (row := call_while_ray_lives(lambda: next(rows, None))) is not None:
         yield row
-
-
-def _fetch(rows: Iterator[Item], following: Future[Item | None]) -> None:
-    try:
-        following.set_result(next(rows, None))
-    except BaseException as error:  # noqa: BLE001 it is raised again where it is waited for
-        following.set_exception(error)

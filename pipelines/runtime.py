@@ -26,6 +26,10 @@ class RuntimeConfig:
     """MLflow server or database; without it an SQLite database below the root."""
     num_workers: int = 2
     """Worker processes for preprocessing, training and serving."""
+    min_workers: int | None = None
+    """As few will do to train with, while nodes are missing; without it training waits for all."""
+    max_failures: int = 3
+    """So often a training starts its workers again after one was lost, before it gives up."""
     num_loaders: int = 0
     """Processes per training worker that read batches ahead; 0 reads each when it is needed."""
     use_gpu: bool = False
@@ -37,9 +41,15 @@ class RuntimeConfig:
         for address in (self.data_root, self.co3d_root):
             if address is not None:
                 open_path(address)
-        for name, value, least in (("workers", self.num_workers, 1), ("loaders", self.num_loaders, 0)):
+        for name, value, least in (
+            ("--num-workers", self.num_workers, 1),
+            ("--num-loaders", self.num_loaders, 0),
+            ("--max-failures", self.max_failures, 0),
+        ):
             if value < least:
-                raise UserError(f"--num-{name} {value}: must be at least {least}")
+                raise UserError(f"{name} {value}: must be at least {least}")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
+            raise UserError(f"--min-workers {self.min_workers}: must be between 1 and --num-workers {self.num_workers}")
 
     @property
     def root_dir(self) -> Path:

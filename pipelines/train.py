@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 
 from infra.cluster import ensure_ray
-from infra.distributed import run_workers
+from infra.distributed import Workers, run_workers
 from infra.errors import UserError
 from infra.fingerprint import fingerprint, plain
 from infra.mlflow_run import Run
@@ -61,7 +60,7 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
         folder=folder,
         num_loaders=runtime.num_loaders,
     )
-    _check(job)
+    _check(job, num_workers=runtime.num_workers)
     _require_same_settings(job)
     if not (folder / _FACTS_NAME).exists():
         run = _start_run(tracking, config, inputs)
@@ -74,12 +73,17 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
         atomic_write(folder / _FACTS_NAME, json.dumps(_facts(job) | {"mlflow_run_id": run.id}).encode())
     for name in _SCRATCH_NAMES:
         shutil.rmtree(folder / name, ignore_errors=True)
+    job.request_path.unlink(missing_ok=True)
     return json.loads((folder / _FACTS_NAME).read_bytes())
 
 
-def _check(job: TrainJob) -> None:
+def _check(job: TrainJob, *, num_workers: int) -> None:
     """Everything that could be wrong with the config, in seconds and before workers are started."""
     config = job.config
+    if config.batch_size < num_workers:
+        raise UserError(
+            f"train: batch_size {config.batch_size} is less than a sample for each of {num_workers} workers"
+        )
     open_batches(job)
     LatentCache(job.latents_dir).verify()
     try:
@@ -131,14 +135,20 @@ def _run(job: TrainJob, run: Run, runtime: RuntimeConfig) -> None:
     drop_lines_after(job.metrics_path, done)  # workers do so too; here, so that they are neither shown nor recorded
     watch = TrainingWatch(job.metrics_path, job.previews_dir, run=run, total=job.config.num_steps, done=done)
     ensure_ray(num_cpus=runtime.num_workers)
+    workers = Workers(
+        most=runtime.num_workers,
+        least=runtime.min_workers or runtime.num_workers,
+        use_gpu=runtime.use_gpu,
+        max_failures=runtime.max_failures,
+    )
     with watch:
         run_workers(
             train_in_worker,
             job,
-            num_workers=runtime.num_workers,
-            storage_dir=job.folder / "workers",
-            name=uuid.uuid4().hex[:8],
-            use_gpu=runtime.use_gpu,
+            workers,
+            storage_dir=job.workers_dir,
+            checkpoint_request=job.request_path,
+            notices=job.notices_path,
         )
 
 

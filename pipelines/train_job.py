@@ -34,9 +34,14 @@ class TrainJob:
         return self.folder / "metrics.jsonl"
 
     @property
-    def messages_path(self) -> Path:
-        """Lines for a person, from the workers."""
-        return self.folder / "messages.log"
+    def workers_dir(self) -> Path:
+        """What Ray Train writes."""
+        return self.folder / "workers"
+
+    @property
+    def notices_path(self) -> Path:
+        """Lines for a person, from workers and from what watches them."""
+        return self.workers_dir / "notices.log"
 
     @property
     def request_path(self) -> Path:

@@ -181,7 +181,8 @@ def _callbacks(rank: Rank, average: WeightAverage | None, save: SaveCheckpoints)
 
 
 def _tell(job: TrainJob, message: str) -> None:
-    with job.messages_path.open("a") as file:
+    job.workers_dir.mkdir(exist_ok=True)
+    with job.notices_path.open("a") as file:
         file.write(message + "\n")
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
-import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import ray.train.torch
 
-from infra.distributed import _user_error, run_workers
+import infra.cluster
+from infra.distributed import Workers, _run_in_worker, _user_error, run_workers
 from infra.errors import UserError
 
 
@@ -26,7 +30,6 @@ class FailedError(Exception):
     ("cause", "message"),
     [
         (UserError("name another"), "name another"),
-        (FloatingPointError("step 3: the loss is nan; lower the learning rate"), "train: step 3: the loss is nan"),
         (OSError(errno.ENOSPC, "No space left on device"), "output folder /runs/train: the disk is full"),
     ],
 )
@@ -41,19 +44,75 @@ def test_defects_keep_their_traceback(error: Exception) -> None:
     assert _user_error(error, Path("/runs/train/workers")) is None
 
 
-def test_an_interrupt_is_one_and_the_next_one_still_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class InterruptedTrainer:
-        """As Ray Train's: installs a handler for Ctrl-C, leaves it there, and ends the process when it is called."""
+WORKERS = Workers(most=2, least=1, use_gpu=False, max_failures=1)
 
-        def __init__(self, *args: object, **settings: object) -> None:
-            pass
 
-        def fit(self) -> None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            raise SystemExit(0)
+class FakeTrainer:
+    """As Ray Train's, with a given end of each attempt."""
 
-    monkeypatch.setattr(ray.train.torch, "TorchTrainer", InterruptedTrainer)
-    before = signal.getsignal(signal.SIGINT)
+    ends: ClassVar[list[Callable[[], None]]] = []
+    told: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, *args: object, **settings: Any) -> None:
+        self.settings = settings
+        FakeTrainer.told = settings["train_loop_config"]
+
+    def fit(self) -> None:
+        assert self.settings["scaling_config"].num_workers == (1, 2)
+        self.ends.pop(0)()
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Call `run_workers` without a cluster; `ends` say how each attempt ends."""
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", FakeTrainer)
+    monkeypatch.setattr(infra.cluster, "_watched_addresses", lambda node: {})
+
+    def run(*ends: Callable[[], None]) -> None:
+        FakeTrainer.ends = list(ends)
+        run_workers(
+            diverge,
+            "job",
+            WORKERS,
+            storage_dir=tmp_path / "workers",
+            checkpoint_request=tmp_path / "request",
+            notices=tmp_path / "workers" / "notices.log",
+        )
+        assert not FakeTrainer.ends
+
+    return run
+
+
+def diverge(job: str) -> None:
+    raise FloatingPointError(f"{job}: the loss is nan")
+
+
+def test_a_diverged_training_is_not_repeated(run: Callable[..., None]) -> None:
+    with pytest.raises(UserError, match=r"^train: job: the loss is nan$"):
+        run(lambda: _run_in_worker(FakeTrainer.told))
+
+
+def lose_controller() -> None:
+    raise ray.exceptions.ActorDiedError
+
+
+def test_a_lost_controller_is_replaced(run: Callable[..., None]) -> None:
+    run(lose_controller, lambda: None)
+
+
+def test_a_controller_that_is_lost_too_often_is_told(run: Callable[..., None]) -> None:
+    with pytest.raises(UserError, match=r"controller ended 2 times .*run the same command again"):
+        run(lose_controller, lose_controller)
+
+
+def test_an_interrupt_ends_the_workers(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
+
+    def interrupted() -> None:
+        _thread.interrupt_main()
+        threading.Event().wait()  # as Ray Train, which knows nothing of it
+
     with pytest.raises(KeyboardInterrupt):
-        run_workers(print, None, num_workers=1, storage_dir=tmp_path, name="test", use_gpu=False)
-    assert signal.getsignal(signal.SIGINT) == before
+        run(interrupted)
+    assert ended

@@ -1,0 +1,151 @@
+"""A cluster of several nodes on this machine, and drivers of workers on it in processes of their own.
+
+Such a driver is `python -m tests.nodes WHAT ROOT FOLDER MOST LEAST`, on the cluster at RAY_ADDRESS if that is set, else
+on a Ray of its own. Exit codes as the command line's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+
+import infra.distributed
+from infra.cluster import CHECKOUT, ensure_ray
+from infra.distributed import Workers, run_workers
+from infra.errors import UserError
+from infra.storage import atomic_write
+from tests.distributed.launch import TIMEOUT_SECONDS
+from tests.training_inputs import train_config
+
+CONFIG = train_config(num_steps=40, checkpoint_every_steps=5, preview_every_steps=100)
+REQUEST_NAME = "checkpoint-requested"
+
+
+def wait_for(condition: Callable[[], Any], what: Callable[[], str]) -> Any:
+    """The first result of `condition()` that is true."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(what())
+        time.sleep(0.005)
+    return result
+
+
+def workers_below(process: psutil.Process) -> list[psutil.Process]:
+    """Ray Train's workers among a process's descendants, a raylet's or a driver's."""
+    return [child for child in process.children(recursive=True) if "TrainWorker" in " ".join(child.cmdline())]
+
+
+class Driver:
+    """One of the two mains below, in a process of its own."""
+
+    def __init__(self, what: str, root: Path, folder: Path, *, most: int, least: int, address: str | None) -> None:
+        """`address` of the cluster to use."""
+        folder.mkdir(exist_ok=True)
+        self._output = folder.with_suffix(".txt")
+        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        # As quick to see that there are too few nodes as Ray lets it be.
+        environment |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "2"} | ({"RAY_ADDRESS": address} if address else {})
+        command = [sys.executable, "-m", "tests.nodes", what, str(root), str(folder), str(most), str(least)]
+        with self._output.open("w") as output:
+            self.process = subprocess.Popen(
+                command, cwd=CHECKOUT, env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+
+    def said(self) -> str:
+        """What it has printed."""
+        return self._output.read_text()
+
+    def wait_until(self, condition: Callable[[], Any]) -> Any:
+        """Wait for `condition()` while it runs."""
+
+        def holds() -> Any:
+            assert self.process.poll() is None, self.said()
+            return condition()
+
+        return wait_for(holds, self.said)
+
+    def wait(self) -> int:
+        """Its exit code."""
+        wait_for(lambda: self.process.poll() is not None, self.said)
+        return self.process.returncode
+
+    def end(self) -> None:
+        """Kill it if it still runs."""
+        self.process.kill()
+        self.process.wait()
+
+
+def count_in_worker(folder: Path) -> None:
+    """Count until `<folder>/stop` is there. What was done is saved only when somebody asks for it.
+
+    Writes a line [number, ranks] for each number into `<folder>/counted`.
+    """
+    saved = folder / "saved"
+    number = torch.tensor([int(saved.read_text()) if saved.exists() else 0, 0])
+    while not number[1]:
+        number[0] += 1
+        number[1] = (folder / "stop").exists()
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        if dist.get_rank() == 0:
+            with (folder / "counted").open("a") as file:
+                file.write(json.dumps([int(number[0]), dist.get_world_size()]) + "\n")
+            if (folder / REQUEST_NAME).exists():
+                atomic_write(saved, str(int(number[0])).encode())
+                (folder / REQUEST_NAME).unlink()
+        time.sleep(0.02)
+
+
+def counted(folder: Path) -> list[list[int]]:
+    """What `count_in_worker` wrote: [number, ranks] each."""
+    path = folder / "counted"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def main() -> None:
+    """Train or count."""
+    what, root, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    most, least = int(sys.argv[4]), int(sys.argv[5])
+    infra.distributed._SECONDS_BETWEEN_RESIZES = 1.0
+    try:
+        if what == "train":
+            _train(root, folder, most=most, least=least)
+        else:
+            ensure_ray(num_cpus=most)
+            workers = Workers(most=most, least=least, use_gpu=False, max_failures=3)
+            run_workers(
+                count_in_worker,
+                folder,
+                workers,
+                storage_dir=folder / "workers",
+                checkpoint_request=folder / REQUEST_NAME,
+                notices=folder / "workers" / "notices.log",
+            )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _train(root: Path, folder: Path, *, most: int, least: int) -> None:
+    from pipelines.runtime import RuntimeConfig
+    from pipelines.train import train
+    from tests.integration.test_train import inputs
+
+    train(CONFIG, inputs(root), folder, RuntimeConfig(root=str(root), num_workers=most, min_workers=least))
+
+
+if __name__ == "__main__":
+    main()
