@@ -1,32 +1,25 @@
-"""What happens between training steps, in the workers: metrics.jsonl, checkpoints, preview pictures."""
+"""What happens between training steps, in the workers: metrics.jsonl, checkpoints, the object of the previews."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from infra.checkpoint import SnapshotFolder
 from infra.engine import Engine
 from infra.storage import atomic_write
-from model.base import BaseModel, load_base
-from model.config import SamplingConfig
-from model.sampling import ViewRequest, generate_views
+from model.base import BaseModel
+from model.sampling import ViewRequest
 from model.unet import ViewDiffUNet
 from model.views import Scene
 from pipelines.loop import StepInfo
 from preprocessing.batches import TrainBatches
 
 MODEL_PART, OPTIMIZER_PART = "model", "optimizer"  # file names inside a checkpoint
-PREVIEW_SAMPLING = SamplingConfig(num_steps=8, guidance_scale=1.0)  # guidance would double the time
 
 
 def write_line(info: StepInfo) -> str:
@@ -90,39 +83,6 @@ class SaveSnapshots:
         if self.snapshots is not None:
             parts = {MODEL_PART: self.unet.state_dict(), OPTIMIZER_PART: state}
             self.snapshots.save(info.step, parts, {"loss": info.loss})
-
-
-class DrawPreviews:
-    """Every so many steps one object from its first view, into `<folder>/step-000100.png`. Only for rank 0.
-
-    Above the truth, as the autoencoder gives it back, below what the model makes of the first view.
-    """
-
-    def __init__(
-        self, unet: ViewDiffUNet, request: ViewRequest, *, base_dir: Path, folder: Path, every_steps: int
-    ) -> None:
-        self._unet, self._request, self._every_steps = unet, request, every_steps
-        self._base_dir, self._folder = base_dir, folder
-        folder.mkdir(exist_ok=True)
-
-    @cached_property
-    def _base(self) -> BaseModel:
-        return load_base(self._base_dir).coders_to(self._request.known_latents.device).frozen()
-
-    def __call__(self, info: StepInfo) -> None:
-        if info.step % self._every_steps:
-            return
-        latents = generate_views(self._unet, self._base.scheduler, self._request, PREVIEW_SAMPLING)
-        rows = [self._decode(self._request.known_latents[0]), self._decode(latents[0])]
-        buffer = io.BytesIO()
-        Image.fromarray(np.concatenate(rows)).save(buffer, format="PNG")
-        atomic_write(self._folder / f"step-{info.step:06d}.png", buffer.getvalue())
-
-    @torch.no_grad()
-    def _decode(self, latents: Tensor) -> np.ndarray:
-        """[V, C, h, w] side by side as uint8 [H, V*W, 3]."""
-        images = (self._base.decode(latents) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return np.concatenate(list(images), axis=1)
 
 
 def preview_request(batches: TrainBatches, num_views: int, encoder: BaseModel | None) -> ViewRequest:

@@ -21,21 +21,24 @@ from infra.errors import UserError
 from infra.fingerprint import fingerprint, plain
 from infra.mlflow_run import Run
 from infra.storage import atomic_write, require_space
-from infra.tracking import FINGERPRINT_TAG, Tracking, flatten
+from infra.tracking import FINGERPRINT_TAG, Tracking
 from model.unet import ViewDiffUNet
 from pipelines.artifacts import CARD_NAME
+from pipelines.attempts import ATTEMPTS_NAME, FOLDER_TAG, STAGE_TAG, start_attempt
 from pipelines.callbacks import drop_lines_after
 from pipelines.config import TrainConfig
-from pipelines.lineage import log_shards
+from pipelines.lineage import code_tags, input_tags, log_config, log_shards
 from pipelines.runtime import RuntimeConfig
+from pipelines.stage import final_dir
 from pipelines.train_worker import TrainJob, open_batches, train_in_worker
-from pipelines.watch import TrainingWatch
+from pipelines.watch import TrainingWatch, WatchedFolder
 from preprocessing.latents import LatentCache
 
 _FACTS_NAME = "facts.json"
 # On the disk: weights and AdamW's two moments in two checkpoints and a third that is being written; the model itself.
 _BYTES_PER_PARAMETER = 3 * 12 + 4
-_SCRATCH_NAMES = ("checkpoints", "workers")  # only needed until the model is written
+_CHECKPOINTS_NAME = "checkpoints"
+_SCRATCH_NAMES = (_CHECKPOINTS_NAME, "workers", ATTEMPTS_NAME)  # only needed until the model is written and recorded
 
 
 def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
@@ -59,14 +62,8 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
     )
     _check(job)
     if not (folder / _FACTS_NAME).exists():
-        run = _start_run(tracking, config, inputs)
-        try:
-            _run(job, run, runtime)
-        except BaseException as error:
-            run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-        run.finish()
-        atomic_write(folder / _FACTS_NAME, json.dumps(_facts(job) | {"mlflow_run_id": run.id}).encode())
+        run_id = _run(job, inputs, tracking, runtime)
+        atomic_write(folder / _FACTS_NAME, json.dumps(_facts(job) | {"mlflow_run_id": run_id}).encode())
     for name in _SCRATCH_NAMES:
         shutil.rmtree(folder / name, ignore_errors=True)
     return json.loads((folder / _FACTS_NAME).read_bytes())
@@ -89,32 +86,45 @@ def _check(job: TrainJob) -> None:
     require_space(job.folder, _BYTES_PER_PARAMETER * num_parameters)
 
 
-def _start_run(tracking: Tracking, config: TrainConfig, inputs: Mapping[str, Any]) -> Run:
-    """This training's MLflow run: a new one, or the one that a killed attempt began."""
-    identity = {role: artifact.fingerprint for role, artifact in inputs.items()} | {"config": plain(config)}
-    run = tracking.start("train", tags={FINGERPRINT_TAG: fingerprint(identity), "viewdiff.stage": "train"})
-    run.log_params(flatten(plain(config)))
+def _start_run(tracking: Tracking, job: TrainJob, inputs: Mapping[str, Any]) -> Run:
+    """This training's MLflow run: a new one, or the one that an earlier attempt began."""
+    identity = {role: artifact.fingerprint for role, artifact in inputs.items()} | {"config": plain(job.config)}
+    final = final_dir(job.folder)
+    tags = {FINGERPRINT_TAG: fingerprint(identity), STAGE_TAG: "train"}
+    run = tracking.start(f"train {final.name[:8]}", tags=tags)
+    run.set_tags({**code_tags("train"), **input_tags(inputs), FOLDER_TAG: str(final)})
+    log_config(run, job.config)
     shards = inputs["shards"]
     log_shards(run, shards, context="training")
     run.log_text((shards.data / CARD_NAME).read_bytes().decode(), CARD_NAME)
     return run
 
 
-def _run(job: TrainJob, run: Run, runtime: RuntimeConfig) -> None:
+def _run(job: TrainJob, inputs: Mapping[str, Any], tracking: Tracking, runtime: RuntimeConfig) -> str:
+    """Do the steps that are missing; returns the id of the MLflow run, which has everything then."""
     newest = job.snapshots().newest()
     done = 0 if newest is None else newest.step
+    reached = len(job.metrics_path.read_bytes().splitlines()) if job.metrics_path.exists() else 0
     drop_lines_after(job.metrics_path, done)  # workers do so too; here, so that they are neither shown nor recorded
-    watch = TrainingWatch(job.metrics_path, job.previews_dir, run=run, total=job.config.num_steps, done=done)
-    ensure_ray(num_cpus=runtime.num_workers)
-    with watch:
-        run_workers(
-            train_in_worker,
-            job,
-            num_workers=runtime.num_workers,
-            storage_dir=job.folder / "workers",
-            name=uuid.uuid4().hex[:8],
-            use_gpu=runtime.use_gpu,
-        )
+    settings = {"num_workers": runtime.num_workers, "use_gpu": runtime.use_gpu, "start_step": done}
+    with tracking.answering():
+        run = _start_run(tracking, job, inputs)
+        attempt = start_attempt(tracking, run, job.folder, settings=settings, tags=code_tags("train"), step=reached)
+    watched = WatchedFolder(
+        metrics_path=job.metrics_path, previews_dir=job.previews_dir, checkpoints_dir=job.folder / _CHECKPOINTS_NAME
+    )
+    with TrainingWatch(watched, run=run, attempt=attempt, total=job.config.num_steps, done=done):
+        if not job.model_dir.exists():  # else only the record was missing
+            ensure_ray(num_cpus=runtime.num_workers)
+            run_workers(
+                train_in_worker,
+                job,
+                num_workers=runtime.num_workers,
+                storage_dir=job.folder / "workers",
+                name=uuid.uuid4().hex[:8],
+                use_gpu=runtime.use_gpu,
+            )
+    return run.id
 
 
 def _facts(job: TrainJob) -> dict[str, Any]:

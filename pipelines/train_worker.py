@@ -24,13 +24,13 @@ from pipelines.callbacks import (
     MODEL_PART,
     OPTIMIZER_PART,
     Cadence,
-    DrawPreviews,
     MetricsFile,
     SaveSnapshots,
     preview_request,
 )
 from pipelines.config import TrainConfig
 from pipelines.loop import Callback, LossPart, Schedule, train_steps
+from pipelines.previews import DrawPreviews
 from preprocessing.batches import LoadedBatch, TrainBatches
 from preprocessing.captions import read_sequence_captions
 from preprocessing.dataset import FrameIndex, ShardReader
