@@ -13,7 +13,8 @@ from pipelines.artifacts import Artifact
 from preprocessing.schema import manifest_digest, read_manifest
 
 COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's page shows it as the version
-INPUT_PREFIX = "viewdiff.input."  # tags: fingerprint of each input, by its role
+INPUT_PREFIX = "viewdiff.input."  # of tags: fingerprint of each input, by its role
+VERSION_PREFIX = "viewdiff.version."  # of tags: version of each package
 
 
 def log_shards(run: Run, shards: Artifact, *, context: str) -> None:
@@ -36,7 +37,7 @@ def log_config(run: Run, config: object) -> None:
 
 def code_tags(command: str) -> dict[str, str]:
     """Which program this is: the command, the commit (with `+` when files differ from it), versions of packages."""
-    versions = {f"viewdiff.version.{name}": version for name, version in package_versions().items()}
+    versions = {f"{VERSION_PREFIX}{name}": version for name, version in package_versions().items()}
     commit = git_commit()
     return {
         "mlflow.source.name": f"viewdiff {command}",
