@@ -1,9 +1,13 @@
-"""Which version of this code runs."""
+"""Which version of this code runs, and of the packages that its results depend on."""
 
 from __future__ import annotations
 
+import platform
 import subprocess
+from importlib import metadata
 from pathlib import Path
+
+_PACKAGES = ("torch", "diffusers", "transformers", "ray", "deepspeed", "mlflow", "pyarrow", "webdataset")
 
 
 def git_commit() -> str | None:
@@ -15,3 +19,8 @@ def git_commit() -> str | None:
     except FileNotFoundError:  # no git on this machine
         return None
     return result.stdout.strip() or None
+
+
+def package_versions() -> dict[str, str]:
+    """Python's version and those of the packages, by name."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}

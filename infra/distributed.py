@@ -54,8 +54,8 @@ def run_workers(
     When a worker dies or fails, all are ended and started again: `run` must resume from what it saved. The same happens
     when there is room for more workers, and when a node is about to go; before that the file `checkpoint_request` is
     created, which `run` has to remove when it has saved what it did. `storage_dir` is a scratch folder that all nodes
-    see, and `notices` a file in it; each line that is appended to that is shown. A FloatingPointError ends them at once,
-    because it would come again: all workers must raise it alike.
+    see, and `notices` a file in it, of which each new line is shown. A FloatingPointError ends them at once, because it
+    would come again: all workers must raise it alike.
 
     Raises:
         UserError: what `run` raised as such, a full disk, a FloatingPointError, or Ray itself was killed.

@@ -17,7 +17,8 @@ def get_logger(name: str) -> logging.Logger:
     root = logging.getLogger("viewdiff")
     if not root.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        clear = "\x1b[2K" if sys.stderr.isatty() else ""  # a line of progress may be there
+        handler.setFormatter(logging.Formatter(f"{clear}%(name)s: %(message)s"))
         root.addHandler(handler)
         root.setLevel(logging.INFO)
         root.propagate = False

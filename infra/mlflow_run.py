@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-# Read when MLflow is imported or first used. This project sends nothing to anybody.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+import infra.mlflow_settings  # noqa: F401
 
+# isort: split
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric, Param, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from infra.storage import StoragePath
@@ -24,6 +23,19 @@ from infra.storage import StoragePath
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # MLflow's limits for one request
 _DIGEST_LENGTH = 36  # characters, MLflow's limit
 _TABLES_TAG = "mlflow.loggedArtifacts"  # makes MLflow's page show a JSON artifact as a table
+
+
+READY = "READY"  # of a logged model whose record is complete
+FILES_TAG, FILES_KEPT, FILES_REMOVED = "viewdiff.files", "on disk", "removed"  # of one whose files MLflow does not hold
+
+
+@dataclass(frozen=True)
+class ModelMetrics:
+    """Numbers of a logged model, and the run that measured them."""
+
+    run: Run
+    step: int
+    values: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -51,9 +63,25 @@ class Run:
         missing = {name: value for name, value in scores.items() if self.last_step(name) < 0}
         self.log_metrics(missing, model_id=model_id)
 
+    def log_lines(self, lines: Sequence[Mapping[str, float]]) -> int:
+        """Numbers of many steps in one request: as many of the first lines as it takes, whole; returns how many.
+
+        Each line has its `step` and may have its `time` in Unix seconds; everything else in it is a metric.
+        """
+        now, items, count = time.time(), list[Metric](), 0
+        for line in lines:
+            moment, step = int(line.get("time", now) * 1000), int(line["step"])
+            added = [Metric(name, float(line[name]), moment, step) for name in line if name not in ("step", "time")]
+            if count and len(items) + len(added) > _MAX_METRICS:
+                break
+            items, count = items + added, count + 1
+        self.client.log_batch(self.id, metrics=items)
+        return count
+
     def last_step(self, metric: str) -> int:
         """Largest step at which `metric` was logged, -1 if never; so that a resumed stage logs no step twice."""
-        return max((point.step for point in self.client.get_metric_history(self.id, metric)), default=-1)
+        latest = self.client.get_run(self.id).data.to_proto().metrics  # the history would be megabytes
+        return max((int(point.step) for point in latest if point.key == metric), default=-1)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Add or change tags."""
@@ -65,6 +93,12 @@ class Run:
             self.client.log_image(self.id, image, artifact_file=f"pictures/{name}.png")
         else:
             self.client.log_image(self.id, image, key=name, step=step)
+
+    def picture_steps(self, name: str) -> set[int]:
+        """Steps of the series `name` that are there whole: of each picture the small copy is sent last."""
+        pattern = re.compile(rf"images/{re.escape(name)}\+step\+(\d+)\+.*\+compressed\.\w+")
+        matches = (pattern.fullmatch(item.path) for item in self.client.list_artifacts(self.id, "images"))
+        return {int(match[1]) for match in matches if match}
 
     def log_table(self, columns: Mapping[str, Sequence[object]], name: str) -> None:
         """Columns of equal length as `<name>.json`, shown as a table. Logged again, it is replaced, not appended to."""
@@ -102,15 +136,64 @@ class Run:
 
     def log_model(self, folder: Path, *, name: str, params: Mapping[str, object] | None = None) -> str:
         """The files of a model folder as a logged model of this run; returns its id. Repeated, the finished one's."""
-        run = self.client.get_run(self.id).info
-        for model in self.client.search_logged_models([run.experiment_id], f"source_run_id = '{self.id}'"):
-            if model.name == name and str(model.status) == "READY":
+        for model in self._models(name):
+            if str(model.status) == READY:
                 return model.model_id
-        texts = {key: str(value) for key, value in (params or {}).items()}
-        model = self.client.create_logged_model(run.experiment_id, name, self.id, params=texts, model_type="viewdiff")
-        self.client.log_model_artifacts(model.model_id, str(folder))
-        self.client.finalize_logged_model(model.model_id, "READY")
-        return model.model_id
+        model_id = self._create_model(name, params or {})
+        self.client.log_model_artifacts(model_id, str(folder))
+        self.client.finalize_logged_model(model_id, READY)
+        return model_id
+
+    def log_model_record(
+        self,
+        record: Mapping[str, object],
+        file: str,
+        *,
+        name: str,
+        key: str,
+        params: Mapping[str, object],
+        metrics: ModelMetrics,
+    ) -> str:
+        """A model whose files stay where they are, as a logged model that holds only `record`, as JSON in `file`.
+
+        One that an interrupted call began is known by its param `key`, and completed. It is tagged FILES_KEPT. Returns
+        its id.
+        """
+        begun = next((model for model in self._models(name) if model.params.get(key) == str(params[key])), None)
+        model_id = begun.model_id if begun else self._create_model(name, params)
+        with TemporaryDirectory() as folder:
+            (Path(folder) / file).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            self.client.log_model_artifacts(model_id, folder)
+        if begun is None or not begun.metrics:
+            metrics.run.log_metrics(metrics.values, step=metrics.step, model_id=model_id)
+        self.client.set_logged_model_tags(model_id, {FILES_TAG: FILES_KEPT})
+        self.client.finalize_logged_model(model_id, READY)
+        return model_id
+
+    def models(self, name: str) -> list[LoggedModel]:
+        """This run's logged models of that name which are complete, oldest first."""
+        complete = [model for model in self._models(name) if str(model.status) == READY]
+        return sorted(complete, key=lambda model: model.creation_timestamp)
+
+    def tag_model(self, model_id: str, tags: Mapping[str, str]) -> None:
+        """Add or change tags of a logged model."""
+        self.client.set_logged_model_tags(model_id, dict(tags))
+
+    def _models(self, name: str) -> list[LoggedModel]:
+        experiment_id = self.client.get_run(self.id).info.experiment_id
+        wanted, token, found = f"source_run_id = '{self.id}' AND name = '{name}'", None, list[LoggedModel]()
+        while True:  # page by page
+            page = self.client.search_logged_models([experiment_id], wanted, page_token=token)
+            found, token = [*found, *page], page.token
+            if not token:
+                return found
+
+    def _create_model(self, name: str, params: Mapping[str, object]) -> str:
+        experiment_id = self.client.get_run(self.id).info.experiment_id
+        texts = {key: str(value) for key, value in params.items()}
+        return self.client.create_logged_model(
+            experiment_id, name, self.id, params=texts, model_type="viewdiff"
+        ).model_id
 
     def finish(self, status: str = "FINISHED") -> None:
         """End the run: FINISHED, FAILED or KILLED."""

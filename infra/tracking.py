@@ -1,4 +1,4 @@
-"""Records of experiments and the model registry. This file and mlflow_run.py are the only ones that know MLflow.
+"""Records of experiments and the model registry.
 
 Everything here may be repeated: a stage that was killed and runs again finds its run by fingerprint and goes on in it.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -15,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.mlflow_run import Run  # first: it sets what MLflow reads when it is imported
+import infra.mlflow_settings  # noqa: F401
 
 # isort: split
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
 
 from infra.errors import UserError
+from infra.mlflow_outage import UNREACHABLE, first_reason, reason_of_outage, short_requests
+from infra.mlflow_run import Run
 from infra.storage import require_space
 
 FINGERPRINT_TAG = "viewdiff.fingerprint"
@@ -32,7 +32,7 @@ ARTIFACTS_NAME = "mlartifacts"
 SQLITE_PREFIX = "sqlite:///"
 
 _NEW_DATABASE_BYTES = 1_000_000
-_QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+_QUICK_SECONDS, _PATIENT_SECONDS = 5, 30
 
 
 class Tracking:
@@ -51,16 +51,29 @@ class Tracking:
             UserError: it does not.
         """
         try:
-            if self._is_new_database():
+            if self.is_new_database():
                 require_space(self._database().parent, _NEW_DATABASE_BYTES)
                 return
-            with _environment(_QUICK):
+            with short_requests(seconds=_QUICK_SECONDS, retries=1):
                 self._client().search_experiments(max_results=1)
-        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
-            cause = _first_cause(error)
-            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0][:120]
-            remedy = "start that server or name another with --tracking-uri (without it a local database is used)"
-            raise UserError(f"MLflow at {self.uri} cannot be reached ({reason}); {remedy}") from error
+        except (*UNREACHABLE, OSError, ImportError) as error:
+            raise self._unreachable(first_reason(error)) from error
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """For requests of the body that a person waits for: that the store is away is said within a minute.
+
+        Raises:
+            UserError: it is.
+        """
+        try:
+            with short_requests(seconds=_PATIENT_SECONDS, retries=1):
+                yield
+        except UNREACHABLE as error:
+            reason = reason_of_outage(error)
+            if reason is None:
+                raise
+            raise self._unreachable(reason) from error
 
     def start(self, name: str, *, tags: Mapping[str, str], parent_run_id: str | None = None) -> Run:
         """A run to log into: the one whose `viewdiff.fingerprint` tag equals that of `tags`, else a new one."""
@@ -93,6 +106,16 @@ class Tracking:
             ) from error
         return Run(id=run_id, client=client)
 
+    def children(self, run_id: str, *, tags: Mapping[str, str], status: str | None = None) -> list[Run]:
+        """The runs below a run that have these tags and, if it is given, this status; newest first."""
+        client = self._client()
+        found = client.search_runs([self._experiment_id()], f"tags.`mlflow.parentRunId` = '{run_id}'")
+        return [
+            Run(id=run.info.run_id, client=client)
+            for run in found
+            if status in (None, run.info.status) and all(run.data.tags.get(key) == tags[key] for key in tags)
+        ]
+
     def run_url(self, run_id: str) -> str | None:
         """Address of a run's page when the store is a server, else None."""
         if not self.uri.startswith(("http://", "https://")):
@@ -114,7 +137,7 @@ class Tracking:
 
     def versions(self, name: str) -> list[RegisteredVersion]:
         """All versions of a registered model, oldest first."""
-        if self._is_new_database():
+        if self.is_new_database():
             return []
         found = self._client().search_model_versions(f"name = '{name}'", max_results=1000)
         return sorted((_registered(version) for version in found), key=lambda version: version.version)
@@ -125,7 +148,7 @@ class Tracking:
 
     def champion(self, name: str) -> RegisteredVersion | None:
         """The version in use, if any."""
-        if self._is_new_database():
+        if self.is_new_database():
             return None
         client = self._client()
         for model in client.search_registered_models(f"name = '{name}'"):
@@ -137,10 +160,14 @@ class Tracking:
         """Copy a version's files below `folder` and return where they are. Nothing is unpickled or executed."""
         return Path(download_artifacts(artifact_uri=version.source, dst_path=str(folder), tracking_uri=self.uri))
 
+    def _unreachable(self, reason: str) -> UserError:
+        remedy = "start that server or name another with --tracking-uri (without it a local database is used)"
+        return UserError(f"MLflow at {self.uri} cannot be reached ({reason}); {remedy}")
+
     def _database(self) -> Path:
         return Path(self.uri.removeprefix(SQLITE_PREFIX)).absolute()
 
-    def _is_new_database(self) -> bool:
+    def is_new_database(self) -> bool:
         """Whether the store is a database file that is not there yet.
 
         One that is there is opened once without MLflow, which tries for 100 s before it says that it cannot.
@@ -197,23 +224,3 @@ def _registered(version: Any) -> RegisteredVersion:
         tags=dict(version.tags),
         aliases=tuple(version.aliases),
     )
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    """What set off a chain of exceptions: each library on the way wraps it into its own, longer words."""
-    cause = error.__cause__ or error.__context__
-    return error if cause is None else _first_cause(cause)
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value

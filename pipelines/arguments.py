@@ -10,7 +10,7 @@ import tyro
 from tyro import _errors as tyro_errors  # the one place where tyro says what was wrong instead of printing it
 
 from infra.errors import UserError
-from pipelines.config import GenerateRequest, ImportConfig, InspectConfig, RunConfig
+from pipelines.config import ComparisonConfig, GenerateRequest, ImportConfig, InspectConfig, RunConfig
 from pipelines.names import nearest
 from pipelines.presets import PRESETS
 from pipelines.runtime import RuntimeConfig
@@ -57,6 +57,15 @@ class ImportArguments:
     config: Annotated[ImportConfig, tyro.conf.arg(name="")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareArguments:
+    """Of `viewdiff compare`."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Ids of MLflow runs, or their beginnings, or names; without any the training runs are listed."""
+    config: Annotated[ComparisonConfig, tyro.conf.arg(name="")] = field(default_factory=ComparisonConfig)
+
+
 def parse_run(command: str, arguments: Sequence[str], *, description: str) -> RunArguments:
     """Settings of a stage command: `--preset` first, then the overrides.
 
@@ -84,6 +93,11 @@ def parse_import(arguments: Sequence[str], *, description: str) -> ImportArgumen
         source=tyro.MISSING, config=ImportConfig(output=tyro.MISSING, category=tyro.MISSING, name=tyro.MISSING)
     )
     return _parse(default, arguments, prog="viewdiff import", description=description)
+
+
+def parse_compare(arguments: Sequence[str], *, description: str) -> CompareArguments:
+    """Settings of `viewdiff compare`. Raises UserError as `parse_run`."""
+    return _parse(CompareArguments(), arguments, prog="viewdiff compare", description=description)
 
 
 def _preset(arguments: Sequence[str]) -> str:

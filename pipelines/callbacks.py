@@ -1,34 +1,28 @@
-"""What happens between training steps, in the workers: metrics.jsonl, preview pictures."""
+"""What happens between training steps, in the workers: metrics.jsonl, slow ranks, the object of the previews."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import resource
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from infra.storage import atomic_write
-from model.base import BaseModel, load_base
-from model.config import SamplingConfig
-from model.sampling import ViewRequest, generate_views
-from model.unet import ViewDiffUNet
+from model.base import BaseModel
+from model.sampling import ViewRequest
 from model.views import Scene
 from pipelines.checkpoints import Cadence
 from pipelines.loop import StepInfo
 from preprocessing.batches import TrainBatches
 
 _STEPS_TO_JUDGE, _SLOW = 20, 1.5  # steps, and times as long as the median rank
-PREVIEW_SAMPLING = SamplingConfig(num_steps=8, guidance_scale=1.0)  # guidance would double the time
+
+_STEPS_TO_JUDGE, _SLOW = 20, 1.5  # steps, and times as long as the median rank
 
 
 @dataclass(frozen=True)
@@ -83,43 +77,9 @@ class MetricsFile:
     def __call__(self, info: StepInfo) -> None:
         self._file.write(write_line(info, self._work))
         self._file.flush()
-        if info.checkpoint_wanted or self._checkpoints.is_due(
-            info.step
-        ):  # a checkpoint must never outlive the lines before it
+        if info.checkpoint_wanted or self._checkpoints.is_due(info.step):
+            # A checkpoint must never outlive the lines before it.
             os.fsync(self._file.fileno())
-
-
-class DrawPreviews:
-    """Every so many steps one object from its first view, into `<folder>/step-000100.png`. Only for rank 0.
-
-    Above the truth, as the autoencoder gives it back, below what the model makes of the first view.
-    """
-
-    def __init__(
-        self, unet: ViewDiffUNet, request: ViewRequest, *, base_dir: Path, folder: Path, every_steps: int
-    ) -> None:
-        self._unet, self._request, self._every_steps = unet, request, every_steps
-        self._base_dir, self._folder = base_dir, folder
-        folder.mkdir(exist_ok=True)
-
-    @cached_property
-    def _base(self) -> BaseModel:
-        return load_base(self._base_dir).coders_to(self._request.known_latents.device).frozen()
-
-    def __call__(self, info: StepInfo) -> None:
-        if info.step % self._every_steps:
-            return
-        latents = generate_views(self._unet, self._base.scheduler, self._request, PREVIEW_SAMPLING)
-        rows = [self._decode(self._request.known_latents[0]), self._decode(latents[0])]
-        buffer = io.BytesIO()
-        Image.fromarray(np.concatenate(rows)).save(buffer, format="PNG")
-        atomic_write(self._folder / f"step-{info.step:06d}.png", buffer.getvalue())
-
-    @torch.no_grad()
-    def _decode(self, latents: Tensor) -> np.ndarray:
-        """[V, C, h, w] side by side as uint8 [H, V*W, 3]."""
-        images = (self._base.decode(latents) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return np.concatenate(list(images), axis=1)
 
 
 class WatchRanks:

@@ -88,7 +88,7 @@ class SaveCheckpoints:
         if dist.get_rank() > 0:
             return
         self.background.wait()
-        if _step_of_model(self.model_dir) != step:
+        if step_of_model(self.model_dir) != step:
             average = {} if self.average is None else self.average.weights()
             self._publish(step, _copied(self.unet.state_dict() | average))
 
@@ -104,7 +104,8 @@ class SaveCheckpoints:
         replace_folder(unfinished, self.model_dir)
 
 
-def _step_of_model(model_dir: Path) -> int | None:
+def step_of_model(model_dir: Path) -> int | None:
+    """How many steps a training's model folder is from; None where there is no such folder."""
     path = model_dir / _STEP_NAME
     return json.loads(path.read_bytes())["step"] if path.is_file() else None
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "write a page about the run",
     "register": "make the model a version in MLflow's registry",
     "generate": "render an object from one of its photos, or from text",
+    "compare": "show what is different between trainings, or list them",
     "retrain": "look for new captures and train the champion further on them",
 }
 LAST_STAGE = {"run": "register"}  # where a command's name is not its last stage's
@@ -76,6 +77,8 @@ def dispatch(arguments: Sequence[str]) -> None:
         _generate(rest)
     elif command == "retrain":
         _retrain(rest)
+    elif command == "compare":
+        _compare(rest)
     elif command == "inspect":
         _inspect(rest)
     elif command == "import":
@@ -114,6 +117,14 @@ def _retrain(arguments: list[str]) -> None:
 
     parsed = parse_run("retrain", arguments, description=COMMANDS["retrain"])
     retrain(parsed.config, parsed.runtime, dry_run=parsed.dry_run)
+
+
+def _compare(arguments: list[str]) -> None:
+    from pipelines.arguments import parse_compare
+    from pipelines.compare import compare
+
+    parsed = parse_compare(arguments, description=COMMANDS["compare"])
+    compare(parsed.runs, parsed.config)
 
 
 def _inspect(arguments: list[str]) -> None:

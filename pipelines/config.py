@@ -185,6 +185,18 @@ class InspectConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComparisonConfig:
+    """Where the record of trainings is, and where the page about them goes."""
+
+    root: str = "runs/demo"
+    """Folder whose MLflow database is read."""
+    tracking_uri: str | None = None
+    """MLflow server or database; without it the SQLite database below the root."""
+    output: str = "comparison"
+    """Folder that the page is written into."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerateRequest:
     """What to generate: a sequence of --shards from one of its frames, or an object from --text alone."""
 

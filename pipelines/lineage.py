@@ -1,10 +1,20 @@
-"""What a run was made from, told to MLflow."""
+"""What a run was made from and by, told to MLflow."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+
+from infra.checkout import git_commit, package_versions
+from infra.fingerprint import plain
 from infra.mlflow_run import Run
+from infra.tracking import flatten
 from pipelines.artifacts import Artifact
 from preprocessing.schema import manifest_digest, read_manifest
+
+COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's page shows it as the version
+INPUT_PREFIX = "viewdiff.input."  # of tags: fingerprint of each input, by its role
+VERSION_PREFIX = "viewdiff.version."  # of tags: version of each package
 
 
 def log_shards(run: Run, shards: Artifact, *, context: str) -> None:
@@ -16,3 +26,26 @@ def log_shards(run: Run, shards: Artifact, *, context: str) -> None:
         profile=shards.facts,
         context=context,
     )
+
+
+def log_config(run: Run, config: object) -> None:
+    """A stage's config: every field as a param, and the whole as config.json."""
+    resolved = plain(config)
+    run.log_params(flatten(resolved))
+    run.log_text(json.dumps(resolved, indent=2) + "\n", "config.json")
+
+
+def code_tags(command: str) -> dict[str, str]:
+    """Which program this is: the command, the commit (with `+` when files differ from it), versions of packages."""
+    versions = {f"{VERSION_PREFIX}{name}": version for name, version in package_versions().items()}
+    commit = git_commit()
+    return {
+        "mlflow.source.name": f"viewdiff {command}",
+        **({} if commit is None else {COMMIT_TAG: commit}),
+        **versions,
+    }
+
+
+def input_tags(inputs: Mapping[str, Artifact]) -> dict[str, str]:
+    """Fingerprint of every input."""
+    return {f"{INPUT_PREFIX}{role}": artifact.fingerprint for role, artifact in inputs.items()}

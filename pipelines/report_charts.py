@@ -15,6 +15,7 @@ CURVE_POINTS = 400  # what a chart of 300 pixels can show
 SMOOTHING = 0.04  # of the steps: standard deviation of the window of the bold curve
 PLOT_SIZE = (300, 150)
 MAX_TICKS = 5
+LINE_COLORS = ("--ours", "--copy", "--ceiling", "--mean", "--box", "--floor")  # of the style sheet
 BAR_GAP = 0.12  # of a bar's width
 LEAST_BAR = 1.5  # units of the plot: a single one among millions is seen
 
@@ -66,6 +67,51 @@ def curve(title: str, steps: Sequence[float], values: Sequence[float], *, logari
         f'<path class="smooth" d="{bold}"/></svg></div>'
         f'<div class="steps"><span>step {int(x[0])}</span><span>{int(x[-1])}</span></div></figure>'
     )
+
+
+def overlaid_curves(title: str, lines: Mapping[int, tuple[np.ndarray, np.ndarray]], names: Sequence[str]) -> str:
+    """Smoothed lines over training steps in one chart; the keys of `lines` say which of `names` each is of."""
+    smooth = {place: (x.astype(float), _smooth(y.astype(float))) for place, (x, y) in lines.items()}
+    everything = np.concatenate([y for _, y in smooth.values()])
+    logarithmic = bool(everything.min() > 0)
+    scale = np.log10 if logarithmic else np.asarray
+    ticks = _log_ticks(everything) if logarithmic else _ticks(float(everything.min()), float(everything.max()))
+    low, high = (float(scale(value)) for value in (ticks[0], ticks[-1]))
+    first, last = (float(end([end(x) for x, _ in smooth.values()])) for end in (min, max))
+    heights = {tick: 1 - (float(scale(tick)) - low) / (high - low) for tick in ticks}
+    grid = "".join(f'<path class="grid" d="M0 {PLOT_SIZE[1] * at:.1f}H{PLOT_SIZE[0]}"/>' for at in heights.values())
+    labels = "".join(f'<span style="top:{100 * at:.1f}%">{tick:g}</span>' for tick, at in heights.items())
+    paths = []
+    for place, (x, y) in smooth.items():
+        kept = np.linspace(0, len(x) - 1, min(len(x), CURVE_POINTS)).round().astype(int)
+        path = _path(x[kept], (scale(y[kept]) - low) / (high - low), extent=(first, last))
+        paths.append(
+            f'<path class="smooth" style="{_stroke(place)}" d="{path}"><title>{escape(names[place])}</title></path>'
+        )
+    ends = ", ".join(f"{names[place]} {y[-1]:.4g}" for place, (_, y) in smooth.items())
+    return (
+        f'<figure class="curve"><figcaption>{escape(title)}</figcaption>'
+        f'<div class="plot">{labels}<svg viewBox="0 0 {PLOT_SIZE[0]} {PLOT_SIZE[1]}" preserveAspectRatio="none" '
+        f'role="img" aria-label="{escape(f"{title} at the end: {ends}")}">{grid}{"".join(paths)}</svg></div>'
+        f'<div class="steps"><span>step {int(first)}</span><span>{int(last)}</span></div></figure>'
+    )
+
+
+def legend(names: Sequence[str]) -> str:
+    """Which line of `overlaid_curves` is whose."""
+    items = "".join(
+        f'<li><svg viewBox="0 0 28 4" aria-hidden="true"><path d="M0 2H28" style="{_stroke(place)}"/></svg>'
+        f"{escape(name)}</li>"
+        for place, name in enumerate(names)
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+def _stroke(place: int) -> str:
+    """Style of a line: a colour, and dashes where there are more lines than colours."""
+    round_number = place // len(LINE_COLORS)
+    dashes = f";stroke-dasharray:{6 * round_number} 4" if round_number else ""
+    return f"stroke:var({LINE_COLORS[place % len(LINE_COLORS)]}){dashes}"
 
 
 def histogram_chart(distribution: Distribution) -> str:
@@ -121,9 +167,12 @@ def _short(count: int) -> str:
     return str(count)
 
 
-def _path(x: np.ndarray, heights: np.ndarray) -> str:
-    """SVG path through points, heights in [0, 1] from the bottom; what lies outside is drawn at the border."""
-    across = (x - x[0]) / max(x[-1] - x[0], 1e-9) * PLOT_SIZE[0]
+def _path(x: np.ndarray, heights: np.ndarray, *, extent: tuple[float, float] | None = None) -> str:
+    """SVG path through points, heights in [0, 1] from the bottom; what lies outside is drawn at the border. `extent` is
+    the range of x that the plot is wide, that of the points if it is not given.
+    """
+    first, last = extent or (x[0], x[-1])
+    across = (x - first) / max(last - first, 1e-9) * PLOT_SIZE[0]
     down = (1 - np.clip(heights, 0, 1)) * PLOT_SIZE[1]
     return "M" + "L".join(f"{u:.1f} {v:.1f}" for u, v in zip(across, down, strict=True))
 

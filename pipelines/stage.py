@@ -11,18 +11,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from infra.checkout import git_commit
+from infra.checkout import git_commit, package_versions
 from infra.errors import UserError
 from infra.fingerprint import fingerprint, plain
 from infra.log import format_seconds
@@ -33,7 +31,7 @@ from pipelines.runtime import RuntimeConfig
 StageFunction = Callable[[Any, Mapping[str, Any], Any, RuntimeConfig], Mapping[str, Any]]
 
 _LOCK_NAME = ".lock"
-_RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "ray", "deepspeed", "mlflow", "pyarrow", "webdataset")
+_PARTIAL_PREFIX = ".partial-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +68,12 @@ def published_dir(stage: Stage, runtime: RuntimeConfig) -> Path:
 
 def partial_dir(stage: Stage, runtime: RuntimeConfig) -> Path:
     """Folder of the unfinished result."""
-    return runtime.root_dir / stage.name / f".partial-{stage.fingerprint}"
+    return runtime.root_dir / stage.name / f"{_PARTIAL_PREFIX}{stage.fingerprint}"
+
+
+def final_dir(folder: Path) -> Path:
+    """Where the result will be that a stage is making in `folder`."""
+    return folder.with_name(folder.name.removeprefix(_PARTIAL_PREFIX))
 
 
 def data_dir(stage: Stage, runtime: RuntimeConfig) -> StoragePath:
@@ -189,11 +192,7 @@ def _record(stage: Stage, facts: Mapping[str, Any]) -> dict[str, Any]:
             role: {"kind": type(item).__name__, "fingerprint": item.fingerprint} for role, item in stage.inputs.items()
         },
         "git_commit": git_commit(),
-        "versions": _versions(),
+        "versions": package_versions(),
         "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "facts": plain(dict(facts)),
     }
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _RECORDED_PACKAGES}

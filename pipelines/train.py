@@ -23,13 +23,15 @@ from infra.storage import atomic_write, require_space
 from infra.tracking import FINGERPRINT_TAG, Tracking, flatten
 from model.unet import ViewDiffUNet
 from pipelines.artifacts import CARD_NAME
+from pipelines.attempts import ATTEMPTS_NAME, FOLDER_TAG, STAGE_TAG, start_attempt
 from pipelines.callbacks import drop_lines_after
 from pipelines.config import TrainConfig
-from pipelines.lineage import log_shards
+from pipelines.lineage import code_tags, input_tags, log_config, log_shards
 from pipelines.runtime import RuntimeConfig
+from pipelines.stage import final_dir
 from pipelines.train_job import TrainJob, open_batches
 from pipelines.train_worker import train_in_worker
-from pipelines.watch import TrainingWatch
+from pipelines.watch import TrainingWatch, WatchedFolder
 from preprocessing.latents import LatentCache
 
 _FACTS_NAME = "facts.json"
@@ -37,8 +39,6 @@ _SETTINGS_NAME = "settings.json"
 # On the disk: weights and AdamW's two moments in a checkpoint; the model itself, twice while it is replaced.
 _CHECKPOINT_BYTES, _MODEL_BYTES = 12, 2 * 4
 _UNCOUNTED_CHECKPOINTS = 2  # the best one, and one that is being written
-# Only needed until the model is written.
-_SCRATCH_NAMES = ("checkpoints", "workers")
 
 
 def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
@@ -63,16 +63,10 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
     _check(job, num_workers=runtime.num_workers)
     _require_same_settings(job)
     if not (folder / _FACTS_NAME).exists():
-        run = _start_run(tracking, config, inputs)
-        try:
-            _run(job, run, runtime)
-        except BaseException as error:
-            run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-        run.finish()
-        atomic_write(folder / _FACTS_NAME, json.dumps(_facts(job) | {"mlflow_run_id": run.id}).encode())
-    for name in _SCRATCH_NAMES:
-        shutil.rmtree(folder / name, ignore_errors=True)
+        run_id = _run(job, inputs, tracking, runtime)
+        atomic_write(folder / _FACTS_NAME, json.dumps(_facts(job) | {"mlflow_run_id": run_id}).encode())
+    for scratch in (job.checkpoints_dir, job.workers_dir, folder / ATTEMPTS_NAME):
+        shutil.rmtree(scratch, ignore_errors=True)  # only needed until all is made and recorded
     job.request_path.unlink(missing_ok=True)
     return json.loads((folder / _FACTS_NAME).read_bytes())
 
@@ -118,22 +112,40 @@ def _require_same_settings(job: TrainJob) -> None:
             )
 
 
-def _start_run(tracking: Tracking, config: TrainConfig, inputs: Mapping[str, Any]) -> Run:
-    """This training's MLflow run: a new one, or the one that a killed attempt began."""
-    identity = {role: artifact.fingerprint for role, artifact in inputs.items()} | {"config": plain(config)}
-    run = tracking.start("train", tags={FINGERPRINT_TAG: fingerprint(identity), "viewdiff.stage": "train"})
-    run.log_params(flatten(plain(config)))
+def _start_run(tracking: Tracking, job: TrainJob, inputs: Mapping[str, Any]) -> Run:
+    """This training's MLflow run: a new one, or the one that an earlier attempt began."""
+    identity = {role: artifact.fingerprint for role, artifact in inputs.items()} | {"config": plain(job.config)}
+    final = final_dir(job.folder)
+    tags = {FINGERPRINT_TAG: fingerprint(identity), STAGE_TAG: "train"}
+    run = tracking.start(f"train {final.name[:8]}", tags=tags)
+    run.set_tags({**code_tags("train"), **input_tags(inputs), FOLDER_TAG: str(final)})
+    log_config(run, job.config)
     shards = inputs["shards"]
     log_shards(run, shards, context="training")
     run.log_text((shards.data / CARD_NAME).read_bytes().decode(), CARD_NAME)
     return run
 
 
-def _run(job: TrainJob, run: Run, runtime: RuntimeConfig) -> None:
+def _run(job: TrainJob, inputs: Mapping[str, Any], tracking: Tracking, runtime: RuntimeConfig) -> str:
+    """Do the steps that are missing; returns the id of the MLflow run, which has everything then."""
     newest = job.snapshots().newest()
     done = 0 if newest is None else newest.step
+    reached = len(job.metrics_path.read_bytes().splitlines()) if job.metrics_path.exists() else 0
     drop_lines_after(job.metrics_path, done)  # workers do so too; here, so that they are neither shown nor recorded
-    watch = TrainingWatch(job.metrics_path, job.previews_dir, run=run, total=job.config.num_steps, done=done)
+    settings = {"num_workers": runtime.num_workers, "use_gpu": runtime.use_gpu, "start_step": done}
+    with tracking.answering():
+        run = _start_run(tracking, job, inputs)
+        attempt = start_attempt(tracking, run, job.folder, settings=settings, tags=code_tags("train"), step=reached)
+    watched = WatchedFolder(
+        metrics_path=job.metrics_path, previews_dir=job.previews_dir, checkpoints_dir=job.checkpoints_dir
+    )
+    with TrainingWatch(watched, run=run, attempt=attempt, total=job.config.num_steps, done=done):
+        if not job.is_over():  # else only the record was missing
+            _train_in_workers(job, runtime)
+    return run.id
+
+
+def _train_in_workers(job: TrainJob, runtime: RuntimeConfig) -> None:
     ensure_ray(num_cpus=runtime.num_workers)
     workers = Workers(
         most=runtime.num_workers,
@@ -141,15 +153,14 @@ def _run(job: TrainJob, run: Run, runtime: RuntimeConfig) -> None:
         use_gpu=runtime.use_gpu,
         max_failures=runtime.max_failures,
     )
-    with watch:
-        run_workers(
-            train_in_worker,
-            job,
-            workers,
-            storage_dir=job.workers_dir,
-            checkpoint_request=job.request_path,
-            notices=job.notices_path,
-        )
+    run_workers(
+        train_in_worker,
+        job,
+        workers,
+        storage_dir=job.workers_dir,
+        checkpoint_request=job.request_path,
+        notices=job.notices_path,
+    )
 
 
 def _facts(job: TrainJob) -> dict[str, Any]:

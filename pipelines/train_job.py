@@ -7,6 +7,7 @@ from pathlib import Path
 
 from infra.checkpoint import SnapshotFolder
 from infra.storage import StoragePath
+from pipelines.checkpoints import step_of_model
 from pipelines.config import TrainConfig
 from preprocessing.batches import TrainBatches
 from preprocessing.captions import read_sequence_captions
@@ -60,12 +61,21 @@ class TrainJob:
     def previews_dir(self) -> Path:
         return self.folder / "previews"
 
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def is_over(self) -> bool:
+        """Whether everything is there that workers leave."""
+        has_adapter = self.config.trained != "adapter" or self.adapter_dir.exists()
+        return step_of_model(self.model_dir) == self.config.num_steps and has_adapter
+
     def open_index(self) -> FrameIndex:
         """The shards' frames, with the captions to train on."""
         return FrameIndex.open(self.shards_dir).with_captions(read_sequence_captions(self.captions_dir))
 
     def snapshots(self) -> SnapshotFolder:
-        return SnapshotFolder(self.folder / "checkpoints", keep=self.config.kept_checkpoints)
+        return SnapshotFolder(self.checkpoints_dir, keep=self.config.kept_checkpoints)
 
 
 def open_batches(job: TrainJob, split: str = TRAIN_SPLIT) -> TrainBatches:

@@ -22,9 +22,10 @@ from model.adapter import freeze_base, write_adapter
 from model.base import BaseModel, load_base
 from model.diffusion import Objective, PartLoss, prior_loss, view_loss
 from model.unet import ViewDiffUNet
-from pipelines.callbacks import DrawPreviews, MetricsFile, WatchRanks, Work, preview_request
+from pipelines.callbacks import MetricsFile, WatchRanks, Work, preview_request
 from pipelines.checkpoints import MODEL_PART, OPTIMIZER_PART, Cadence, SaveCheckpoints, WeightAverage
 from pipelines.loop import Callback, DivergedError, LossPart, Training, train_steps
+from pipelines.previews import DrawPreviews
 from pipelines.schedule import Schedule
 from pipelines.train_job import VALIDATION_SPLIT, TrainJob, open_batches
 from pipelines.validation import Validation

@@ -1,105 +1,146 @@
-"""What the driver of a training does while workers train: read their metrics.jsonl and previews, show progress on the
-terminal and tell MLflow. So recording takes no time from a step, and one process alone writes to MLflow.
+"""What the driver of a training does while workers train: show progress on the terminal, and see that MLflow gets
+everything. The two go on in threads of their own, so that the one never waits for the other's server, and recording
+takes no time from a step.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from infra.log import Progress, get_logger
+from infra.errors import UserError
+from infra.log import Progress, format_seconds, get_logger
+from infra.mlflow_outage import UNREACHABLE, first_reason, short_requests
 from infra.mlflow_run import Run
+from pipelines.attempts import Attempt
+from pipelines.lines import LineReader, LineSender
+from pipelines.recorder import POLL_SECONDS, Recorder
+from pipelines.senders import CheckpointSender, PreviewSender, Sender
 
-POLL_SECONDS = 1.0
 LOGGED_METRIC = "loss"  # its last step in MLflow tells how far recording got
-_PREVIEW_NAME = re.compile(r"step-(\d+)\.png")
+PATIENCE_SECONDS = 600.0  # after a training: how long MLflow may stay away
+HURRY_SECONDS = 30.0  # after one that failed: how long sending may take, if MLflow is there
+
+_REQUEST_SECONDS = 30  # until a request is given up, to be made again
+_QUIET_SECONDS = 3.0  # of sending the rest, before anything is said
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchedFolder:
+    """Where workers write what is watched."""
+
+    metrics_path: Path
+    previews_dir: Path
+    checkpoints_dir: Path
 
 
 class TrainingWatch:
-    """Follows a training from a thread of its own for the body of a `with`; its own failure is raised at the end."""
+    """Follows a training for the body of a `with`, and says at its end how it ended.
 
-    def __init__(self, metrics_path: Path, previews_dir: Path, *, run: Run, total: int, done: int) -> None:
+    Raises:
+        UserError: at the end of a training without error, MLflow did not come back, or refuses.
+    """
+
+    def __init__(self, watched: WatchedFolder, *, run: Run, attempt: Attempt, total: int, done: int) -> None:
         """`done` of `total` steps are there already."""
-        self._previews_dir, self._run = previews_dir, run
+        self._run, self._attempt = run, attempt
         self._progress = Progress("train", total=total, unit="steps", done=done)
         self._shown = done
-        self._logged = run.last_step(LOGGED_METRIC)
-        self._drawn = self._logged - 1  # a preview of the very last step may not have been sent
-        self._reader = _LineReader(metrics_path)
+        self._reader = LineReader(watched.metrics_path)
+        self._metrics = LineSender(watched.metrics_path, run, marker=LOGGED_METRIC)
+        self._checkpoints = CheckpointSender(watched.checkpoints_dir, run, attempt.run)
+        senders: list[Sender] = [self._metrics, PreviewSender(watched.previews_dir, run), self._checkpoints, attempt]
+        self._recorder = Recorder(senders, uri=run.client.tracking_uri)
         self._ended = threading.Event()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="training-watch")
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="training-progress")
         self._following: Future[None] | None = None
+        self._settings = ExitStack()
 
     def __enter__(self) -> TrainingWatch:
+        # Patience is the recorder's; a client that tries for minutes could not be told to stop.
+        self._settings.enter_context(short_requests(seconds=_REQUEST_SECONDS, retries=0))
         self._progress.__enter__()
         self._following = self._executor.submit(self._follow)
+        self._recorder.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
-        self._executor.shutdown()
-        self._progress.__exit__(kind, error, trace)
-        if error is None and self._following is not None:
-            self._following.result()
+        with self._settings:
+            self._ended.set()
+            self._executor.shutdown()
+            self._progress.__exit__(kind, error, trace)
+            status = "FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            self._attempt.note_end(status, step=self._shown, error=None if error is None else str(error) or repr(error))
+            self._recorder.end(lambda: self._close(status))
+            if error is not None:
+                self._hurry()
+                return
+            self._wait()
+            if self._following is not None:
+                self._following.result()
+
+    def _close(self, status: str) -> None:
+        """The last that is sent."""
+        if status == "FINISHED":  # the model is there: nothing goes on from a checkpoint any more
+            self._checkpoints.tag_all_removed()
+        self._attempt.finish(step=self._shown)
+        self._run.finish(status)
 
     def _follow(self) -> None:
-        try:
-            while not self._ended.wait(POLL_SECONDS):
-                self._poll()
-            self._poll()
-        except Exception as error:
-            get_logger("train").error("recording stopped (%s); training goes on, run the command again after it", error)
-            raise
+        while not self._ended.wait(POLL_SECONDS):
+            self._show()
+        self._show()
 
-    def _poll(self) -> None:
-        records = self._reader.read()
-        # Previews first: that of a step is there before the next step's line is, so none is left behind by a kill.
-        self._send_previews()
-        if records and records[-1]["step"] != self._shown:  # fewer than shown: workers went back to a checkpoint
-            self._progress.advance(records[-1]["step"] - self._shown, loss=records[-1]["loss"])
-            self._shown = records[-1]["step"]
-        for record in records:
-            step = record.pop("step")
-            if step > self._logged:
-                self._run.log_metrics(record, step=step)
-                self._logged = step
+    def _show(self) -> None:
+        self._attempt.sample()
+        while lines := self._reader.read():
+            step = lines[-1]["step"]
+            if step != self._shown:  # fewer than shown: workers went back to a checkpoint
+                self._progress.advance(step - self._shown, loss=lines[-1]["loss"])
+                self._shown = step
 
-    def _send_previews(self) -> None:
-        if not self._previews_dir.is_dir():
-            return
-        names = ((_PREVIEW_NAME.fullmatch(path.name), path) for path in self._previews_dir.iterdir())
-        for step, path in sorted((int(match[1]), path) for match, path in names if match):
-            if step > self._drawn:
-                self._run.log_picture(np.asarray(Image.open(path)), "preview", step=step)
-                self._drawn = step
+    def _hurry(self) -> None:
+        """Give the recorder a moment, if it can use it; what is left is the next attempt's."""
+        deadline = time.monotonic() + HURRY_SECONDS
+        while self._recorder.away is None and time.monotonic() < deadline and not self._recorder.done.wait(0.1):
+            pass
+        self._recorder.abandon()
 
+    def _wait(self) -> None:
+        """Until all is sent."""
+        if not self._recorder.done.wait(_QUIET_SECONDS):
+            self._show_sending()
+        failure = self._recorder.failure
+        if isinstance(failure, UNREACHABLE):
+            raise UserError(
+                f"the training is done, but MLflow at {self._run.client.tracking_uri} refuses its record "
+                f"({first_reason(failure)}); when that is mended run the same command again, it sends the rest"
+            ) from failure
+        if failure is not None:
+            raise failure
 
-class _LineReader:
-    """Whole lines that were appended to a file since the last look; from the start again when it was replaced."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._inode, self._offset = path, -1, 0
-
-    def read(self) -> list[dict[str, Any]]:
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as file:
-            inode = os.fstat(file.fileno()).st_ino
-            if inode != self._inode:
-                self._inode, self._offset = inode, 0
-            file.seek(self._offset)
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+    def _show_sending(self) -> None:
+        patience, sent = format_seconds(PATIENCE_SECONDS), max(self._metrics.last_sent, 0)
+        get_logger("train").info("the training is done; waiting until MLflow has its record, %s at most", patience)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        with Progress("record", total=self._shown, unit="steps", done=sent) as progress:
+            while not self._recorder.done.wait(POLL_SECONDS):
+                if (now_sent := self._metrics.last_sent) > sent:
+                    progress.advance(now_sent - sent)
+                    sent = now_sent
+                if self._recorder.away is None:
+                    deadline = time.monotonic() + PATIENCE_SECONDS
+                elif time.monotonic() > deadline:
+                    self._recorder.abandon()
+                    raise UserError(
+                        f"the training is done, but MLflow at {self._run.client.tracking_uri} did not take its record "
+                        f"within {patience} ({self._recorder.away}); nothing is lost: run the same "
+                        "command again when it is back, it sends the rest"
+                    )

@@ -1,0 +1,11 @@
+"""What MLflow reads when it is imported or first used; so the files that know it (mlflow_*.py, tracking.py, and
+system_metrics.py) import this one first. This project sends nothing to anybody.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -1,0 +1,93 @@
+"""The attempts of a training: each call of the command is a child run below the training's own.
+
+The parent holds the curves, which go on from one attempt to the next; a child what belongs to it alone: where it ran,
+from which step to which, how it ended and how busy its machine was. An attempt that could not say how it ended is
+ended by its successor: as it noted in the training's folder, or as KILLED.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from infra.mlflow_run import Run
+from infra.storage import atomic_write
+from infra.system_metrics import PREFIX, SystemMetrics
+from infra.tracking import Tracking
+from pipelines.lines import LineSender
+
+ATTEMPTS_NAME = "attempts"  # folder below the training's, needed until all is in MLflow
+STAGE_TAG, FOLDER_TAG, ERROR_TAG = "viewdiff.stage", "viewdiff.folder", "viewdiff.error"
+ATTEMPT = "attempt"  # value of the stage's tag
+
+_MARKER = PREFIX + "cpu_utilization_percentage"
+_SAMPLE_SECONDS = 10.0  # between samples of the machine's load, MLflow's own default
+_LONGEST_ERROR = 500
+
+
+class Attempt:
+    """One child run, and its files in the training's folder."""
+
+    def __init__(self, run: Run, folder: Path) -> None:
+        self.run = run
+        self._end_path = folder / ATTEMPTS_NAME / f"{run.id}.json"
+        self._load_path = folder / ATTEMPTS_NAME / f"{run.id}.jsonl"
+        self._load = LineSender(self._load_path, run, marker=_MARKER)
+        self._machine: SystemMetrics | None = None
+        self._samples, self._next_sample = 0, 0.0
+
+    def sample(self) -> None:
+        """Note the machine's load if it is time."""
+        if time.monotonic() < self._next_sample:
+            return
+        self._next_sample = time.monotonic() + _SAMPLE_SECONDS
+        self._machine = self._machine or SystemMetrics(self.run)
+        line = {"step": self._samples, "time": round(time.time(), 3), **self._machine.sample()}
+        with self._load_path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._samples += 1
+
+    def note_end(self, status: str, *, step: int, error: str | None) -> None:
+        """How it ended, on the disk: FINISHED, FAILED or KILLED after `step` steps."""
+        end = {"status": status, "step": step, "error": error and error.strip().splitlines()[0][:_LONGEST_ERROR]}
+        atomic_write(self._end_path, json.dumps(end).encode())
+
+    def send(self) -> None:
+        """Send the load that was noted since the last time."""
+        self._load.send()
+
+    def doubt(self) -> None:
+        """As `LineSender.doubt`."""
+        self._load.doubt()
+
+    def finish(self, *, step: int) -> None:
+        """Send the rest, and how it ended; of one that noted nothing: KILLED after `step` steps."""
+        self.send()
+        if not self._end_path.exists():
+            self.note_end("KILLED", step=step, error=None)
+        end = json.loads(self._end_path.read_bytes())
+        self.run.log_params({"end_step": end["step"]})
+        if end["error"]:
+            self.run.set_tags({ERROR_TAG: end["error"]})
+        self.run.finish(end["status"])
+
+
+def start_attempt(
+    tracking: Tracking, parent: Run, folder: Path, *, settings: Mapping[str, object], tags: Mapping[str, str], step: int
+) -> Attempt:
+    """End the attempts in `folder` that are over without MLflow knowing, and begin the next.
+
+    `settings` say where it runs, `step` how far the one before came. Only to be called by the one process that works in
+    `folder`.
+    """
+    (folder / ATTEMPTS_NAME).mkdir(exist_ok=True)
+    mine = {STAGE_TAG: ATTEMPT, FOLDER_TAG: str(folder)}
+    siblings = tracking.children(parent.id, tags={STAGE_TAG: ATTEMPT})
+    for run in tracking.children(parent.id, tags=mine, status="RUNNING"):
+        Attempt(run, folder).finish(step=step)
+    run = tracking.start(f"{ATTEMPT} {len(siblings) + 1}", tags={**tags, **mine}, parent_run_id=parent.id)
+    run.log_params({"host": platform.node(), **settings})
+    return Attempt(run, folder)

@@ -1,0 +1,111 @@
+"""What of a training goes to MLflow besides its metrics: preview pictures and the record of its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from infra.checkpoint import MANIFEST_NAME
+from infra.mlflow_run import FILES_KEPT, FILES_REMOVED, FILES_TAG, ModelMetrics, Run
+
+CHECKPOINT_MODEL = "checkpoint"  # name of the logged models
+PREVIEW_SERIES = "preview"
+FOLDER_PARAM = "folder"  # of a logged checkpoint
+
+_PREVIEW_NAME = re.compile(r"step-(\d+)\.png")
+
+
+class Sender(Protocol):
+    """Sends one kind of thing, each once."""
+
+    def send(self) -> None:
+        """Send what is there now."""
+
+    def doubt(self) -> None:
+        """A request failed, and may have been carried out: ask MLflow again what it has."""
+
+
+class PreviewSender:
+    """The preview pictures, as a series of the run."""
+
+    def __init__(self, folder: Path, run: Run) -> None:
+        self._folder, self._run = folder, run
+        self._sent: set[int] | None = None
+
+    def send(self) -> None:
+        """As `Sender.send`."""
+        if self._sent is None:
+            self._sent = self._run.picture_steps(PREVIEW_SERIES)
+        paths = self._folder.iterdir() if self._folder.is_dir() else ()
+        found = ((match, path) for path in paths if (match := _PREVIEW_NAME.fullmatch(path.name)))
+        for step, path in sorted((int(match[1]), path) for match, path in found):
+            if step not in self._sent:
+                self._run.log_picture(np.asarray(Image.open(path)), PREVIEW_SERIES, step=step)
+                self._sent.add(step)
+
+    def doubt(self) -> None:
+        """As `Sender.doubt`."""
+        self._sent = None
+
+
+class CheckpointSender:
+    """The checkpoints, as logged models of the run that hold only a manifest: gigabytes stay where they are.
+
+    Only the newest are kept on the disk; the record of the others says that their files are removed.
+    """
+
+    def __init__(self, folder: Path, run: Run, attempt: Run) -> None:
+        self._folder, self._run, self._attempt = folder, run, attempt
+        self._kept: dict[str, str] | None = None  # ids of the logged models whose files are there, by folder
+        self._known: set[str] = set()
+
+    def send(self) -> None:
+        """As `Sender.send`; of checkpoints that came and went while MLflow was away there is nothing to say."""
+        if self._kept is None:
+            models = self._run.models(CHECKPOINT_MODEL)
+            self._known = {model.params[FOLDER_PARAM] for model in models}
+            self._kept = {
+                model.params[FOLDER_PARAM]: model.model_id
+                for model in models
+                if model.tags.get(FILES_TAG) == FILES_KEPT
+            }
+        for manifest in sorted(self._folder.glob(f"step-*/{MANIFEST_NAME}")):
+            if str(manifest.parent) not in self._known:
+                self._log(manifest)
+        self._tag_removed(folder for folder in self._kept if not Path(folder).is_dir())
+
+    def doubt(self) -> None:
+        """As `Sender.doubt`."""
+        self._kept = None
+
+    def tag_all_removed(self) -> None:
+        """Say that no checkpoint is kept any longer."""
+        self._tag_removed(self._kept or ())
+
+    def _log(self, manifest: Path) -> None:
+        try:
+            facts = json.loads(manifest.read_bytes())
+        except FileNotFoundError:  # removed since it was listed
+            return
+        folder = str(manifest.parent)
+        params = {"step": facts["step"], FOLDER_PARAM: folder}
+        params |= {f"sha256.{name}": digest for name, digest in facts["files"].items()}
+        metrics = ModelMetrics(self._attempt, facts["step"], facts["facts"])
+        model_id = self._run.log_model_record(
+            facts, MANIFEST_NAME, name=CHECKPOINT_MODEL, key=FOLDER_PARAM, params=params, metrics=metrics
+        )
+        assert self._kept is not None
+        self._known.add(folder)
+        self._kept[folder] = model_id
+
+    def _tag_removed(self, folders: Iterable[str]) -> None:
+        for folder in list(folders):
+            assert self._kept is not None
+            self._run.tag_model(self._kept[folder], {FILES_TAG: FILES_REMOVED})
+            del self._kept[folder]
