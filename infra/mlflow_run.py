@@ -15,7 +15,7 @@ import infra.mlflow_settings  # noqa: F401
 # isort: split
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from infra.storage import StoragePath
@@ -141,7 +141,7 @@ class Run:
                 return model.model_id
         model_id = self._create_model(name, params or {})
         self.client.log_model_artifacts(model_id, str(folder))
-        self.client.finalize_logged_model(model_id, READY)
+        self._complete(model_id, step=0)
         return model_id
 
     def log_model_record(
@@ -167,7 +167,7 @@ class Run:
         if begun is None or not begun.metrics:
             metrics.run.log_metrics(metrics.values, step=metrics.step, model_id=model_id)
         self.client.set_logged_model_tags(model_id, {FILES_TAG: FILES_KEPT})
-        self.client.finalize_logged_model(model_id, READY)
+        self._complete(model_id, step=metrics.step)
         return model_id
 
     def models(self, name: str) -> list[LoggedModel]:
@@ -187,6 +187,13 @@ class Run:
             found, token = [*found, *page], page.token
             if not token:
                 return found
+
+    def _complete(self, model_id: str, *, step: int) -> None:
+        """Name the model among the run's outputs, which is where MLflow's page looks for it, and call it complete."""
+        outputs = self.client.get_run(self.id).outputs
+        if outputs is None or model_id not in [output.model_id for output in outputs.model_outputs]:
+            self.client.log_outputs(self.id, [LoggedModelOutput(model_id, step)])
+        self.client.finalize_logged_model(model_id, READY)
 
     def _create_model(self, name: str, params: Mapping[str, object]) -> str:
         experiment_id = self.client.get_run(self.id).info.experiment_id

@@ -15,6 +15,7 @@ CURVE_POINTS = 400  # what a chart of 300 pixels can show
 SMOOTHING = 0.04  # of the steps: standard deviation of the window of the bold curve
 PLOT_SIZE = (300, 150)
 MAX_TICKS = 5
+DECADE = 10  # lines over each other that stay within one are drawn to a linear scale
 LINE_COLORS = ("--ours", "--copy", "--ceiling", "--mean", "--box", "--floor")  # of the style sheet
 BAR_GAP = 0.12  # of a bar's width
 LEAST_BAR = 1.5  # units of the plot: a single one among millions is seen
@@ -73,7 +74,7 @@ def overlaid_curves(title: str, lines: Mapping[int, tuple[np.ndarray, np.ndarray
     """Smoothed lines over training steps in one chart; the keys of `lines` say which of `names` each is of."""
     smooth = {place: (x.astype(float), _smooth(y.astype(float))) for place, (x, y) in lines.items()}
     everything = np.concatenate([y for _, y in smooth.values()])
-    logarithmic = bool(everything.min() > 0)
+    logarithmic = bool(everything.min() > 0 and everything.max() > DECADE * everything.min())
     scale = np.log10 if logarithmic else np.asarray
     ticks = _log_ticks(everything) if logarithmic else _ticks(float(everything.min()), float(everything.max()))
     low, high = (float(scale(value)) for value in (ticks[0], ticks[-1]))

@@ -129,12 +129,19 @@ def test_kills_leave_no_trace(root: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def assert_recorded_once(root: Path, facts: dict[str, Any]) -> None:
-    """MLflow has one run, with each step's loss once."""
+    """MLflow has one run, with each step's loss once, and below it the attempt that was killed and the other."""
     tracking = Tracking(RuntimeConfig(root=str(root)).tracking)
     client = tracking.resume(facts["mlflow_run_id"]).client
     experiment = client.get_experiment_by_name(tracking.experiment)
     assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
+    children = tracking.children(facts["mlflow_run_id"], tags={"viewdiff.stage": "attempt"})
+    found = client.search_runs([experiment.experiment_id])
+    (run,) = [run for run in found if run.info.run_id not in {child.id for child in children}]
+    attempts = [client.get_run(child.id) for child in reversed(children)]
+    assert [attempt.info.status for attempt in attempts] == ["KILLED", "FINISHED"]
+    assert [attempt.data.params["start_step"] for attempt in attempts] == ["0", "5"]
+    assert int(attempts[0].data.params["end_step"]) >= 7
+    assert attempts[1].data.params["end_step"] == "40"
     assert (run.info.run_id, run.info.status) == (facts["mlflow_run_id"], "FINISHED")
     assert [item.dataset.name for item in run.inputs.dataset_inputs] == ["shards-shards"]
     history = client.get_metric_history(run.info.run_id, "loss")
