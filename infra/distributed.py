@@ -5,6 +5,8 @@ file that imports ray.train.
 from __future__ import annotations
 
 import os
+import threading
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from infra.storage import as_user_error, atomic_write
 
 _CPUS_PER_WORKER = 1
 _SECONDS_BETWEEN_RESIZES = 60.0  # how soon new nodes are used; all workers start anew then
+_SECONDS_BETWEEN_LOOKS = 0.5
 _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed; 2 s by default
     # How long to wait for room for all workers before it is counted anew how many there is room for; 60 s by default.
@@ -119,11 +122,20 @@ def _trainer(told: dict[str, Any], workers: Workers, **run_config: Any) -> Any:
 
 
 def _run_in_worker(config: dict[str, Any]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(_CPUS_PER_WORKER)  # more threads than cores slow each other; sums also depend on their number
     try:
         config["run"](config["job"])
     except FloatingPointError as error:
         atomic_write(config["diverged"], str(error).encode())
+
+
+def _end_with_parent() -> None:
+    """End this process soon after its raylet is dead: Ray has given it up then, but may leave it behind."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    os._exit(1)
 
 
 class _Notices:

@@ -47,7 +47,7 @@ def workers_below(process: psutil.Process) -> list[psutil.Process]:
 
 
 class Driver:
-    """One of the two mains below, in a process of its own."""
+    """Training or counting, in a process of its own for the body of a `with`."""
 
     def __init__(self, what: str, root: Path, folder: Path, *, most: int, least: int, address: str | None) -> None:
         """`address` of the cluster to use."""
@@ -80,8 +80,10 @@ class Driver:
         wait_for(lambda: self.process.poll() is not None, self.said)
         return self.process.returncode
 
-    def end(self) -> None:
-        """Kill it if it still runs."""
+    def __enter__(self) -> Driver:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self.process.kill()
         self.process.wait()
 

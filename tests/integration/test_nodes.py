@@ -117,20 +117,20 @@ def test_a_training_survives_its_nodes(nodes: Nodes, root: Path) -> None:
         nodes.add()
     undisturbed = peaceful(root, 2)
 
-    driver = Driver("train", root, root / "same", most=2, least=2, address=nodes.address)
-    driver.wait_until(lambda: num_steps(root / "same") >= 7)
-    worker = lose_node(nodes)
-    driver.wait_until(lambda: "was lost or failed; going on from the newest checkpoint" in driver.said())
-    worker.resume()
-    assert driver.wait() == 0, driver.said()
+    with Driver("train", root, root / "same", most=2, least=2, address=nodes.address) as driver:
+        driver.wait_until(lambda: num_steps(root / "same") >= 7)
+        worker = lose_node(nodes)
+        driver.wait_until(lambda: "was lost or failed; going on from the newest checkpoint" in driver.said())
+        worker.resume()
+        worker.wait(TIMEOUT_SECONDS)  # it is nobody's any more, and ends by itself
+        assert driver.wait() == 0, driver.said()
     assert records(root / "same") == records(undisturbed)
     assert digest_folder(root / "same" / "model") == digest_folder(undisturbed / "model")
-    worker.wait(TIMEOUT_SECONDS)  # without a raylet it ends by itself
 
-    driver = Driver("train", root, root / "fewer", most=2, least=1, address=nodes.address)
-    driver.wait_until(lambda: num_steps(root / "fewer") >= 7)
-    lose_node(nodes).kill()
-    assert driver.wait() == 0, driver.said()
+    with Driver("train", root, root / "fewer", most=2, least=1, address=nodes.address) as driver:
+        driver.wait_until(lambda: num_steps(root / "fewer") >= 7)
+        lose_node(nodes).kill()
+        assert driver.wait() == 0, driver.said()
     pairs = zip(records(root / "fewer"), records(undisturbed), strict=True)
     errors = [abs(mine["loss"] / theirs["loss"] - 1) for mine, theirs in pairs]
     assert 0 < max(errors) <= OTHER_RANKS_TOLERANCE
@@ -140,8 +140,7 @@ def test_workers_follow_the_nodes(nodes: Nodes, tmp_path: Path) -> None:
     """One node to begin with; another comes; one announces its end. Nothing that was saved is done again."""
     nodes.add()
     folder = tmp_path / "count"
-    driver = Driver("count", tmp_path, folder, most=2, least=1, address=nodes.address)
-    try:
+    with Driver("count", tmp_path, folder, most=2, least=1, address=nodes.address) as driver:
         driver.wait_until(lambda: counted(folder))
         nodes.add()
         driver.wait_until(lambda: counted(folder)[-1][1] == 2)
@@ -159,16 +158,13 @@ def test_workers_follow_the_nodes(nodes: Nodes, tmp_path: Path) -> None:
         assert first == int((folder / "saved").read_text()) + 1
         (folder / "stop").touch()
         assert driver.wait() == 0, driver.said()
-    finally:
-        driver.end()
 
 
 def test_controller_and_raylet_that_die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The controller is replaced; without the raylet the driver says so, and nothing is left."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     folder = tmp_path / "count"
-    driver = Driver("count", tmp_path, folder, most=1, least=1, address=None)
-    try:
+    with Driver("count", tmp_path, folder, most=1, least=1, address=None) as driver:
         driver.wait_until(lambda: counted(folder))
         family = psutil.Process(driver.process.pid).children(recursive=True)
         (folder / "checkpoint-requested").touch()
@@ -190,18 +186,13 @@ def test_controller_and_raylet_that_die(tmp_path: Path, monkeypatch: pytest.Monk
                 process.resume()
         _, alive = psutil.wait_procs(family, timeout=60)
         assert not alive
-    finally:
-        driver.end()
 
 
 def test_ctrl_c_leaves_no_worker(nodes: Nodes, tmp_path: Path) -> None:
     nodes.add()
     folder = tmp_path / "count"
-    driver = Driver("count", tmp_path, folder, most=1, least=1, address=nodes.address)
-    try:
+    with Driver("count", tmp_path, folder, most=1, least=1, address=nodes.address) as driver:
         driver.wait_until(lambda: counted(folder))
         driver.process.send_signal(signal.SIGINT)
         assert driver.wait() == 130, driver.said()
         wait_for(lambda: nodes.with_worker() is None, driver.said)
-    finally:
-        driver.end()
