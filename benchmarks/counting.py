@@ -109,5 +109,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def _inputs(num_views: int, *, training: bool) -> dict[str, Any]:
     """One sample; in training with the last view hidden and with noise."""
-    work = Workload(num_samples=1, num_views=num_views, latent_size=LATENT_SIZE, text_length=TEXT_SHAPE[0], hidden_views=1)
+    work = Workload(
+        num_samples=1, num_views=num_views, latent_size=LATENT_SIZE, text_length=TEXT_SHAPE[0], hidden_views=1
+    )
     return fake_inputs(work, text_channels=TEXT_SHAPE[1], training=training)

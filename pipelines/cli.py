@@ -152,7 +152,7 @@ def _profile(arguments: list[str]) -> None:
     from pipelines.arguments import parse_profile
 
     parsed = parse_profile(arguments, description=COMMANDS["profile"])
-    from pipelines.profile import profile_training
+    from pipelines.profiling import profile_training
 
     profile_training(parsed.config, parsed.runtime, parsed.profile)
 

@@ -179,7 +179,7 @@ class SizingConfig:
     gpu_memory: float = 80.0
     """Memory of each, GB."""
     gpu: str | None = None
-    """Kind whose speed is taken: rtx3090, rtx4090, a100, h100 or h200; without it the slowest with about that memory."""
+    """Kind whose speed is taken: rtx3090, rtx4090, a100, h100, h200; without it the slowest of about that memory."""
     utilisation: float = 0.3
     """Share of its peak that is reached, in (0, 1]; a guess until a training has been measured."""
 

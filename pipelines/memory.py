@@ -20,9 +20,10 @@ GB = 1e9
 FLOAT32 = 4  # bytes
 # What a tile of voxels or a part of the rays takes while it is computed (model/kernels).
 VOLUME_WORKSPACE = 64_000_000
-# What the optimizer's step holds of its piece of the parameters: its gradient, and the denominator of AdamW's update;
-# on a CPU that is computed in two tensors.
-STEP_FLOATS = {"cuda": 2, "cpu": 3}
+# What AdamW's update holds for each of a worker's parameters: the gradients that it was given, their copy, and the
+# update's denominator, which is computed in two tensors on a CPU.
+UPDATE_FLOATS = {"cuda": 3, "cpu": 4}
+Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +31,9 @@ class TrainingMemory:
     """Bytes of one worker, the first one."""
 
     backward: dict[str, float]
-    """By part, at the fullest moment of the backward pass."""
+    """By part, at the fullest moment of a backward pass."""
     step: float
-    """While the optimizer updates the weights."""
+    """While gradients are summed over the workers and the weights are updated."""
 
     @property
     def peak(self) -> float:
@@ -41,38 +42,47 @@ class TrainingMemory:
 
     def table(self) -> dict[str, float]:
         """For a person: the parts, and the peak."""
-        return self.backward | {"while the weights are updated": self.step, "peak": self.peak}
+        return self.backward | {"later, while the weights are updated": self.step, "peak": self.peak}
 
 
-def training_memory(
-    config: RunConfig, *, num_workers: int, device: Literal["cpu", "cuda"] = "cuda"
-) -> TrainingMemory:
+def training_memory(config: RunConfig, *, num_workers: int, device: Device = "cuda") -> TrainingMemory:
     """Of a training with the config's batch, micro-batch and ZeRO stage on that many workers."""
     train, counts = config.train, count_parameters(config)
-    trained, stage = FLOAT32 * float(counts["trained"]), train.engine.zero_stage
-    piece = trained / num_workers
-    passes, memory = num_passes(train, num_workers), passes_memory(config, train.micro_batch_size)
-    # A pass's gradients are whole until they are summed over the workers: at once for ZeRO 2, at its end for ZeRO 1.
-    if stage >= 2:
-        of_pass = memory.peak - memory.kept + piece
-    else:
-        of_pass = max(memory.peak_with_gradients, trained + piece) - memory.kept
+    gradients = FLOAT32 * float(counts["trained"])
+    piece = gradients / num_workers
     held = {
         "weights": FLOAT32 * float(counts["total"]),
         "optimizer: moments and its own weights": 3 * piece,
-        "average of the weights": trained if getattr(train, "ema_decay", 0.0) > 0 else 0.0,
+        "average of the weights": gradients if getattr(train, "ema_decay", 0.0) > 0 else 0.0,
         "coders, for previews": 0.0 if config.base.source is None else FLOAT32 * float(STABLE_DIFFUSION_2_CODERS),
     }
+    memory, is_one_pass = passes_memory(config, train.micro_batch_size), num_passes(train, num_workers) == 1
+    bucket = FLOAT32 * float(BUCKET_ELEMENTS)
+    if train.engine.zero_stage >= 2:
+        earlier, summing = piece, 0.0
+        peak = _pass_with_pieces(memory, gradients, piece, bucket=bucket, device=device)
+    else:
+        # Whole gradients add up in their place, and are summed over the workers when the last pass is done.
+        earlier, summing = gradients, gradients + piece + min(bucket, gradients)
+        peak = memory.peak_with_gradients if is_one_pass else memory.peak
     backward = held | {
-        "gradients of earlier passes": piece if passes > 1 else 0.0,
+        "gradients of earlier passes": 0.0 if is_one_pass else earlier,
         "weights in bfloat16": float(memory.weight_copies),
         "activations": float(memory.kept - memory.weight_copies),
-        "backward pass: gradients, temporaries": of_pass,
-        "volumes' workspace": float(VOLUME_WORKSPACE),
-        "bucket of the gradients' sum": FLOAT32 * float(min(BUCKET_ELEMENTS, counts["trained"])),
+        "backward pass: gradients, temporaries": peak - memory.kept,
+        "volumes' workspace": float(VOLUME_WORKSPACE) if config.train.model.projection.blocks else 0.0,
     }
-    step = sum(held.values()) + STEP_FLOATS[device] * piece
+    step = sum(held.values()) + max(summing, UPDATE_FLOATS[device] * piece)
     return TrainingMemory(backward={name: value for name, value in backward.items() if value}, step=step)
+
+
+def _pass_with_pieces(memory: PassMemory, gradients: float, piece: float, *, bucket: float, device: Device) -> float:
+    """The most in a pass of ZeRO 2, which sums gradients over the workers when they fill a bucket, and copies this
+    worker's piece of the sum.
+    """
+    if device == "cpu" and gradients <= bucket:  # memory that is never written to counts nowhere
+        return max(memory.peak_with_gradients, gradients + piece)
+    return memory.peak + bucket + piece
 
 
 def passes_memory(config: RunConfig, num_samples: int, *, checkpointing: bool | None = None) -> PassMemory:

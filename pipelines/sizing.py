@@ -90,7 +90,9 @@ def remedies(sizing: Sizing, memory_gb: float) -> Iterator[str]:
     """What would make a training fit that does not: each alone, then all."""
     config, chosen = sizing.config, sizing.config.train
     changes = {
-        "--train.model.gradient-checkpointing": replace(chosen, model=replace(chosen.model, gradient_checkpointing=True)),
+        "--train.model.gradient-checkpointing": replace(
+            chosen, model=replace(chosen.model, gradient_checkpointing=True)
+        ),
         "--train.engine.precision bf16": replace(chosen, engine=replace(chosen.engine, precision="bf16")),
         "--train.trained adapter": replace(chosen, trained="adapter"),
     }

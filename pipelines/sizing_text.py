@@ -51,8 +51,8 @@ def _choice(plan: Sizing, sizing: SizingConfig) -> list[str]:
         found = "\n".join(f"  {remedy}" for remedy in remedies(plan, sizing.gpu_memory))
         return [
             "",
-            f"DOES NOT FIT: {plan.memory.peak / GB:.1f} GB, with one sample at a time and ZeRO {train.engine.zero_stage}. "
-            f"What would, each alone:\n{found}",
+            f"DOES NOT FIT: {plan.memory.peak / GB:.1f} GB even with one sample at a time and ZeRO "
+            f"{train.engine.zero_stage}. What would, each alone:\n{found}",
         ]
     return [
         "",

@@ -82,7 +82,7 @@ def train_in_worker(job: TrainJob) -> None:
         job.snapshots().sweep()
     snapshot = from_first_rank(job.snapshots().newest() if first else None)
     done = 0 if snapshot is None else snapshot.step
-    unet = _build_unet(job, snapshot)
+    unet = build_unet(job, snapshot)
     engine = Engine(unet, unet.parameter_groups(), job.config.engine, num_steps=job.config.num_steps, device=_device())
     if snapshot is not None:
         engine.load_optimizer_state(snapshot.tensors(OPTIMIZER_PART), num_steps=done)
@@ -97,7 +97,7 @@ def train_in_worker(job: TrainJob) -> None:
     )
     train_steps(
         engine,
-        _parts(job, engine, batches, encoder),
+        loss_parts(job, engine, batches, encoder),
         load_batches(batches, schedule.positions(steps), num_workers=job.num_loaders),
         schedule,
         steps=steps,
@@ -130,7 +130,7 @@ def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
-def _build_unet(job: TrainJob, snapshot: Snapshot | None) -> ViewDiffUNet:
+def build_unet(job: TrainJob, snapshot: Snapshot | None) -> ViewDiffUNet:
     """The network at the snapshot, else the initial model, else the base model's U-Net with fresh layers."""
     if job.initial_dir is not None:
         unet = ViewDiffUNet.from_pretrained(job.initial_dir)
@@ -146,7 +146,7 @@ def _build_unet(job: TrainJob, snapshot: Snapshot | None) -> ViewDiffUNet:
     return unet.train()
 
 
-def _parts(job: TrainJob, engine: Engine, batches: TrainBatches, encoder: BaseModel | None) -> list[LossPart]:
+def loss_parts(job: TrainJob, engine: Engine, batches: TrainBatches, encoder: BaseModel | None) -> list[LossPart]:
     """The terms of the objective: posed views, and prior preservation unless it weighs nothing."""
     config, device = job.config, engine.device
     objective = Objective(

@@ -1,9 +1,9 @@
 """Floating-point operations of a call of the network, part by part.
 
-Counted are matrix products, convolutions and attention, two operations for each multiplication and its addition; what is
-done elementwise or looked up takes memory bandwidth rather than arithmetic. Useful are the forward pass and the products
-of the backward pass that need be: twice as many, fewer for frozen weights. What is computed a second time to save memory
-is executed, but not useful.
+Counted are matrix products, convolutions and attention, two operations for each multiplication and its addition; what
+is done elementwise or looked up takes memory bandwidth rather than arithmetic. Useful are the forward pass and the
+products of the backward pass that need be: twice as many, fewer for frozen weights. What is computed a second time to
+save memory is executed, but not useful.
 """
 
 from __future__ import annotations

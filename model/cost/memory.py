@@ -7,8 +7,7 @@ after every operator, so the result is the same on every machine. What an operat
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,9 +98,7 @@ def pass_memory(
             freeze_base(network)
         parameters = tuple(network.parameters())
         stock = network.unet.config
-        inputs = fake_inputs(
-            workload, text_channels=stock.cross_attention_dim, latent_channels=stock.in_channels
-        )
+        inputs = fake_inputs(workload, text_channels=stock.cross_attention_dim, latent_channels=stock.in_channels)
         with LiveBytes(parameters) as live:
             for parameter in parameters:
                 if parameter.requires_grad:
@@ -110,9 +107,7 @@ def pass_memory(
                 output = network(**inputs)
             kept, copies = live.total, live.of_copies
             output.float().square().mean().backward()
-        return PassMemory(
-            kept=kept, weight_copies=copies, peak=live.peak, peak_with_gradients=live.peak_with_gradients
-        )
+        return PassMemory(kept=kept, weight_copies=copies, peak=live.peak, peak_with_gradients=live.peak_with_gradients)
 
 
 def fake_inputs(

@@ -1,8 +1,8 @@
 """The products of a whole network: a stock U-Net's blocks and the attention of model/attention.py in them (the paper,
 section 3.1).
 
-What gradient checkpointing computes again are the ResNet and transformer blocks, but for their last layer each: computing
-again stops where all that the backward pass needs is there.
+What gradient checkpointing computes again are the ResNet and transformer blocks, but for their last layer each:
+computing again stops where all that the backward pass needs is there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import nn
 
 from model.attention import CrossFrameAttention
 from model.augment import ProjectedBlock
+from model.config import ProjectionConfig
 from model.cost.products import CONDITIONING, CROSS_FRAME, EXPAND, TEXT_ATTENTION, Product, Tracker, Workload
 from model.cost.volumes import projection
 from model.unet import ViewDiffUNet
@@ -26,50 +27,54 @@ def list_products(network: ViewDiffUNet, workload: Workload) -> list[Product]:
 
 
 def _unet(network: ViewDiffUNet, workload: Workload) -> Iterator[Product]:
-    unet, images, config = network.unet, workload.num_images, network.config.projection
-    embedding = unet.time_embedding
+    unet, config = network.unet, network.config.projection
+    embedding, images = unet.time_embedding, workload.num_images
     track = Tracker(workload, embedding_moves=embedding.linear_1.weight.requires_grad)
     yield track.layer(embedding.linear_1, images, moving=False, checkpointed=False)
     yield track.layer(embedding.linear_2, images, moving=track.embedding_moves, checkpointed=False)
     yield track.layer(unet.conv_in, images * workload.num_pixels(0), checkpointed=False)
     last = len(unet.down_blocks) - 1
-
-    def transformer(module: Transformer2DModel, level: int) -> Iterator[Product]:
-        tokens = images * workload.num_pixels(level)
-        yield track.layer(module.proj_in, tokens, checkpointed=False)
-        for block in module.transformer_blocks:
-            yield from _attention(track, block.attn1, level)
-            yield from _attention(track, block.attn2, level)
-            if isinstance(block, ProjectedBlock):
-                yield from projection(track, block.projection, config, level)
-                if block.projection_out is not None:
-                    yield track.layer(block.projection_out, tokens, part=EXPAND)
-            enter, _, leave = block.ff.net
-            yield track.layer(enter.proj, tokens)
-            yield track.layer(leave, tokens, checkpointed=False)
-        yield track.layer(module.proj_out, tokens, checkpointed=False)
-
-    def way(block: nn.Module, level: int, *, after: int) -> Iterator[Product]:
-        """A block of the way down or up, whose last layer changes to the level `after`."""
-        attentions = getattr(block, "attentions", [None] * len(block.resnets))
-        for resnet, attention in zip(block.resnets, attentions, strict=True):
-            yield from _resnet(track, resnet, level)
-            if attention is not None:
-                yield from transformer(attention, level)
-        for sampler in (*(getattr(block, "downsamplers", None) or ()), *(getattr(block, "upsamplers", None) or ())):
-            yield track.layer(sampler.conv, images * workload.num_pixels(after), checkpointed=False)
-
     for level, block in enumerate(unet.down_blocks):
-        yield from way(block, level, after=level + 1)
+        yield from _way(track, block, config, level, after=level + 1)
     if unet.mid_block is not None:
         first, *others = unet.mid_block.resnets
         yield from _resnet(track, first, last, checkpointed=False)  # diffusers leaves it out
         for attention, resnet in zip(unet.mid_block.attentions, others, strict=True):
-            yield from transformer(attention, last)
+            yield from _transformer(track, attention, config, last)
             yield from _resnet(track, resnet, last)
     for number, block in enumerate(unet.up_blocks):
-        yield from way(block, last - number, after=last - number - 1)
+        yield from _way(track, block, config, last - number, after=last - number - 1)
     yield track.layer(unet.conv_out, images * workload.num_pixels(0), checkpointed=False)
+
+
+def _way(track: Tracker, block: nn.Module, config: ProjectionConfig, level: int, *, after: int) -> Iterator[Product]:
+    """A block of the way down or up, whose last layer changes to the level `after`."""
+    attentions = getattr(block, "attentions", [None] * len(block.resnets))
+    for resnet, attention in zip(block.resnets, attentions, strict=True):
+        yield from _resnet(track, resnet, level)
+        if attention is not None:
+            yield from _transformer(track, attention, config, level)
+    for sampler in (*(getattr(block, "downsamplers", None) or ()), *(getattr(block, "upsamplers", None) or ())):
+        positions = track.workload.num_images * track.workload.num_pixels(after)
+        yield track.layer(sampler.conv, positions, checkpointed=False)
+
+
+def _transformer(
+    track: Tracker, transformer: Transformer2DModel, config: ProjectionConfig, level: int
+) -> Iterator[Product]:
+    tokens = track.workload.num_images * track.workload.num_pixels(level)
+    yield track.layer(transformer.proj_in, tokens, checkpointed=False)
+    for block in transformer.transformer_blocks:
+        yield from _attention(track, block.attn1, level)
+        yield from _attention(track, block.attn2, level)
+        if isinstance(block, ProjectedBlock):
+            yield from projection(track, block.projection, config, level)
+            if block.projection_out is not None:
+                yield track.layer(block.projection_out, tokens, part=EXPAND)
+        enter, _, leave = block.ff.net
+        yield track.layer(enter.proj, tokens)
+        yield track.layer(leave, tokens, checkpointed=False)
+    yield track.layer(transformer.proj_out, tokens, checkpointed=False)
 
 
 def _resnet(track: Tracker, resnet: nn.Module, level: int, *, checkpointed: bool = True) -> Iterator[Product]:

@@ -82,7 +82,7 @@ class Tracker:
         checkpointed: bool = True,
         recomputed: int = 0,
     ) -> Product:
-        """A linear or convolutional layer whose input is what came before, or depends on trained weights if `moving`."""
+        """A linear or convolutional layer. Its input is what came before, else `moving` says whether that is moving."""
         trained = layer.weight.requires_grad
         gradients = trained + (self.moving if moving is None else moving)
         if moving is None:

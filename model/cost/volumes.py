@@ -1,7 +1,7 @@
 """The products of a projection layer (the paper, section 3.2).
 
-The operators of model/kernels start their backward pass with their forward pass, so what they compute is always computed
-again; `recompute_volumes` computes all that happens in a volume again.
+The operators of model/kernels start their backward pass with their forward pass, so what they compute is always
+computed again; `recompute_volumes` computes all that happens in a volume again.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ def aggregation_flops(aggregator: ViewAggregator) -> tuple[float, float]:
     return 2.0 * (matrices - of_voxel), 2.0 * of_voxel
 
 
-def _fill(
-    track: Tracker, aggregator: ViewAggregator, voxels: int, visible: int, *, again: int
-) -> Iterator[Product]:
+def _fill(track: Tracker, aggregator: ViewAggregator, voxels: int, visible: int, *, again: int) -> Iterator[Product]:
     enter, _, leave, _ = aggregator.timestep_encoder
     for layer, moving in ((enter, track.embedding_moves), (leave, True)):
         yield track.layer(layer, visible, part=FILL, moving=moving, recomputed=again)
