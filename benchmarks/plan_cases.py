@@ -86,14 +86,19 @@ def measure_peak(config: RunConfig, *, num_steps: int = 2) -> int:
     torch.manual_seed(0)
     torch.set_num_threads(1)  # as in a worker
     with _one_rank():
-        torch.nn.functional.conv2d(torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3))  # what PyTorch loads once
-        small = torch.nn.Linear(2, 2)  # the first engine imports DeepSpeed
-        Engine(small, {"unet": list(small.parameters())}, config.train.engine, num_steps=1, device=torch.device("cpu"))
+        _train(_miniature(config), 1)  # what is loaded and compiled once
         gc.collect()
         restart_peak()
         before = resident_bytes()
         _train(config, num_steps)
         return peak_resident_bytes() - before
+
+
+def _miniature(config: RunConfig) -> RunConfig:
+    """The same training with few channels and pixels."""
+    small = replace(config.base.tiny, image_size=64, unet_channels=(32, 32, 32), head_channels=32, text_channels=32)
+    preprocess = replace(config.preprocess, image_size=small.image_size)
+    return replace(config, base=replace(config.base, tiny=small), preprocess=preprocess)
 
 
 def _train(config: RunConfig, num_steps: int) -> None:
