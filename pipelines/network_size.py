@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from model.adapter import freeze_base
-from model.config import BaseConfig, TinyBaseConfig
+from model.config import BaseConfig, TinyBaseConfig, ViewDiffConfig
 from model.unet import ViewDiffUNet
 from pipelines.config import RunConfig
 
@@ -31,19 +32,28 @@ STABLE_DIFFUSION_2_CODERS = 83_653_863 + 340_387_840
 
 def meta_network(config: RunConfig) -> ViewDiffUNet:
     """The network that would be trained, without values; what is frozen needs no gradient."""
-    network = ViewDiffUNet.meta(base_unet_config(config.base), config.train.model)
-    if config.train.trained == "adapter":
-        freeze_base(network)
-    return network
+    return _meta_network(config.base, config.train.model, is_adapter=config.train.trained == "adapter")
 
 
 def count_parameters(config: RunConfig) -> dict[str, int]:
     """Parameters of the network, built without memory: the base's U-Net, what is added to it, the volume renderers."""
-    network = meta_network(config)
+    return dict(_count(config.base, config.train.model, is_adapter=config.train.trained == "adapter"))
+
+
+def _meta_network(base: BaseConfig, model: ViewDiffConfig, *, is_adapter: bool) -> ViewDiffUNet:
+    network = ViewDiffUNet.meta(base_unet_config(base), model)
+    if is_adapter:
+        freeze_base(network)
+    return network
+
+
+@lru_cache(maxsize=64)  # a plan tries many ways to divide the same network
+def _count(base: BaseConfig, model: ViewDiffConfig, *, is_adapter: bool) -> dict[str, int]:
+    network = _meta_network(base, model, is_adapter=is_adapter)
     total = sum(p.numel() for p in network.parameters())
     groups = {name: sum(p.numel() for p in part) for name, part in network.parameter_groups().items()}
     with torch.device("meta"):
-        stock = sum(p.numel() for p in type(network.unet).from_config(base_unet_config(config.base)).parameters())
+        stock = sum(p.numel() for p in type(network.unet).from_config(base_unet_config(base)).parameters())
     return {
         "U-Net of the base model": stock,
         "added: attention, projection layers": total - stock,

@@ -82,9 +82,10 @@ def _time(plan: Sizing, sizing: SizingConfig) -> list[str]:
         *lines,
         "",
         f"{train.num_steps:,} steps at {sizing.utilisation:.0%} of {plan.gpu.name}'s {peak / 1e12:g} TFLOP/s: "
-        f"{plan.step_seconds:.3g} s a step, {_duration(plan.days)}",
+        f"{plan.step_seconds:.3g} s a step, {duration(plan.days)}",
     ]
 
 
-def _duration(days: float) -> str:
+def duration(days: float) -> str:
+    """Days as a person says them."""
     return f"{days:.1f} days" if days >= 1 else format_seconds(days * 86_400)
