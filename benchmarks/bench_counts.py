@@ -21,8 +21,8 @@ from model.geometry import compute_geometry
 from model.tiny_base import build_tiny_base
 from model.trajectories import OrbitConfig, orbit
 from model.unet import ViewDiffUNet
-from pipelines.dry_run import STABLE_DIFFUSION_2_UNET
 from pipelines.generator import SampleGenerator, SampleRequest
+from pipelines.network_size import STABLE_DIFFUSION_2_UNET
 from pipelines.presets import PRESETS
 
 SIZED = ("released", "paper", "pyramid")

@@ -22,7 +22,7 @@ from model.rendering import VolumeRenderer, sample_rays
 from model.unet import ViewDiffUNet
 from model.views import Scene, ViewContext
 from model.volume import ViewAggregator, project_voxels
-from pipelines.dry_run import STABLE_DIFFUSION_2_UNET
+from pipelines.network_size import STABLE_DIFFUSION_2_UNET
 from pipelines.presets import PRESETS
 from tests.factories import look_at_cameras
 

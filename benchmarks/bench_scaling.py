@@ -25,7 +25,7 @@ from benchmarks.bench_loader import loaded, open_batches, rate, write_cache, wri
 from benchmarks.record import FOLDER, facts, table, write
 from benchmarks.scaling_model import Network, Step, Training, predict, ring_seconds
 from infra.config import EngineConfig
-from infra.engine import _BUCKET_ELEMENTS, Engine
+from infra.engine import BUCKET_ELEMENTS, Engine
 from model.unet import ViewDiffUNet
 from pipelines.dry_run import STABLE_DIFFUSION_2_UNET
 from pipelines.presets import PRESETS
@@ -135,7 +135,7 @@ def describe(name: str, volume: torch.Tensor, *, micro_batch_size: int) -> Train
         passes=PARTS,
         backward_bytes=backward,
         step_bytes=step,
-        bucket_bytes=4 * _BUCKET_ELEMENTS,
+        bucket_bytes=4 * BUCKET_ELEMENTS,
     )
 
 

@@ -19,7 +19,7 @@ from benchmarks.counting import LATENT_SIZE, TEXT_SHAPE
 from benchmarks.record import peak_resident_bytes, table, write
 from model.unet import ViewDiffUNet
 from model.views import Scene
-from pipelines.dry_run import STABLE_DIFFUSION_2_UNET
+from pipelines.network_size import STABLE_DIFFUSION_2_UNET
 from pipelines.presets import PRESETS
 from tests.factories import look_at_cameras
 

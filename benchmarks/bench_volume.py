@@ -25,6 +25,7 @@ from benchmarks.record import (
     table,
     write,
 )
+from model.cost.volumes import aggregation_flops
 from model.kernels.selection import Version, use
 from model.volume import ViewAggregator, VoxelProjections, project_voxels
 from tests.factories import look_at_cameras
@@ -35,9 +36,8 @@ GRID_SIZES, TARGETS = (32, 64, 128), {32: 2.0, 64: 5.0, 128: 6.0}
 MEMORY_GRID_SIZE = 64
 MEMORY_GRID_SIZES = (32, 48, 64, 80)
 VIEW_COUNTS = (2, 4, 6, 8)
-# Multiply-adds of the networks: per valid (voxel, view) pair with its bilinear sample, and per voxel.
-PAIR_FLOPS = 2 * (4 * 8 + 8 * 16 + 16 * 32 + 32 * 16 + 16 * 16 + 16 * 17 + 16 * 16 + 16 + 5 * 16)
-VOXEL_FLOPS = 2 * (32 * 32 + 33 * 16)
+# A pair's bilinear sample of its features, which the FLOP model leaves out.
+SAMPLE_FLOPS = 2 * 5 * CHANNELS
 
 
 class Case(NamedTuple):
@@ -53,7 +53,8 @@ class Case(NamedTuple):
 
     @property
     def flops(self) -> int:
-        return PAIR_FLOPS * self.num_pairs + VOXEL_FLOPS * self.voxels.depth.shape[-1]
+        of_pair, of_voxel = aggregation_flops(ViewAggregator(CHANNELS, TIMESTEP_CHANNELS))
+        return round((of_pair + SAMPLE_FLOPS) * self.num_pairs + of_voxel * self.voxels.depth.shape[-1])
 
 
 def make_case(grid_size: int, num_views: int) -> Case:

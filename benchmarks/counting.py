@@ -6,7 +6,6 @@ same on every machine.
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +14,14 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.cameras import Cameras
 from model.config import ViewDiffConfig
+from model.cost.memory import LiveBytes, fake_inputs
+from model.cost.products import Workload
 from model.unet import ViewDiffUNet
-from model.views import Scene
-from pipelines.dry_run import STABLE_DIFFUSION_2_UNET
+from pipelines.network_size import STABLE_DIFFUSION_2_UNET
 
 LATENT_SIZE = (32, 32)  # 256 × 256 pixels
 TEXT_SHAPE = (77, 1024)  # tokens and channels of Stable Diffusion 2's text encoder
@@ -41,30 +38,6 @@ class OperatorCount(TorchDispatchMode):
         if not _is_view(func):
             self.counts[str(func)] += 1
         return func(*args, **(kwargs or {}))
-
-
-class LiveBytes(TorchDispatchMode):
-    """Keeps track of the memory of all tensors that are made under it and still alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                self._storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        return result
-
-    def total(self, *, without: tuple[Tensor, ...]) -> int:
-        """Bytes alive now, those of `without` and of tensors that share their memory left out."""
-        gc.collect()
-        left_out = {tensor.untyped_storage()._cdata for tensor in without}
-        return sum(
-            num_bytes for key, (ref, num_bytes) in self._storages.items() if key not in left_out and not ref.expired()
-        )
 
 
 def count_operators(config: ViewDiffConfig, *, num_views: int = 5, training: bool = True) -> Counter[str]:
@@ -90,9 +63,9 @@ def saved_bytes(config: ViewDiffConfig, *, dtype: torch.dtype, num_views: int = 
     """Bytes that are alive between forward and backward pass of one sample, weights and result left out."""
     with FakeTensorMode():
         network, inputs = _network(config, dtype), _inputs(num_views, training=True)
-        with LiveBytes() as live:
+        with LiveBytes(tuple(network.parameters())) as live:
             output = network(**inputs)
-            return live.total(without=(output, *network.parameters()))
+            return live.without(output)
 
 
 def saved_bytes_of_stock(*, dtype: torch.dtype, num_views: int = 5) -> int:
@@ -102,9 +75,9 @@ def saved_bytes_of_stock(*, dtype: torch.dtype, num_views: int = 5) -> int:
             unet = UNet2DConditionModel.from_config(STABLE_DIFFUSION_2_UNET)
         inputs = _inputs(num_views, training=True)
         latents, text = inputs["latents"][0].to(dtype), inputs["text"].repeat(num_views, 1, 1).to(dtype)
-        with LiveBytes() as live:
+        with LiveBytes(tuple(unet.parameters())) as live:
             output = unet(latents, inputs["timesteps"][0], text).sample
-            return live.total(without=(output, *unet.parameters()))
+            return live.without(output)
 
 
 def _is_view(func: Any) -> bool:
@@ -136,11 +109,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def _inputs(num_views: int, *, training: bool) -> dict[str, Any]:
     """One sample; in training with the last view hidden and with noise."""
-    cameras = Cameras(torch.eye(4).expand(1, num_views, 4, 4), torch.eye(3).expand(1, num_views, 3, 3), (256, 256))
-    inputs: dict[str, Any] = {
-        "latents": torch.zeros(1, num_views, 4, *LATENT_SIZE),
-        "timesteps": torch.zeros(1, num_views, dtype=torch.long),
-        "text": torch.zeros(1, *TEXT_SHAPE),
-        "scene": Scene(cameras, torch.zeros(1, 2, 3), torch.zeros(1, num_views, 2)),
-    }
-    return inputs | ({"hidden_views": 1, "opacity_noise_seeds": torch.zeros(1, dtype=torch.long)} if training else {})
+    work = Workload(
+        num_samples=1, num_views=num_views, latent_size=LATENT_SIZE, text_length=TEXT_SHAPE[0], hidden_views=1
+    )
+    return fake_inputs(work, text_channels=TEXT_SHAPE[1], training=training)

@@ -23,7 +23,7 @@ from infra.config import EngineConfig
 from infra.learning_rates import learning_rate, weight_decay
 from infra.optimizer_state import OptimizerState
 
-_BUCKET_ELEMENTS = 50_000_000  # gradients are summed over ranks in pieces of 200 MB
+BUCKET_ELEMENTS = 50_000_000  # gradients are summed over ranks in pieces of 200 MB
 
 
 class Engine:
@@ -180,8 +180,8 @@ def _deepspeed_config(config: EngineConfig) -> dict[str, Any]:
         "zero_optimization": {
             "stage": config.zero_stage,
             "overlap_comm": False,
-            "reduce_bucket_size": _BUCKET_ELEMENTS,
-            "allgather_bucket_size": _BUCKET_ELEMENTS,
+            "reduce_bucket_size": BUCKET_ELEMENTS,
+            "allgather_bucket_size": BUCKET_ELEMENTS,
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

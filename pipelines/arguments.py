@@ -10,7 +10,15 @@ import tyro
 from tyro import _errors as tyro_errors  # the one place where tyro says what was wrong instead of printing it
 
 from infra.errors import UserError
-from pipelines.config import ComparisonConfig, GenerateRequest, ImportConfig, InspectConfig, RunConfig
+from pipelines.config import (
+    ComparisonConfig,
+    GenerateRequest,
+    ImportConfig,
+    InspectConfig,
+    ProfileConfig,
+    RunConfig,
+    SizingConfig,
+)
 from pipelines.names import nearest
 from pipelines.presets import PRESETS
 from pipelines.runtime import RuntimeConfig
@@ -28,6 +36,27 @@ class RunArguments:
     runtime: Annotated[RuntimeConfig, tyro.conf.arg(name="")] = field(default_factory=RuntimeConfig)
     dry_run: bool = False
     """Print what would be done, its size and memory; do nothing."""
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanArguments:
+    """Of `viewdiff plan`."""
+
+    preset: str = DEFAULT_PRESET
+    """Settings to start from."""
+    sizing: Annotated[SizingConfig, tyro.conf.arg(name="")] = field(default_factory=SizingConfig)
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileArguments:
+    """Of `viewdiff profile`."""
+
+    preset: str = DEFAULT_PRESET
+    """Settings to start from."""
+    runtime: Annotated[RuntimeConfig, tyro.conf.arg(name="")] = field(default_factory=RuntimeConfig)
+    profile: Annotated[ProfileConfig, tyro.conf.arg(name="")] = field(default_factory=ProfileConfig)
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
 
 
@@ -75,6 +104,20 @@ def parse_run(command: str, arguments: Sequence[str], *, description: str) -> Ru
     preset = _preset(arguments)
     default = RunArguments(preset=preset, config=PRESETS[preset]())
     return _parse(default, arguments, prog=f"viewdiff {command}", description=description)
+
+
+def parse_plan(arguments: Sequence[str], *, description: str) -> PlanArguments:
+    """Settings of `viewdiff plan`. Raises UserError as `parse_run`."""
+    preset = _preset(arguments)
+    default = PlanArguments(preset=preset, config=PRESETS[preset]())
+    return _parse(default, arguments, prog="viewdiff plan", description=description)
+
+
+def parse_profile(arguments: Sequence[str], *, description: str) -> ProfileArguments:
+    """Settings of `viewdiff profile`. Raises UserError as `parse_run`."""
+    preset = _preset(arguments)
+    default = ProfileArguments(preset=preset, config=PRESETS[preset]())
+    return _parse(default, arguments, prog="viewdiff profile", description=description)
 
 
 def parse_generate(arguments: Sequence[str], *, description: str) -> GenerateArguments:
@@ -154,7 +197,7 @@ def _options(default: object, prefix: str = "") -> list[str]:
     """All options of a parsed dataclass, as they are typed."""
     names: list[str] = []
     for name, value in vars(default).items():
-        flat = name in ("runtime", "config", "request")
+        flat = name in ("runtime", "config", "request", "sizing", "profile")
         path = prefix if flat else f"{prefix}{name.replace('_', '-')}"
         if hasattr(value, "__dataclass_fields__"):
             names += _options(value, path if flat else f"{path}.")

@@ -85,7 +85,7 @@ def _check_network(config: RunConfig) -> None:
     source = config.base.source
     if source is not None and not Path(source).is_dir():
         return
-    from pipelines.dry_run import count_parameters
+    from pipelines.network_size import count_parameters
 
     try:
         count_parameters(config)

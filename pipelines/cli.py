@@ -25,6 +25,8 @@ COMMANDS = {
     "register": "make the model a version in MLflow's registry",
     "generate": "render an object from one of its photos, or from text",
     "compare": "show what is different between trainings, or list them",
+    "plan": "say what memory and time a training would take on given GPUs",
+    "profile": "record some training steps operator by operator",
     "retrain": "look for new captures and train the champion further on them",
 }
 LAST_STAGE = {"run": "register"}  # where a command's name is not its last stage's
@@ -83,6 +85,10 @@ def dispatch(arguments: Sequence[str]) -> None:
         _inspect(rest)
     elif command == "import":
         _import(rest)
+    elif command == "plan":
+        _plan(rest)
+    elif command == "profile":
+        _profile(rest)
     else:
         _run_stages(command, rest)
 
@@ -142,6 +148,24 @@ def _import(arguments: list[str]) -> None:
 
     parsed = parse_import(arguments, description=COMMANDS["import"])
     run_import(Path(parsed.source), parsed.config)
+
+
+def _plan(arguments: list[str]) -> None:
+    from pipelines.arguments import parse_plan
+
+    parsed = parse_plan(arguments, description=COMMANDS["plan"])
+    from pipelines.sizing_text import print_sizing
+
+    print_sizing(parsed.config, parsed.sizing)
+
+
+def _profile(arguments: list[str]) -> None:
+    from pipelines.arguments import parse_profile
+
+    parsed = parse_profile(arguments, description=COMMANDS["profile"])
+    from pipelines.profiling import profile_training
+
+    profile_training(parsed.config, parsed.runtime, parsed.profile)
 
 
 def _generate(arguments: list[str]) -> None:

@@ -197,6 +197,45 @@ class ComparisonConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SizingConfig:
+    """The GPUs that a training is planned for."""
+
+    gpus: int = 8
+    """How many, one for each worker."""
+    gpu_memory: float = 80.0
+    """Memory of each, GB."""
+    gpu: str | None = None
+    """Kind whose speed is taken: rtx3090, rtx4090, a100, h100, h200; without it the slowest of about that memory."""
+    utilisation: float = 0.3
+    """Share of its peak that is reached, in (0, 1]; a guess until a training has been measured."""
+
+    def __post_init__(self) -> None:
+        if self.gpus < 1:
+            raise UserError(f"--gpus {self.gpus}: must be at least 1")
+        if not 0 < self.gpu_memory < float("inf"):
+            raise UserError(f"--gpu-memory {self.gpu_memory:g}: must be above 0, in GB")
+        if not 0 < self.utilisation <= 1:
+            raise UserError(f"--utilisation {self.utilisation:g}: must lie above 0 and be at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """What to profile of a training, and where to."""
+
+    output: str = "profile"
+    """Folder to write; must not exist yet."""
+    warmup_steps: int = 1
+    """Steps before those that are recorded."""
+    profiled_steps: int = 3
+    """Steps that are recorded."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("warmup_steps", 0), ("profiled_steps", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"profile: {name} is {getattr(self, name)}, must be at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerateRequest:
     """What to generate: a sequence of --shards from one of its frames, or an object from --text alone."""
 

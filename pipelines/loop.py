@@ -19,6 +19,7 @@ from pipelines.schedule import Schedule
 
 # A micro-batch of samples -> their share of one part of the step's objective.
 LossPart = Callable[[Any], PartLoss]
+PHASES = ("data", "forward", "backward", "optimizer")
 _OWN_PHASES = ("data", "forward")  # in which a rank does not wait for others
 _LOSS, _WANTED = "loss", "checkpoint wanted"
 
@@ -52,7 +53,7 @@ class StepInfo:
 class Callback(Protocol):
     """Called on every rank after every step."""
 
-    def __call__(self, info: StepInfo) -> None: ...
+    def __call__(self, info: StepInfo, /) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class Training:
     schedule: Schedule
     largest_loss: float = math.inf
     callbacks: Sequence[Callback] = ()
+    stopwatch: Stopwatch
     validate: Callable[[int], Mapping[str, float]] = lambda step: {}
     """Further numbers after a step (steps done, this one included); called on every rank."""
     wants_checkpoint: Callable[[], bool] = lambda: False
@@ -77,11 +79,11 @@ def train_steps(training: Training, batches: Iterator[Any], *, steps: range) -> 
     Raises:
         DivergedError: on every rank; the last checkpoint is from before.
     """
-    engine, stopwatch = training.engine, Stopwatch(training.engine.device)
+    engine, stopwatch = training.engine, training.stopwatch
     phases: dict[str, float] = {}
     for step in steps:
         started = time.perf_counter()
-        sums = _accumulate(training, islice(batches, training.schedule.num_micro_batches), stopwatch)
+        sums = _accumulate(training, islice(batches, training.schedule.num_micro_batches))
         sums |= _of_ranks(training, phases)
         with stopwatch.phase("optimizer"):
             norm, totals = engine.step(step, torch.stack(list(sums.values())))
@@ -103,9 +105,9 @@ def train_steps(training: Training, batches: Iterator[Any], *, steps: range) -> 
             callback(info)
 
 
-def _accumulate(training: Training, micro_batches: Iterable[Any], stopwatch: Stopwatch) -> dict[str, Tensor]:
+def _accumulate(training: Training, micro_batches: Iterable[Any]) -> dict[str, Tensor]:
     """Gradients of a whole step; returns this rank's sums of losses and scalars over its micro-batches, float64."""
-    engine, sums = training.engine, dict[str, Tensor]()
+    engine, stopwatch, sums = training.engine, training.stopwatch, dict[str, Tensor]()
     batches = iter(micro_batches)
     for number in range(training.schedule.num_micro_batches):
         with stopwatch.phase("data"):

@@ -17,6 +17,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from infra.checkpoint import Snapshot
 from infra.engine import Engine, from_every_rank, from_first_rank
+from infra.stopwatch import Stopwatch
 from infra.storage import publish_folder
 from model.adapter import freeze_base, write_adapter
 from model.base import BaseModel, load_base
@@ -78,6 +79,7 @@ def train_in_worker(job: TrainJob) -> None:
         engine=rank.engine,
         parts=loss_parts(rank),
         schedule=schedule,
+        stopwatch=Stopwatch(rank.engine.device),
         largest_loss=job.config.largest_loss,
         callbacks=_callbacks(rank, average, save),
         validate=_validation(rank),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from infra.config import EngineConfig
 from infra.engine import Engine
 from infra.learning_rates import learning_rate
+from infra.stopwatch import Stopwatch
 from model.diffusion import PartLoss
 from pipelines.loop import LossPart, StepInfo, Training, train_steps
 from pipelines.schedule import Schedule
@@ -77,7 +78,13 @@ def train(engine: Engine, micro_batch_size: int, steps: range) -> list[StepInfo]
         num_ranks=dist.get_world_size(),
     )
     infos: list[StepInfo] = []
-    training = Training(engine=engine, parts=parts(engine.model), schedule=schedule, callbacks=[infos.append])
+    training = Training(
+        engine=engine,
+        parts=parts(engine.model),
+        schedule=schedule,
+        callbacks=[infos.append],
+        stopwatch=Stopwatch(engine.device),
+    )
     train_steps(training, schedule.positions(steps), steps=steps)
     return infos
 

@@ -27,7 +27,7 @@ STAGE_COMMANDS = ("run", *NAMES)
 
 def test_help_is_short_and_names_every_command_and_preset() -> None:
     text = cli.main_help()
-    for command in (*STAGE_COMMANDS, "generate", "retrain"):
+    for command in (*STAGE_COMMANDS, "generate", "retrain", "plan", "profile"):
         assert re.search(rf"^  {command} +\w", text, re.MULTILINE), command
     assert all(preset in text for preset in PRESET_NAMES)
     assert len(text.splitlines()) < 40
@@ -103,6 +103,16 @@ def test_paper_preset_takes_overrides_too() -> None:
         ("train --base.tiny.head-channels 0", "head_channels 0 must be at least 1"),
         ("generate --num-views 0", "num_views is 0, must be at least 1"),
         ("generate --text x", "holds no trained model; run `viewdiff train`"),
+        ("plan --gpus 0", "--gpus 0: must be at least 1"),
+        ("plan --gpu-memory -1", "--gpu-memory -1: must be above 0, in GB"),
+        ("plan --gpu-memory nan", "--gpu-memory nan: must be above 0, in GB"),
+        ("plan --utilisation 2", "--utilisation 2: must lie above 0 and be at most 1"),
+        ("plan --gpu h10", "unknown GPU 'h10'; did you mean 'h100'?"),
+        ("plan --gpus 3", "--gpus 3: batch_size 8 cannot be divided among them"),
+        ("plan --preset papre", "unknown preset 'papre'; did you mean 'paper'?"),
+        ("plan --gpu-memroy 3", "unknown option '--gpu-memroy'; did you mean '--gpu-memory'?"),
+        ("profile --profiled-steps 0", "profiled_steps is 0, must be at least 1"),
+        ("profile --output .", "exists already; remove it or name another with --output"),
         ("retrain --retrain.num-steps 0", "num_steps is 0, must be at least 1"),
         ("retrain", "no champion of model 'viewdiff'"),
         ("synth --co3d-root somewhere --dry-run", "drop one of the two"),

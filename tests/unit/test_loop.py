@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from infra.stopwatch import Stopwatch
 from model.diffusion import PartLoss
 from pipelines.loop import DivergedError, LossPart, StepInfo, Training, train_steps
 from pipelines.schedule import Schedule
@@ -62,7 +63,8 @@ def parts(value: float = 1.0) -> list[LossPart]:
 
 def training(engine: Recorder, **settings: Any) -> Training:
     schedule = Schedule(batch_size=4, micro_batch_size=settings.pop("micro_batch_size", 2), rank=0, num_ranks=1)
-    return Training(engine=engine, schedule=schedule, **({"parts": parts()} | settings))  # type: ignore[arg-type]
+    stopwatch = Stopwatch(engine.device)
+    return Training(engine=engine, schedule=schedule, stopwatch=stopwatch, **({"parts": parts()} | settings))  # type: ignore[arg-type]
 
 
 def run(told: Training, steps: range) -> None:

@@ -1,0 +1,79 @@
+"""The network of a run before any of it exists: what its base's U-Net is like, how many parameters it has."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from model.adapter import freeze_base
+from model.config import BaseConfig, TinyBaseConfig, ViewDiffConfig
+from model.unet import ViewDiffUNet
+from pipelines.config import RunConfig
+
+# The U-Net of Stable Diffusion 2.x, for ids that are not on this disk: enough to count its parameters.
+STABLE_DIFFUSION_2_UNET = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+}
+# Its autoencoder and text encoder.
+STABLE_DIFFUSION_2_CODERS = 83_653_863 + 340_387_840
+
+
+def meta_network(config: RunConfig) -> ViewDiffUNet:
+    """The network that would be trained, without values; what is frozen needs no gradient."""
+    return _meta_network(config.base, config.train.model, is_adapter=config.train.trained == "adapter")
+
+
+def count_parameters(config: RunConfig) -> dict[str, int]:
+    """Parameters of the network, built without memory: the base's U-Net, what is added to it, the volume renderers."""
+    return dict(_count(config.base, config.train.model, is_adapter=config.train.trained == "adapter"))
+
+
+def _meta_network(base: BaseConfig, model: ViewDiffConfig, *, is_adapter: bool) -> ViewDiffUNet:
+    network = ViewDiffUNet.meta(base_unet_config(base), model)
+    if is_adapter:
+        freeze_base(network)
+    return network
+
+
+@lru_cache(maxsize=64)  # a plan tries many ways to divide the same network
+def _count(base: BaseConfig, model: ViewDiffConfig, *, is_adapter: bool) -> dict[str, int]:
+    network = _meta_network(base, model, is_adapter=is_adapter)
+    total = sum(p.numel() for p in network.parameters())
+    groups = {name: sum(p.numel() for p in part) for name, part in network.parameter_groups().items()}
+    with torch.device("meta"):
+        stock = sum(p.numel() for p in type(network.unet).from_config(base_unet_config(base)).parameters())
+    return {
+        "U-Net of the base model": stock,
+        "added: attention, projection layers": total - stock,
+        "of which volume renderers": groups.get("renderer", 0),
+        "total": total,
+        "trained": sum(groups.values()),
+    }
+
+
+def base_unet_config(base: BaseConfig) -> dict[str, object]:
+    """Config of the base's U-Net: from its folder, the published one of Stable Diffusion 2.x, or the stand-in's."""
+    if base.source is None:
+        return tiny_unet_config(base.tiny)
+    path = Path(base.source) / "unet" / "config.json"
+    return json.loads(path.read_text()) if path.is_file() else dict(STABLE_DIFFUSION_2_UNET)
+
+
+def tiny_unet_config(config: TinyBaseConfig) -> dict[str, object]:
+    """Config of the stand-in's U-Net."""
+    from model.tiny_base import tiny_unet
+
+    with torch.device("meta"):
+        return dict(tiny_unet(config).config)

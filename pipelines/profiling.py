@@ -1,0 +1,107 @@
+"""`viewdiff profile`: some steps of a training, recorded operator by operator in this process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
+
+from infra.errors import UserError
+from infra.stopwatch import Stopwatch
+from infra.storage import publish_folder, require_space
+from pipelines.config import ProfileConfig, RunConfig
+from pipelines.loop import PHASES, StepInfo, Training, train_steps
+from pipelines.plan import run_chain
+from pipelines.profile_table import OperatorRow, describe, operator_rows, write_tables
+from pipelines.runtime import RuntimeConfig
+from pipelines.train_job import TrainJob
+from pipelines.train_worker import loss_parts, rank_schedule, start_rank
+from preprocessing.loader import load_batches
+
+SPACE_BYTES = 500_000_000  # a trace has every operator of every step
+TRACE_NAME = "trace.json"
+
+
+def profile_training(config: RunConfig, runtime: RuntimeConfig, settings: ProfileConfig) -> Path:
+    """Run the stages up to the latents, then some steps of the training on what they made, with one worker; write
+    trace.json, operators.txt and profile.json into the output folder, which is returned.
+
+    Raises:
+        UserError: the output exists or cannot be written, or what the stages raise.
+    """
+    output = Path(settings.output).expanduser().absolute()
+    if output.exists():
+        raise UserError(f"output folder {output}: exists already; remove it or name another with --output")
+    require_space(output, SPACE_BYTES)
+    inputs = run_chain(config, runtime, until="latents")
+    partial = output.with_name(f".partial-{output.name}")
+    if partial.exists():  # of a run that was killed
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    job = TrainJob(
+        config=config.train,
+        shards_dir=inputs["preprocess"].data,
+        captions_dir=inputs["captions"].folder,
+        latents_dir=inputs["latents"].data,
+        base_dir=inputs["base"].folder,
+        initial_dir=None,
+        folder=partial,
+        num_loaders=runtime.num_loaders,
+    )
+    with _one_rank(use_gpu=runtime.use_gpu) as device:
+        rows, phases = profile_job(job, settings, device)
+    write_tables(partial, rows, phases, num_steps=settings.profiled_steps)
+    publish_folder(partial, output)
+    print(describe(rows, phases, num_steps=settings.profiled_steps))
+    print(f"\nprofile  {output / TRACE_NAME} (open it in https://ui.perfetto.dev)")
+    return output
+
+
+def profile_job(
+    job: TrainJob, settings: ProfileConfig, device: torch.device
+) -> tuple[list[OperatorRow], dict[str, float]]:
+    """The operators of the profiled steps, the dearest first, and the seconds of each phase; writes the trace into the
+    job's folder. Needs an initialised process group of one rank.
+    """
+    rank, num_steps = start_rank(job, None), settings.warmup_steps + settings.profiled_steps
+    infos: list[StepInfo] = []
+    training = Training(
+        engine=rank.engine,
+        parts=loss_parts(rank),
+        schedule=rank_schedule(job),
+        callbacks=[infos.append],
+        stopwatch=Stopwatch(device),
+    )
+    positions = training.schedule.positions(range(num_steps))
+    batches = load_batches(rank.batches, positions, num_workers=job.num_loaders)
+    train_steps(training, batches, steps=range(settings.warmup_steps))
+    infos.clear()
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities, profile_memory=True) as recorded:
+        train_steps(training, batches, steps=range(settings.warmup_steps, num_steps))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    recorded.export_chrome_trace(str(job.folder / TRACE_NAME))
+    phases = [*(info.phase_seconds for info in infos[1:]), training.stopwatch.next_step()]  # each a step late
+    return operator_rows(recorded, device), {name: sum(seconds[name] for seconds in phases) for name in PHASES}
+
+
+@contextmanager
+def _one_rank(*, use_gpu: bool) -> Iterator[torch.device]:
+    """A process group of this process alone, and its device."""
+    os.environ["LOCAL_RANK"] = "0"
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group(
+            "nccl" if use_gpu else "gloo", init_method=f"file://{folder}/store", rank=0, world_size=1
+        )
+        try:
+            yield torch.device("cuda", 0) if use_gpu else torch.device("cpu")
+        finally:
+            dist.destroy_process_group()

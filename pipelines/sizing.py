@@ -1,0 +1,136 @@
+"""What a training would take on given GPUs, said before any is rented: how its batch and state are divided so that they
+fit, memory part by part, the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import get_args, get_type_hints
+
+from infra.config import EngineConfig
+from infra.errors import UserError
+from model.cost.flops import Flops, total
+from model.cost.products import FLOAT32_PARTS
+from pipelines.config import RunConfig, SizingConfig, TrainConfig
+from pipelines.gpus import Gpu, choose_gpu
+from pipelines.memory import GB, TrainingMemory, training_memory
+from pipelines.network_size import meta_network
+from pipelines.step_cost import latent_size, num_passes, step_flops, text_length
+
+ZERO_STAGES: tuple[int, ...] = get_args(get_type_hints(EngineConfig)["zero_stage"])
+# More samples at once make no GPU faster, and each has several views.
+MOST_SAMPLES = 8
+SECONDS_PER_DAY = 86_400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizing:
+    """A training, divided among GPUs."""
+
+    config: RunConfig
+    """With the chosen micro-batch and ZeRO stage."""
+    gpus: int
+    gpu: Gpu
+    """The kind whose speed is taken."""
+    memory: TrainingMemory
+    fits: bool
+    flops: dict[str, Flops]
+    """Of a step over all GPUs, by part of the network."""
+    step_seconds: float
+    """Useful FLOPs at the assumed utilisation."""
+
+    @property
+    def passes(self) -> int:
+        """Backward passes of a GPU in a step."""
+        return num_passes(self.config.train, self.gpus)
+
+    @property
+    def days(self) -> float:
+        """Of the whole training, without starts, checkpoints and previews."""
+        return self.step_seconds * self.config.train.num_steps / SECONDS_PER_DAY
+
+
+def size_training(config: RunConfig, sizing: SizingConfig) -> Sizing:
+    """The smallest ZeRO stage that fits, with it the largest micro-batch that does; what needs least memory if none.
+
+    Raises:
+        UserError: the batch cannot be divided among the GPUs, or there is no such kind of GPU.
+    """
+    batch_size = config.train.batch_size
+    if batch_size % sizing.gpus:
+        raise UserError(
+            f"--gpus {sizing.gpus}: batch_size {batch_size} cannot be divided among them; change --gpus or "
+            "--train.batch-size"
+        )
+    gpu = choose_gpu(sizing.gpu_memory, sizing.gpu)
+    divided, memory = _divide(config, sizing)
+    flops = step_flops(
+        config.train, meta_network(config), latent_size=latent_size(config), text_length=text_length(config)
+    )
+    return Sizing(
+        config=divided,
+        gpus=sizing.gpus,
+        gpu=gpu,
+        memory=memory,
+        fits=memory.peak <= sizing.gpu_memory * GB,
+        flops=flops,
+        step_seconds=ideal_seconds(flops, gpu, config.train) / (sizing.gpus * sizing.utilisation),
+    )
+
+
+def ideal_seconds(flops: dict[str, Flops], gpu: Gpu, config: TrainConfig) -> float:
+    """Of a step's useful FLOPs on one GPU at its best; the volumes are computed in float32 in any case."""
+    exact = total({name: part for name, part in flops.items() if name in FLOAT32_PARTS}).useful
+    others = total(flops).useful - exact
+    return exact / gpu.float32 + others / (gpu.bfloat16 if config.engine.precision == "bf16" else gpu.float32)
+
+
+def remedies(sizing: Sizing, memory_gb: float) -> Iterator[str]:
+    """What would make a training fit that does not: each alone, then all."""
+    config, chosen = sizing.config, sizing.config.train
+    changes = {
+        "--train.model.gradient-checkpointing": replace(
+            chosen, model=replace(chosen.model, gradient_checkpointing=True)
+        ),
+        "--train.engine.precision bf16": replace(chosen, engine=replace(chosen.engine, precision="bf16")),
+        "--train.trained adapter": replace(chosen, trained="adapter"),
+    }
+    for option, train in changes.items():
+        if train == chosen:
+            continue
+        peak = training_memory(replace(config, train=train), num_workers=sizing.gpus).peak
+        if peak <= memory_gb * GB:
+            yield f"{option}: {peak / GB:.1f} GB"
+    gpus = sizing.gpus
+    while gpus * 2 <= chosen.batch_size and chosen.batch_size % (gpus * 2) == 0:
+        gpus *= 2
+        peak = training_memory(config, num_workers=gpus).peak
+        if peak <= memory_gb * GB:
+            yield f"--gpus {gpus}: {peak / GB:.1f} GB each"
+            break
+    yield f"GPUs of {sizing.memory.peak / GB:.1f} GB"
+
+
+def _divide(config: RunConfig, sizing: SizingConfig) -> tuple[RunConfig, TrainingMemory]:
+    """The config with ZeRO stage and micro-batch, and its memory."""
+    limit, share = sizing.gpu_memory * GB, config.train.batch_size // sizing.gpus
+    for stage in ZERO_STAGES:
+        smallest = _with(config, stage, 1)
+        memory = training_memory(smallest, num_workers=sizing.gpus)
+        if memory.peak <= limit:
+            break
+    else:
+        return smallest, memory
+    for size in range(min(share, MOST_SAMPLES), 1, -1):
+        if share % size == 0:
+            larger = _with(config, stage, size)
+            of_larger = training_memory(larger, num_workers=sizing.gpus)
+            if of_larger.peak <= limit:
+                return larger, of_larger
+    return smallest, memory
+
+
+def _with(config: RunConfig, stage: int, micro_batch_size: int) -> RunConfig:
+    engine = replace(config.train.engine, zero_stage=stage)  # type: ignore[arg-type]
+    return replace(config, train=replace(config.train, engine=engine, micro_batch_size=micro_batch_size))

@@ -1,0 +1,91 @@
+"""`viewdiff plan`: what a training would take, as text."""
+
+from __future__ import annotations
+
+from infra.log import format_seconds
+from model.cost.flops import total
+from model.cost.products import SEEN_SHARE
+from pipelines.config import RunConfig, SizingConfig
+from pipelines.memory import GB, passes_memory
+from pipelines.sizing import Sizing, remedies, size_training
+
+ASSUMPTIONS = (
+    "memory in GB of 10⁹ bytes; what cards have beyond their name's number is left for CUDA's own memory, libraries' "
+    "workspaces and fragmentation",
+    f"each view sees {SEEN_SHARE:.0%} of a volume's voxels",
+    "useful FLOPs only: forward and backward pass, not what is computed again to save memory",
+    "volumes computed in float32, all else in the configured precision",
+    "without the start of workers, checkpoints, previews, and waiting for data or other GPUs",
+)
+
+
+def print_sizing(config: RunConfig, sizing: SizingConfig) -> None:
+    """Print how the training would be divided, its memory by part, its time, and what is assumed.
+
+    Raises:
+        UserError: see `size_training`.
+    """
+    plan = size_training(config, sizing)
+    lines = [f"{config.name} on {sizing.gpus} × {sizing.gpu_memory:g} GB"]
+    lines += _memory(plan, sizing)
+    lines += _choice(plan, sizing)
+    lines += _activations(config)
+    lines += _time(plan, sizing)
+    lines += ["", "assumed", *(f"  {line}" for line in ASSUMPTIONS)]
+    print("\n".join(lines))
+
+
+def _memory(plan: Sizing, sizing: SizingConfig) -> list[str]:
+    lines = ["", "memory of the first GPU, at the fullest moment of the backward pass"]
+    for name, num_bytes in plan.memory.backward.items():
+        lines.append(f"  {name:<42}{num_bytes / GB:9.2f} GB")
+    whole = sum(plan.memory.backward.values())
+    lines.append(f"  {'together':<42}{whole / GB:9.2f} GB of {sizing.gpu_memory:g}")
+    lines.append(f"  {'later, while the weights are updated':<42}{plan.memory.step / GB:9.2f} GB")
+    return lines
+
+
+def _choice(plan: Sizing, sizing: SizingConfig) -> list[str]:
+    train = plan.config.train
+    if not plan.fits:
+        found = "\n".join(f"  {remedy}" for remedy in remedies(plan, sizing.gpu_memory))
+        return [
+            "",
+            f"DOES NOT FIT: {plan.memory.peak / GB:.1f} GB even with one sample at a time and ZeRO "
+            f"{train.engine.zero_stage}. What would, each alone:\n{found}",
+        ]
+    return [
+        "",
+        f"fits with ZeRO {train.engine.zero_stage}, {train.micro_batch_size} samples at a time: "
+        f"{plan.passes} backward passes per step and GPU",
+        f"  --num-workers {plan.gpus} --use-gpu --train.micro-batch-size {train.micro_batch_size} "
+        f"--train.engine.zero-stage {train.engine.zero_stage}",
+    ]
+
+
+def _activations(config: RunConfig) -> list[str]:
+    """Of one sample, with gradient checkpointing and without."""
+    lines = ["", f"activations of one sample of {config.train.num_views} views, kept for the backward pass"]
+    for name, checkpointing in (("without gradient checkpointing", False), ("with it", True)):
+        memory = passes_memory(config, 1, checkpointing=checkpointing)
+        lines.append(f"  {name:<42}{(memory.kept - memory.weight_copies) / GB:9.2f} GB")
+    return lines
+
+
+def _time(plan: Sizing, sizing: SizingConfig) -> list[str]:
+    flops, whole, train = plan.flops, total(plan.flops), plan.config.train
+    peak = plan.gpu.bfloat16 if train.engine.precision == "bf16" else plan.gpu.float32
+    lines = ["", f"a step of {train.batch_size} samples: {whole.useful / 1e12:.1f} TFLOP of use"]
+    lines += [f"  {name:<42}{part.useful / whole.useful:8.1%}" for name, part in flops.items() if part.useful]
+    lines.append(f"  computed again on top{whole.recomputed / whole.useful:29.1%}")
+    return [
+        *lines,
+        "",
+        f"{train.num_steps:,} steps at {sizing.utilisation:.0%} of {plan.gpu.name}'s {peak / 1e12:g} TFLOP/s: "
+        f"{plan.step_seconds:.3g} s a step, {duration(plan.days)}",
+    ]
+
+
+def duration(days: float) -> str:
+    """Days as a person says them."""
+    return f"{days:.1f} days" if days >= 1 else format_seconds(days * 86_400)

@@ -1,0 +1,72 @@
+"""What one training step computes: floating-point operations of its posed views and of its prior images."""
+
+from __future__ import annotations
+
+from model.cost.flops import Flops, count_flops, total
+from model.cost.products import Workload
+from model.diffusion import MIN_VIEWS_TO_HIDE_ONE
+from model.unet import ViewDiffUNet
+from pipelines.config import RunConfig, TrainConfig
+
+STABLE_DIFFUSION_TEXT_LENGTH = 77
+STABLE_DIFFUSION_DOWNSAMPLING = 8
+
+
+def step_flops(
+    config: TrainConfig, network: ViewDiffUNet, *, latent_size: tuple[int, int], text_length: int
+) -> dict[str, Flops]:
+    """By part of the network, of one optimizer step over all workers: `batch_size` samples of `num_views` views and, if
+    prior preservation weighs anything, as many single images.
+
+    `network` may be on the meta device; of its weights only shapes and `requires_grad` matter.
+    """
+    views = _workload(config.num_views, config.batch_size, latent_size, text_length)
+    parts = count_flops(network, views)
+    if config.diffusion.prior_weight > 0:
+        prior = count_flops(network, _workload(1, config.batch_size, latent_size, text_length))
+        parts = {name: flops + prior[name] for name, flops in parts.items()}
+    return parts
+
+
+def useful_flops_per_step(
+    config: TrainConfig, network: ViewDiffUNet, *, latent_size: tuple[int, int], text_length: int
+) -> float:
+    """Of all parts: forward and backward pass, without what is computed a second time (see model/cost/flops.py).
+
+    Divided by a step's seconds and the workers' peak rate it is the training's utilisation.
+    """
+    return total(step_flops(config, network, latent_size=latent_size, text_length=text_length)).useful
+
+
+def num_passes(config: TrainConfig, num_workers: int) -> int:
+    """Backward passes of one worker in a step."""
+    parts = 2 if config.diffusion.prior_weight > 0 else 1
+    return parts * -(-config.batch_size // num_workers // config.micro_batch_size)
+
+
+def view_workload(config: RunConfig, num_samples: int) -> Workload:
+    """A micro-batch of posed views of a run, whose base model need not exist yet."""
+    return _workload(config.train.num_views, num_samples, latent_size(config), text_length(config))
+
+
+def latent_size(config: RunConfig) -> tuple[int, int]:
+    """Height and width of a run's latents, pixels."""
+    tiny = config.base.tiny
+    factor = STABLE_DIFFUSION_DOWNSAMPLING if config.base.source else 2 ** (len(tiny.vae_channels) - 1)
+    side = config.preprocess.image_size // factor
+    return side, side
+
+
+def text_length(config: RunConfig) -> int:
+    """Tokens of a run's captions."""
+    return STABLE_DIFFUSION_TEXT_LENGTH if config.base.source else config.base.tiny.text_length
+
+
+def _workload(num_views: int, num_samples: int, latent_size: tuple[int, int], text_length: int) -> Workload:
+    return Workload(
+        num_samples=num_samples,
+        num_views=num_views,
+        latent_size=latent_size,
+        text_length=text_length,
+        hidden_views=1 if num_views >= MIN_VIEWS_TO_HIDE_ONE else 0,
+    )

@@ -1,0 +1,118 @@
+"""`viewdiff plan`: what is chosen for given GPUs, and what it says. Activations are given, not counted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from model.cost.memory import PassMemory
+from pipelines import memory as memory_module
+from pipelines import sizing_text
+from pipelines.config import RunConfig, SizingConfig
+from pipelines.gpus import choose_gpu
+from pipelines.memory import GB, training_memory
+from pipelines.presets import tiny
+from pipelines.sizing import remedies, size_training
+
+PARAMETERS = 1_000_000_000  # of which all are trained, or a tenth
+PER_SAMPLE, COPIES = 1_000_000_000, 200_000_000
+
+
+@pytest.fixture(autouse=True)
+def _given_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def counts(config: RunConfig) -> dict[str, int]:
+        share = 10 if config.train.trained == "adapter" else 1
+        return {"total": PARAMETERS, "trained": PARAMETERS // share}
+
+    def passes(config: RunConfig, num_samples: int, *, checkpointing: bool | None = None) -> PassMemory:
+        on = config.train.model.gradient_checkpointing if checkpointing is None else checkpointing
+        kept = num_samples * PER_SAMPLE // (4 if on else 1) + COPIES
+        return PassMemory(kept=kept, weight_copies=COPIES, peak=kept + 1, peak_with_gradients=kept + 2)
+
+    monkeypatch.setattr(memory_module, "count_parameters", counts)
+    monkeypatch.setattr(memory_module, "passes_memory", passes)
+    monkeypatch.setattr(sizing_text, "passes_memory", passes)
+
+
+def config(**settings: object) -> RunConfig:
+    base = tiny()
+    return replace(base, train=replace(base.train, **settings))  # type: ignore[arg-type]
+
+
+def with_stage(stage: int, **settings: object) -> RunConfig:
+    plain = config(**settings)
+    engine = replace(plain.train.engine, zero_stage=stage)  # type: ignore[arg-type]
+    return replace(plain, train=replace(plain.train, engine=engine))
+
+
+def test_memory_by_zero_stage() -> None:
+    one, two = (training_memory(with_stage(stage, micro_batch_size=1), num_workers=4).backward for stage in (1, 2))
+    assert one["weights"] == two["weights"] == 4 * PARAMETERS
+    assert (
+        one["optimizer: moments and its own weights"] == two["optimizer: moments and its own weights"] == 3 * PARAMETERS
+    )
+    assert one["gradients of earlier passes"] == 4 * PARAMETERS
+    assert two["gradients of earlier passes"] == PARAMETERS
+    assert one["activations"] == PER_SAMPLE
+    assert one["weights in bfloat16"] == COPIES
+    # A bucket of 200 MB and this worker's piece of the pass's gradients.
+    assert two["backward pass: gradients, temporaries"] == pytest.approx(200e6 + PARAMETERS, abs=10)
+
+
+def test_a_step_of_one_pass_holds_no_earlier_gradients() -> None:
+    alone = replace(tiny().train.diffusion, prior_weight=0.0)
+    memory = training_memory(config(diffusion=alone, batch_size=4, micro_batch_size=1), num_workers=4)
+    assert "gradients of earlier passes" not in memory.backward
+
+
+def test_an_adapter_has_gradients_of_what_is_trained_only() -> None:
+    memory = training_memory(with_stage(1, trained="adapter"), num_workers=1)
+    assert memory.backward["weights"] == 4 * PARAMETERS
+    assert memory.backward["gradients of earlier passes"] == 0.4 * PARAMETERS
+    assert memory.step == pytest.approx(4 * PARAMETERS + 1.2 * PARAMETERS + 3 * 0.4 * PARAMETERS)
+
+
+def test_the_smallest_stage_and_then_the_most_samples() -> None:
+    plan = size_training(config(batch_size=32), SizingConfig(gpus=4, gpu_memory=80))
+    assert (plan.config.train.engine.zero_stage, plan.config.train.micro_batch_size) == (1, 8)
+    assert plan.passes == 2  # posed views and prior images
+    assert plan.fits
+    whole = size_training(config(batch_size=32), SizingConfig(gpus=4, gpu_memory=80)).memory
+    needs_two = training_memory(with_stage(2, batch_size=32, micro_batch_size=1), num_workers=4).peak
+    needs_one = training_memory(with_stage(1, batch_size=32, micro_batch_size=1), num_workers=4).peak
+    assert needs_two < needs_one < whole.peak
+    tight = size_training(config(batch_size=32), SizingConfig(gpus=4, gpu_memory=(needs_one + needs_two) / 2 / GB))
+    assert (tight.config.train.engine.zero_stage, tight.config.train.micro_batch_size) == (2, 1)
+    assert tight.passes == 16
+
+
+def test_time_goes_with_gpus_and_utilisation() -> None:
+    plan = size_training(config(batch_size=32), SizingConfig(gpus=1, utilisation=0.25))
+    faster = size_training(config(batch_size=32), SizingConfig(gpus=4, utilisation=0.5))
+    assert plan.step_seconds == pytest.approx(8 * faster.step_seconds)
+    assert plan.days == pytest.approx(plan.step_seconds * 600 / 86_400)
+
+
+def test_what_does_not_fit_comes_with_what_would(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = SizingConfig(gpus=1, gpu_memory=11.0)
+    plan = size_training(config(), settings)
+    assert not plan.fits
+    found = list(remedies(plan, settings.gpu_memory))
+    assert [line.partition(":")[0] for line in found[:2]] == ["--train.trained adapter", "--gpus 4"]
+    assert found[-1].startswith("GPUs of ")
+    sizing_text.print_sizing(config(), settings)
+    printed = capsys.readouterr().out
+    assert "DOES NOT FIT" in printed
+    assert "--train.trained adapter" in printed
+    sizing_text.print_sizing(config(), SizingConfig(gpus=2))
+    printed = capsys.readouterr().out
+    assert "fits with ZeRO 1, 4 samples at a time: 2 backward passes per step and GPU" in printed
+    assert "DOES NOT FIT" not in printed
+
+
+@pytest.mark.parametrize(
+    ("memory", "name"), [(10, "rtx3090"), (24, "rtx3090"), (40, "a100"), (80, "a100"), (100, "h200"), (300, "h200")]
+)
+def test_a_gpu_is_known_by_its_memory(memory: float, name: str) -> None:
+    assert choose_gpu(memory, None).name == name
