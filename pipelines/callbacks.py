@@ -30,6 +30,7 @@ class Work:
     """What a step is made of, by which its speed is told."""
 
     num_views: int  # over all ranks, prior images not counted
+    flops: float  # over all ranks, without what is computed a second time
 
 
 def write_line(info: StepInfo, work: Work) -> str:
@@ -42,6 +43,7 @@ def write_line(info: StepInfo, work: Work) -> str:
 
 def _times(info: StepInfo, work: Work) -> dict[str, float]:
     times = {"seconds": info.seconds, "views_per_second": work.num_views / info.seconds}
+    times["teraflops_per_second"] = work.flops / info.seconds / 1e12
     times |= {f"{phase}_seconds": seconds for phase, seconds in info.phase_seconds.items()}
     if max(info.rank_seconds, default=0.0) > 0:
         times["slowest_rank_ratio"] = max(info.rank_seconds) / statistics.median(info.rank_seconds)

@@ -28,6 +28,7 @@ from pipelines.checkpoints import MODEL_PART, OPTIMIZER_PART, Cadence, SaveCheck
 from pipelines.loop import Callback, DivergedError, LossPart, Training, train_steps
 from pipelines.previews import DrawPreviews
 from pipelines.schedule import Schedule
+from pipelines.step_cost import useful_flops_per_step
 from pipelines.train_job import VALIDATION_SPLIT, TrainJob, open_batches
 from pipelines.validation import Validation
 from preprocessing.batches import LoadedBatch, TrainBatches
@@ -171,7 +172,7 @@ def _callbacks(rank: Rank, average: WeightAverage | None, save: SaveCheckpoints)
     preview = preview_request(rank.batches, config.num_views, rank.encoder)
     if not rank.is_first:
         return [save]
-    work = Work(num_views=config.batch_size * config.num_views)
+    work = Work(num_views=config.batch_size * config.num_views, flops=_useful_flops(rank))
     previews = DrawPreviews(
         rank.unet,
         preview.to(rank.engine.device),
@@ -181,6 +182,14 @@ def _callbacks(rank: Rank, average: WeightAverage | None, save: SaveCheckpoints)
     )
     metrics = MetricsFile(job.metrics_path, done=rank.done, checkpoints=rank.cadence, work=work)
     return [*([average] if average else []), metrics, save, previews, WatchRanks(hosts, partial(_tell, job))]
+
+
+def _useful_flops(rank: Rank) -> float:
+    latents = rank.batches.latents
+    _, height, width = latents.latent_shape
+    return useful_flops_per_step(
+        rank.job.config, rank.unet, latent_size=(height, width), text_length=latents.text([0]).shape[1]
+    )
 
 
 def _tell(job: TrainJob, message: str) -> None:
