@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from benchmarks.record import REPOSITORY, table
 from model.cost.flops import total
-from pipelines.config import SizingConfig
 from pipelines.gpus import GPUS
 from pipelines.memory import GB, passes_memory
 from pipelines.presets import PRESETS
+from pipelines.requests import SizingConfig
 from pipelines.sizing import Sizing, size_training
 from pipelines.sizing_text import ASSUMPTIONS, duration
 

@@ -10,17 +10,17 @@ import tyro
 from tyro import _errors as tyro_errors  # the one place where tyro says what was wrong instead of printing it
 
 from infra.errors import UserError
-from pipelines.config import (
+from pipelines.config import RunConfig
+from pipelines.names import nearest
+from pipelines.presets import PRESETS
+from pipelines.requests import (
     ComparisonConfig,
     GenerateRequest,
     ImportConfig,
     InspectConfig,
     ProfileConfig,
-    RunConfig,
     SizingConfig,
 )
-from pipelines.names import nearest
-from pipelines.presets import PRESETS
 from pipelines.runtime import RuntimeConfig
 
 DEFAULT_PRESET = "tiny"

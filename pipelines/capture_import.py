@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.config import ImportConfig
+from pipelines.requests import ImportConfig
 from preprocessing.capture_import import import_capture
 from preprocessing.reconstructions import read_reconstruction
 

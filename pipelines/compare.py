@@ -13,7 +13,7 @@ from infra.tracking import Tracking
 from pipelines.attempts import FOLDER_TAG, STAGE_TAG
 from pipelines.comparison import LOSS, NOTHING, SECONDS, Compared, Table, choose_runs, column_names, tables
 from pipelines.comparison_page import comparison_page
-from pipelines.config import ComparisonConfig
+from pipelines.requests import ComparisonConfig
 from pipelines.runtime import RuntimeConfig
 from pipelines.senders import CHECKPOINT_MODEL, FOLDER_PARAM
 

@@ -11,10 +11,10 @@ from infra.errors import UserError
 from infra.log import Progress
 from infra.storage import atomic_write, publish_folder, require_space
 from model.windows import plan_windows
-from pipelines.config import GenerateRequest
 from pipelines.generate_inputs import GenerateInputs, prepare
 from pipelines.pictures import ObjectPictures, color_depth, encode_png
 from pipelines.report_page import ObjectCard, facts, objects, page, section
+from pipelines.requests import GenerateRequest
 from pipelines.runtime import RuntimeConfig
 from pipelines.scoring import psnr_per_view
 

@@ -17,10 +17,10 @@ from model.trajectories import from_file, orbit, orbit_like, spiral
 from model.windows import WindowConfig
 from pipelines.artifacts import RECORD_NAME, ModelVersion, Shards, load_artifact, newest, read_record
 from pipelines.checks import check_gpus
-from pipelines.config import GenerateRequest
 from pipelines.evaluation_tasks import UNIT_CUBE, EvaluationTask, training_cameras
 from pipelines.generator import SampleGenerator
 from pipelines.names import nearest
+from pipelines.requests import GenerateRequest
 from pipelines.runtime import RuntimeConfig
 from preprocessing.captions import read_sequence_captions
 from preprocessing.dataset import FrameIndex, SequenceRecord, ShardReader

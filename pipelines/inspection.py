@@ -13,8 +13,8 @@ from pathlib import Path
 from infra.errors import UserError
 from infra.log import format_count
 from infra.storage import StoragePath, atomic_write
-from pipelines.config import InspectConfig
 from pipelines.pictures import encode_png
+from pipelines.requests import InspectConfig
 from preprocessing.co3d import select_categories
 from preprocessing.co3d_lists import check_subset
 from preprocessing.inspection import CategorySummary, contact_sheet, summarize_category

@@ -16,10 +16,11 @@ from torch.profiler import ProfilerActivity, profile
 from infra.errors import UserError
 from infra.stopwatch import Stopwatch
 from infra.storage import publish_folder, require_space
-from pipelines.config import ProfileConfig, RunConfig
+from pipelines.config import RunConfig
 from pipelines.loop import PHASES, StepInfo, Training, train_steps
 from pipelines.plan import run_chain
 from pipelines.profile_table import OperatorRow, describe, operator_rows, write_tables
+from pipelines.requests import ProfileConfig
 from pipelines.runtime import RuntimeConfig
 from pipelines.train_job import TrainJob
 from pipelines.train_worker import loss_parts, rank_schedule, start_rank

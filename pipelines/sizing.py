@@ -12,10 +12,11 @@ from infra.config import EngineConfig
 from infra.errors import UserError
 from model.cost.flops import Flops, total
 from model.cost.products import FLOAT32_PARTS
-from pipelines.config import RunConfig, SizingConfig, TrainConfig
+from pipelines.config import RunConfig, TrainConfig
 from pipelines.gpus import Gpu, choose_gpu
 from pipelines.memory import GB, TrainingMemory, training_memory
 from pipelines.network_size import meta_network
+from pipelines.requests import SizingConfig
 from pipelines.step_cost import latent_size, num_passes, step_flops, text_length
 
 ZERO_STAGES: tuple[int, ...] = get_args(get_type_hints(EngineConfig)["zero_stage"])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from infra.log import format_seconds
 from model.cost.flops import total
 from model.cost.products import SEEN_SHARE
-from pipelines.config import RunConfig, SizingConfig
+from pipelines.config import RunConfig
 from pipelines.memory import GB, passes_memory
+from pipelines.requests import SizingConfig
 from pipelines.sizing import Sizing, remedies, size_training
 
 ASSUMPTIONS = (

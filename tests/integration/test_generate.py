@@ -15,10 +15,10 @@ from model.base import save_base
 from model.config import SamplingConfig
 from model.tiny_base import build_tiny_base
 from pipelines.artifacts import RECORD_NAME, Artifact
-from pipelines.config import GenerateRequest
 from pipelines.generate import generate
 from pipelines.generate_inputs import _model_dir
 from pipelines.pictures import ObjectPictures
+from pipelines.requests import GenerateRequest
 from pipelines.runtime import RuntimeConfig
 from tests.evaluation_inputs import open_shards, write_evaluation_inputs
 from tests.training_inputs import BASE, CAPTIONS, IMAGE_SIZE, NUM_FRAMES

@@ -9,10 +9,11 @@ import pytest
 from model.cost.memory import PassMemory
 from pipelines import memory as memory_module
 from pipelines import sizing_text
-from pipelines.config import RunConfig, SizingConfig
+from pipelines.config import RunConfig
 from pipelines.gpus import choose_gpu
 from pipelines.memory import GB, training_memory
 from pipelines.presets import tiny
+from pipelines.requests import SizingConfig
 from pipelines.sizing import remedies, size_training
 
 PARAMETERS = 1_000_000_000  # of which all are trained, or a tenth

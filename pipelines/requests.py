@@ -1,0 +1,129 @@
+"""Settings of the commands that are not stages: what a person asks for once. Nothing of it enters a fingerprint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from infra.errors import UserError
+from model.config import SamplingConfig
+from preprocessing.config import PreprocessConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Where a capture goes, and what comes with it."""
+
+    output: str
+    """Folder of a CO3Dv2 dataset, which the capture is added to; it need not exist."""
+    category: str
+    """What kind of thing it shows, such as teddybear."""
+    name: str
+    """Name of the sequence."""
+    images: str | None = None
+    """Folder of the photos, for a COLMAP model; transforms.json says itself where they are."""
+    masks: str | None = None
+    """Folder of masks (PNG, white where the object is), named as their photos. Without masks the object is taken to be
+    where the cameras look."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """What to look at in a folder of captures."""
+
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    """The checks that captures must pass, and the categories."""
+    contact_sheet: str | None = None
+    """PNG file to write: pictures of one category with their point clouds projected into them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonConfig:
+    """Where the record of trainings is, and where the page about them goes."""
+
+    root: str = "runs/demo"
+    """Folder whose MLflow database is read."""
+    tracking_uri: str | None = None
+    """MLflow server or database; without it the SQLite database below the root."""
+    output: str = "comparison"
+    """Folder that the page is written into."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizingConfig:
+    """The GPUs that a training is planned for."""
+
+    gpus: int = 8
+    """How many, one for each worker."""
+    gpu_memory: float = 80.0
+    """Memory of each, GB."""
+    gpu: str | None = None
+    """Kind whose speed is taken: rtx3090, rtx4090, a100, h100, h200; without it the slowest of about that memory."""
+    utilisation: float = 0.3
+    """Share of its peak that is reached, in (0, 1]; a guess until a training has been measured."""
+
+    def __post_init__(self) -> None:
+        if self.gpus < 1:
+            raise UserError(f"--gpus {self.gpus}: must be at least 1")
+        if not 0 < self.gpu_memory < float("inf"):
+            raise UserError(f"--gpu-memory {self.gpu_memory:g}: must be above 0, in GB")
+        if not 0 < self.utilisation <= 1:
+            raise UserError(f"--utilisation {self.utilisation:g}: must lie above 0 and be at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """What to profile of a training, and where to."""
+
+    output: str = "profile"
+    """Folder to write; must not exist yet."""
+    warmup_steps: int = 1
+    """Steps before those that are recorded."""
+    profiled_steps: int = 3
+    """Steps that are recorded."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("warmup_steps", 0), ("profiled_steps", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"profile: {name} is {getattr(self, name)}, must be at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateRequest:
+    """What to generate: a sequence of --shards from one of its frames, or an object from --text alone."""
+
+    model: str | None = None
+    """Folder of a trained model; without it the newest champion's below --root, else the newest, is used."""
+    base: str | None = None
+    """Diffusers folder or hub id of its base model; without it the one that the model was trained with."""
+    shards: str | None = None
+    """Folder of preprocessed captures; the model may never have seen them."""
+    sequence: str | None = None
+    """CATEGORY/NAME of a sequence in the shards; may be left out when there is only one."""
+    known_frame: int | None = None
+    """Number of the frame that the model is given; without it the sequence's first."""
+    text: str | None = None
+    """Caption. Without shards it is all that the model is given; with them it replaces the sequence's own, which is the
+    one of the model's training if the model was trained on them, else the one stored with them."""
+    path: str = "orbit"
+    """Cameras of an object from text: orbit, spiral, or a JSON file (see model/trajectories.py)."""
+    num_views: int | None = None
+    """Views to make; without it all other frames of the sequence, or 12."""
+    views_at_once: int = 10
+    """Views of one denoising call; more are made in windows that see views made before."""
+    context_views: int = 4
+    """How many given or earlier views such a window sees, at most."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Denoising steps, and the guidance of an object from text alone; with a given frame there is none."""
+    seed: int = 0
+    """Seed of the noise."""
+    output: str = "generated"
+    """Folder to write; must not exist yet."""
+
+    def __post_init__(self) -> None:
+        if self.num_views is not None and self.num_views < 1:
+            raise UserError(f"generate: num_views is {self.num_views}, must be at least 1")
+        if not 1 <= self.context_views < self.views_at_once:
+            raise UserError(
+                f"generate: context_views is {self.context_views}, must lie between 1 and views_at_once - 1 = "
+                f"{self.views_at_once - 1}"
+            )
