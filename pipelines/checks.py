@@ -25,10 +25,10 @@ def check_settings(config: RunConfig, runtime: RuntimeConfig, *, stages: set[str
     if "base" in stages and config.base.source is None:
         _check_image_size(config)
     if "train" in stages:
-        if config.train.batch_size % runtime.num_workers:
+        if config.train.batch_size < runtime.num_workers:
             raise UserError(
-                f"train: batch_size {config.train.batch_size} cannot be divided among {runtime.num_workers} workers; "
-                "change --num-workers"
+                f"train: batch_size {config.train.batch_size} is less than a sample for each of {runtime.num_workers} "
+                "workers; take fewer --num-workers"
             )
         _check_network(config)
 

@@ -56,14 +56,15 @@ def size_training(config: RunConfig, sizing: SizingConfig) -> Sizing:
     """The smallest ZeRO stage that fits, with it the largest micro-batch that does; what needs least memory if none.
 
     Raises:
-        UserError: the batch cannot be divided among the GPUs, or there is no such kind of GPU.
+        UserError: the batch has less than a sample for each GPU, or there is no such kind of GPU.
     """
     batch_size = config.train.batch_size
-    if batch_size % sizing.gpus:
+    if batch_size < sizing.gpus:
         raise UserError(
-            f"--gpus {sizing.gpus}: batch_size {batch_size} cannot be divided among them; change --gpus or "
+            f"--gpus {sizing.gpus}: batch_size {batch_size} is less than a sample for each; change --gpus or "
             "--train.batch-size"
         )
+    largest_share = -(-batch_size // sizing.gpus) / batch_size  # all wait for the GPU that has it
     gpu = choose_gpu(sizing.gpu_memory, sizing.gpu)
     divided, memory = _divide(config, sizing)
     flops = step_flops(
@@ -76,7 +77,7 @@ def size_training(config: RunConfig, sizing: SizingConfig) -> Sizing:
         memory=memory,
         fits=memory.peak <= sizing.gpu_memory * GB,
         flops=flops,
-        step_seconds=ideal_seconds(flops, gpu, config.train) / (sizing.gpus * sizing.utilisation),
+        step_seconds=ideal_seconds(flops, gpu, config.train) * largest_share / sizing.utilisation,
     )
 
 

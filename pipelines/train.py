@@ -60,7 +60,7 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
         folder=folder,
         num_loaders=runtime.num_loaders,
     )
-    _check(job, num_workers=runtime.num_workers)
+    _check(job)
     _require_same_settings(job)
     if not (folder / _FACTS_NAME).exists():
         run_id = _run(job, inputs, tracking, runtime)
@@ -71,13 +71,9 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
     return json.loads((folder / _FACTS_NAME).read_bytes())
 
 
-def _check(job: TrainJob, *, num_workers: int) -> None:
+def _check(job: TrainJob) -> None:
     """Everything that could be wrong with the config, in seconds and before workers are started."""
     config = job.config
-    if config.batch_size < num_workers:
-        raise UserError(
-            f"train: batch_size {config.batch_size} is less than a sample for each of {num_workers} workers"
-        )
     open_batches(job)
     LatentCache(job.latents_dir).verify()
     try:

@@ -13,7 +13,7 @@ from pipelines.profile_phases import PHASES
 from pipelines.profile_table import OUTSIDE, OperatorRow, describe
 from pipelines.profiling import TRACE_NAME, profile_job
 from pipelines.requests import ProfileConfig
-from pipelines.train_worker import TrainJob
+from pipelines.train_job import TrainJob
 from tests.distributed.launch import TIMEOUT_SECONDS, run_distributed
 from tests.training_inputs import train_config, write_inputs
 

@@ -17,7 +17,8 @@ from ray.core.generated import autoscaler_pb2
 
 from infra.cluster import CHECKOUT, _require_token
 from infra.storage import digest_folder
-from pipelines.train_worker import TrainJob, train_in_worker
+from pipelines.train_job import TrainJob
+from pipelines.train_worker import train_in_worker
 from tests.distributed.launch import TIMEOUT_SECONDS, run_distributed
 from tests.integration.test_train import inputs, records
 from tests.nodes import CONFIG, Driver, counted, wait_for, workers_below

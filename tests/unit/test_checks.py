@@ -23,9 +23,10 @@ def test_presets_fit(name: str) -> None:
 
 
 def test_workers_must_share_a_batch() -> None:
-    with pytest.raises(UserError, match="batch_size 8 cannot be divided among 3 workers; change --num-workers"):
-        check_settings(tiny(), RuntimeConfig(num_workers=3), stages=ALL)
-    check_settings(tiny(), RuntimeConfig(num_workers=3), stages={"synth", "preprocess"})
+    with pytest.raises(UserError, match="batch_size 8 is less than a sample for each of 9 workers; take fewer"):
+        check_settings(tiny(), RuntimeConfig(num_workers=9), stages=ALL)
+    check_settings(tiny(), RuntimeConfig(num_workers=9), stages={"synth", "preprocess"})
+    check_settings(tiny(), RuntimeConfig(num_workers=3), stages=ALL)  # shares of 3, 3 and 2
 
 
 def test_images_must_fit_the_stand_in() -> None:
