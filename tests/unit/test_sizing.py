@@ -8,7 +8,7 @@ import pytest
 
 from model.cost.memory import PassMemory
 from pipelines import memory as memory_module
-from pipelines import sizing_text
+from pipelines import sizing, sizing_text
 from pipelines.config import RunConfig, SizingConfig
 from pipelines.gpus import choose_gpu
 from pipelines.memory import GB, training_memory
@@ -85,6 +85,16 @@ def test_the_smallest_stage_and_then_the_most_samples() -> None:
     tight = size_training(config(batch_size=32), SizingConfig(gpus=4, gpu_memory=(needs_one + needs_two) / 2 / GB))
     assert (tight.config.train.engine.zero_stage, tight.config.train.micro_batch_size) == (2, 1)
     assert tight.passes == 16
+
+
+def test_what_gpus_send_grows_with_passes_under_zero_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizing, "count_parameters", lambda _: {"trained": PARAMETERS})
+    plan = size_training(config(batch_size=32), SizingConfig(gpus=4))
+    # One sum over the GPUs, which takes twice the gradients, and the weights; three of four parts are others'.
+    assert plan.sent_bytes == pytest.approx(3 * 4 * PARAMETERS * 3 / 4)
+    two = replace(plan, config=with_stage(2, batch_size=32, micro_batch_size=4))
+    assert two.passes == 4
+    assert two.sent_bytes == pytest.approx(9 * 4 * PARAMETERS * 3 / 4)
 
 
 def test_time_goes_with_gpus_and_utilisation() -> None:
