@@ -33,7 +33,7 @@ def rows_of(name: str) -> list[list[object]]:
 def _row(memory: float, plan: Sizing) -> list[object]:
     train, gpus = plan.config.train, f"{plan.gpus} × {memory:g} GB"
     if not plan.fits:
-        return [gpus, plan.gpu.name, "does not fit", "", "", f"{plan.memory.peak / GB:.1f}", "", ""]
+        return [gpus, plan.gpu.name, "does not fit", "", "", f"{plan.memory.peak / GB:.1f}", "", "", ""]
     choice = [train.engine.zero_stage, train.micro_batch_size, plan.passes]
     return [
         gpus,
@@ -51,7 +51,17 @@ def preset_section(name: str) -> str:
     flops, train = total(plan.flops), config.train
     kept = [passes_memory(config, 1, checkpointing=on) for on in (False, True)]
     activations = " GB, ".join(f"{(memory.kept - memory.weight_copies) / GB:.2f}" for memory in kept)
-    header = ["GPUs", "speed of", "ZeRO", "samples at once", "passes a step", "peak GB", "s a step", "whole training"]
+    header = [
+        "GPUs",
+        "speed of",
+        "ZeRO",
+        "samples at once",
+        "passes a step",
+        "peak GB",
+        "s a step",
+        "GB sent a step",
+        "whole training",
+    ]
     return (
         f"## {name}\n\n{train.num_steps:,} steps of {train.batch_size} samples of {train.num_views} views, "
         f"{flops.useful / 1e12:.0f} TFLOP of use a step and {flops.recomputed / flops.useful:.0%} more computed again. "
@@ -69,7 +79,9 @@ def main() -> None:
         "the same of any settings, with memory part by part. How good the plan is: `docs/benchmarks/`, `*-plan.md`.\n\n"
         "For each kind of GPU the smallest ZeRO stage that fits is taken, then the most samples at once, at most 8. "
         f"Assumed:\n\n{assumed}\n- {SizingConfig().utilisation:.0%} of the peak is reached. That is a guess until a "
-        f"training has been measured: time goes with its inverse. Peaks, bfloat16 and float32, TFLOP/s: {speeds}.\n\n"
+        "training has been measured: time goes with its inverse.\n\nWhere sending takes longer than computing, as with "
+        "64 GPUs in many machines (12 GB a step at 25 GB/s are half a second), that is the time.\n\n"
+        f"Peaks, bfloat16 and float32, TFLOP/s: {speeds}.\n\n"
     )
     PATH.write_text(page + "\n".join(preset_section(name) for name in PRESET_NAMES), encoding="utf-8")
     print(f"written: {PATH.relative_to(REPOSITORY)}")

@@ -20,9 +20,8 @@ GB = 1e9
 FLOAT32 = 4  # bytes
 # What a tile of voxels or a part of the rays takes while it is computed (model/kernels).
 VOLUME_WORKSPACE = 64_000_000
-# What AdamW's update holds for each of a worker's parameters: the gradients that it was given, their copy, and the
-# update's denominator, which is computed in two tensors on a CPU.
-UPDATE_FLOATS = {"cuda": 3, "cpu": 4}
+# What AdamW's update holds for each of a worker's parameters: the gradients that it was given, and their copy.
+UPDATE_FLOATS = 2
 Device = Literal["cpu", "cuda"]
 
 
@@ -49,21 +48,23 @@ def training_memory(config: RunConfig, *, num_workers: int, device: Device = "cu
     """Of a training with the config's batch, micro-batch and ZeRO stage on that many workers."""
     train, counts = config.train, count_parameters(config)
     gradients = FLOAT32 * float(counts["trained"])
-    piece = gradients / num_workers
+    stage = train.engine.zero_stage
+    piece = gradients if stage == 0 else gradients / num_workers
     held = {
         "weights": FLOAT32 * float(counts["total"]),
-        "optimizer: moments and its own weights": 3 * piece,
-        "average of the weights": gradients if getattr(train, "ema_decay", 0.0) > 0 else 0.0,
+        "optimizer: moments and its own weights": (2 if stage == 0 else 3)
+        * piece,  # without ZeRO the weights are its own
+        "average of the weights": FLOAT32 * float(counts["total"]) if train.average_decay else 0.0,
         "coders, for previews": 0.0 if config.base.source is None else FLOAT32 * float(STABLE_DIFFUSION_2_CODERS),
     }
     memory, is_one_pass = passes_memory(config, train.micro_batch_size), num_passes(train, num_workers) == 1
     bucket = FLOAT32 * float(BUCKET_ELEMENTS)
-    if train.engine.zero_stage >= 2:
+    if stage == 2:
         earlier, summing = piece, 0.0
         peak = _pass_with_pieces(memory, gradients, piece, bucket=bucket, device=device)
     else:
         # Whole gradients add up in their place, and are summed over the workers when the last pass is done.
-        earlier, summing = gradients, gradients + piece + min(bucket, gradients)
+        earlier, summing = gradients, gradients + (piece if stage else 0.0) + min(bucket, gradients)
         peak = memory.peak_with_gradients if is_one_pass else memory.peak
     backward = held | {
         "gradients of earlier passes": 0.0 if is_one_pass else earlier,
@@ -72,7 +73,7 @@ def training_memory(config: RunConfig, *, num_workers: int, device: Device = "cu
         "backward pass: gradients, temporaries": peak - memory.kept,
         "volumes' workspace": float(VOLUME_WORKSPACE) if config.train.model.projection.blocks else 0.0,
     }
-    step = sum(held.values()) + max(summing, UPDATE_FLOATS[device] * piece)
+    step = sum(held.values()) + max(summing, UPDATE_FLOATS * piece)
     return TrainingMemory(backward={name: value for name, value in backward.items() if value}, step=step)
 
 

@@ -22,6 +22,7 @@ class OperatorRow(NamedTuple):
 
     name: str
     seconds: float  # of its own, without the operators that it calls
+    whole_seconds: float  # with these
     share: float  # of all operators' seconds
     calls: int
     num_bytes: int  # that it took for results, less what it gave back, on the device that trains
@@ -33,30 +34,33 @@ def operator_rows(recorded: profile, device: torch.device) -> list[OperatorRow]:
     rows: dict[str, OperatorRow] = {}
     for event in events:
         name = OUTSIDE if event.key in PHASES else event.key
-        microseconds = event.self_device_time_total if cuda else event.self_cpu_time_total
+        own = event.self_device_time_total if cuda else event.self_cpu_time_total
+        whole = event.device_time_total if cuda else event.cpu_time_total
         num_bytes = event.self_device_memory_usage if cuda else event.self_cpu_memory_usage
-        before = rows.get(name, OperatorRow(name, 0.0, 0.0, 0, 0))
-        calls = 0 if name == OUTSIDE else event.count
-        rows[name] = OperatorRow(
-            name, before.seconds + microseconds / 1e6, 0.0, before.calls + calls, before.num_bytes + num_bytes
-        )
-    whole = sum(row.seconds for row in rows.values()) or 1.0
-    shared = [row._replace(share=row.seconds / whole) for row in rows.values()]
+        if name == OUTSIDE:
+            before = rows.get(OUTSIDE, OperatorRow(OUTSIDE, 0.0, 0.0, 0.0, 0, 0))
+            own, num_bytes = own + 1e6 * before.seconds, num_bytes + before.num_bytes
+            rows[OUTSIDE] = OperatorRow(OUTSIDE, own / 1e6, own / 1e6, 0.0, 0, num_bytes)
+        else:
+            rows[name] = OperatorRow(name, own / 1e6, whole / 1e6, 0.0, event.count, num_bytes)
+    together = sum(row.seconds for row in rows.values()) or 1.0
+    shared = [row._replace(share=row.seconds / together) for row in rows.values()]
     return sorted(shared, key=lambda row: row.seconds, reverse=True)
 
 
 def describe(rows: Sequence[OperatorRow], phases: Mapping[str, float], *, num_steps: int) -> str:
     """Per step, for a person."""
-    lines = [f"{'operator':<44}{'ms a step':>11}{'share':>8}{'calls':>8}{'MB':>10}"]
+    lines = [f"{'operator':<40}{'ms a step':>11}{'share':>8}{'with callees':>14}{'calls':>8}{'net MB':>9}"]
     for row in rows[:MOST_SHOWN]:
-        milliseconds, calls, megabytes = 1e3 * row.seconds, row.calls / num_steps, row.num_bytes / 1e6
-        numbers = f"{milliseconds / num_steps:>11.1f}{row.share:>8.1%}{calls:>8.0f}{megabytes / num_steps:>10.1f}"
-        lines.append(f"{row.name[:43]:<44}{numbers}")
-    whole = sum(phases.values()) or 1.0
-    lines += ["", f"{'phase':<44}{'ms a step':>11}{'share':>8}"]
+        own, whole = 1e3 * row.seconds / num_steps, 1e3 * row.whole_seconds / num_steps
+        calls, megabytes = row.calls / num_steps, row.num_bytes / num_steps / 1e6
+        numbers = f"{own:>11.1f}{row.share:>8.1%}{whole:>14.1f}{calls:>8.0f}{megabytes:>9.1f}"
+        lines.append(f"{row.name[:39]:<40}{numbers}")
+    together = sum(phases.values()) or 1.0
+    lines += ["", f"{'phase':<40}{'ms a step':>11}{'share':>8}"]
     for phase in PHASES:
         seconds = phases.get(phase, 0.0)
-        lines.append(f"{phase:<44}{1e3 * seconds / num_steps:>11.1f}{seconds / whole:>8.1%}")
+        lines.append(f"{phase:<40}{1e3 * seconds / num_steps:>11.1f}{seconds / together:>8.1%}")
     return "\n".join(lines)
 
 

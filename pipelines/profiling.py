@@ -26,13 +26,13 @@ from pipelines.train_job import TrainJob
 from pipelines.train_worker import loss_parts, rank_schedule, start_rank
 from preprocessing.loader import load_batches
 
-SPACE_BYTES = 500_000_000  # a trace has every operator of every step
-TRACE_NAME = "trace.json"
+SPACE_BYTES = 500_000_000  # a trace has every operator of every step, and is compressed at the end
+TRACE_NAME = "trace.json.gz"
 
 
 def profile_training(config: RunConfig, runtime: RuntimeConfig, settings: ProfileConfig) -> Path:
     """Run the stages up to the latents, then some steps of the training on what they made, with one worker; write
-    trace.json, operators.txt and profile.json into the output folder, which is returned.
+    trace.json.gz, operators.txt and profile.json into the output folder, which is returned.
 
     Raises:
         UserError: the output exists or cannot be written, or what the stages raise.

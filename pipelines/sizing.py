@@ -6,20 +6,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import get_args, get_type_hints
 
-from infra.config import EngineConfig
 from infra.errors import UserError
 from model.cost.flops import Flops, total
 from model.cost.products import FLOAT32_PARTS
 from pipelines.config import RunConfig, TrainConfig
 from pipelines.gpus import Gpu, choose_gpu
-from pipelines.memory import GB, TrainingMemory, training_memory
-from pipelines.network_size import meta_network
+from pipelines.memory import FLOAT32, GB, TrainingMemory, training_memory
+from pipelines.network_size import count_parameters, meta_network
 from pipelines.requests import SizingConfig
 from pipelines.step_cost import latent_size, num_passes, step_flops, text_length
 
-ZERO_STAGES: tuple[int, ...] = get_args(get_type_hints(EngineConfig)["zero_stage"])
+ZERO_STAGES = (1, 2)  # 0 takes more memory than 1 for the same messages
 # More samples at once make no GPU faster, and each has several views.
 MOST_SAMPLES = 8
 SECONDS_PER_DAY = 86_400
@@ -47,8 +45,17 @@ class Sizing:
         return num_passes(self.config.train, self.gpus)
 
     @property
+    def sent_bytes(self) -> float:
+        """What each GPU sends in a step: DeepSpeed sums gradients over all of them, with ZeRO 2 after every pass, and
+        then each gives the others its piece of the new weights.
+        """
+        sums = self.passes if self.config.train.engine.zero_stage >= 2 else 1
+        gradients = FLOAT32 * float(count_parameters(self.config)["trained"])
+        return (2 * sums + 1) * gradients * (self.gpus - 1) / self.gpus
+
+    @property
     def days(self) -> float:
-        """Of the whole training, without starts, checkpoints and previews."""
+        """Of the whole training, as long as computing is all that takes time."""
         return self.step_seconds * self.config.train.num_steps / SECONDS_PER_DAY
 
 
@@ -88,49 +95,49 @@ def ideal_seconds(flops: dict[str, Flops], gpu: Gpu, config: TrainConfig) -> flo
     return exact / gpu.float32 + others / (gpu.bfloat16 if config.engine.precision == "bf16" else gpu.float32)
 
 
-def remedies(sizing: Sizing, memory_gb: float) -> Iterator[str]:
-    """What would make a training fit that does not: each alone, then all."""
-    config, chosen = sizing.config, sizing.config.train
+def remedies(sizing: Sizing, gpu_memory: float) -> Iterator[str]:
+    """What would make a training fit that does not, on GPUs of that many GB: one change each."""
+    config, train, limit = sizing.config, sizing.config.train, gpu_memory * GB
     changes = {
-        "--train.model.gradient-checkpointing": replace(
-            chosen, model=replace(chosen.model, gradient_checkpointing=True)
-        ),
-        "--train.engine.precision bf16": replace(chosen, engine=replace(chosen.engine, precision="bf16")),
-        "--train.trained adapter": replace(chosen, trained="adapter"),
+        "--train.model.gradient-checkpointing": replace(train, model=replace(train.model, gradient_checkpointing=True)),
+        "--train.engine.precision bf16": replace(train, engine=replace(train.engine, precision="bf16")),
+        "--train.trained adapter": replace(train, trained="adapter"),
     }
-    for option, train in changes.items():
-        if train == chosen:
-            continue
-        peak = training_memory(replace(config, train=train), num_workers=sizing.gpus).peak
-        if peak <= memory_gb * GB:
-            yield f"{option}: {peak / GB:.1f} GB"
-    gpus = sizing.gpus
-    while gpus * 2 <= chosen.batch_size and chosen.batch_size % (gpus * 2) == 0:
-        gpus *= 2
-        peak = training_memory(config, num_workers=gpus).peak
-        if peak <= memory_gb * GB:
-            yield f"--gpus {gpus}: {peak / GB:.1f} GB each"
-            break
+    for option, changed in changes.items():
+        if changed != train:
+            _, memory = _choose_stage(replace(config, train=changed), sizing.gpus, limit)
+            if memory.peak <= limit:
+                yield f"{option}: {memory.peak / GB:.1f} GB"
+    for gpus in range(sizing.gpus + 1, train.batch_size + 1):
+        if train.batch_size % gpus == 0:
+            _, memory = _choose_stage(config, gpus, limit)
+            if memory.peak <= limit:
+                yield f"--gpus {gpus}: {memory.peak / GB:.1f} GB each"
+                break
     yield f"GPUs of {sizing.memory.peak / GB:.1f} GB"
 
 
 def _divide(config: RunConfig, sizing: SizingConfig) -> tuple[RunConfig, TrainingMemory]:
     """The config with ZeRO stage and micro-batch, and its memory."""
     limit, share = sizing.gpu_memory * GB, config.train.batch_size // sizing.gpus
-    for stage in ZERO_STAGES:
-        smallest = _with(config, stage, 1)
-        memory = training_memory(smallest, num_workers=sizing.gpus)
-        if memory.peak <= limit:
-            break
-    else:
-        return smallest, memory
+    chosen, memory = _choose_stage(config, sizing.gpus, limit)
+    if memory.peak > limit:
+        return chosen, memory
     for size in range(min(share, MOST_SAMPLES), 1, -1):
         if share % size == 0:
-            larger = _with(config, stage, size)
+            larger = _with(config, chosen.train.engine.zero_stage, size)
             of_larger = training_memory(larger, num_workers=sizing.gpus)
             if of_larger.peak <= limit:
                 return larger, of_larger
-    return smallest, memory
+    return chosen, memory
+
+
+def _choose_stage(config: RunConfig, gpus: int, limit: float) -> tuple[RunConfig, TrainingMemory]:
+    """One sample at a time: the smallest ZeRO stage that fits, else the one that needs least."""
+    plans = [_with(config, stage, 1) for stage in ZERO_STAGES]
+    needs = [(plan, training_memory(plan, num_workers=gpus)) for plan in plans]
+    fitting = [need for need in needs if need[1].peak <= limit]
+    return fitting[0] if fitting else min(needs, key=lambda need: need[1].peak)
 
 
 def _with(config: RunConfig, stage: int, micro_batch_size: int) -> RunConfig:

@@ -16,7 +16,7 @@ ASSUMPTIONS = (
     f"each view sees {SEEN_SHARE:.0%} of a volume's voxels",
     "useful FLOPs only: forward and backward pass, not what is computed again to save memory",
     "volumes computed in float32, all else in the configured precision",
-    "without the start of workers, checkpoints, previews, and waiting for data or other GPUs",
+    "time of computing only: what GPUs send each other, waiting for data, starts, checkpoints and previews come on top",
 )
 
 
@@ -76,15 +76,14 @@ def _activations(config: RunConfig) -> list[str]:
 def _time(plan: Sizing, sizing: SizingConfig) -> list[str]:
     flops, whole, train = plan.flops, total(plan.flops), plan.config.train
     peak = plan.gpu.bfloat16 if train.engine.precision == "bf16" else plan.gpu.float32
-    lines = ["", f"a step of {train.batch_size} samples: {whole.useful / 1e12:.1f} TFLOP of use"]
+    lines = ["", f"a step of {train.batch_size} samples: {whole.useful / 1e12:.3g} TFLOP of use"]
     lines += [f"  {name:<42}{part.useful / whole.useful:8.1%}" for name, part in flops.items() if part.useful]
     lines.append(f"  computed again on top{whole.recomputed / whole.useful:29.1%}")
-    return [
-        *lines,
-        "",
-        f"{train.num_steps:,} steps at {sizing.utilisation:.0%} of {plan.gpu.name}'s {peak / 1e12:g} TFLOP/s: "
-        f"{plan.step_seconds:.3g} s a step, {duration(plan.days)}",
-    ]
+    speed = f"{sizing.utilisation:.0%} of {plan.gpu.name}'s {peak / 1e12:g} TFLOP/s"
+    lines += ["", f"{train.num_steps:,} steps at {speed}: {plan.step_seconds:.3g} s a step, {duration(plan.days)}"]
+    if plan.gpus > 1:
+        lines.append(f"not in it: each GPU sends {plan.sent_bytes / GB:.1f} GB a step")
+    return lines
 
 
 def duration(days: float) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from infra.fingerprint import fingerprint
-from pipelines import dry_run
+from model.cost.memory import PassMemory
+from pipelines import dry_run, memory
 from pipelines.config import RunConfig
 from pipelines.names import PRESET_NAMES
 from pipelines.network_size import count_parameters
@@ -72,6 +73,9 @@ def test_dry_run_prints_everything_and_does_nothing(
     preset: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if preset.base.source is not None:  # counting at that size takes seconds; tests/unit/test_counts.py does so
+        passes = PassMemory(kept=3, weight_copies=1, peak=4, peak_with_gradients=5)
+        monkeypatch.setattr(memory, "passes_memory", lambda *_: passes)
     dry_run.print_plan(preset, RuntimeConfig(root=str(tmp_path / "runs")), until="register")
     printed = capsys.readouterr().out
     assert f'"num_steps": {preset.train.num_steps}' in printed

@@ -8,7 +8,7 @@ import pytest
 
 from model.cost.memory import PassMemory
 from pipelines import memory as memory_module
-from pipelines import sizing_text
+from pipelines import sizing, sizing_text
 from pipelines.config import RunConfig
 from pipelines.gpus import choose_gpu
 from pipelines.memory import GB, training_memory
@@ -71,7 +71,16 @@ def test_an_adapter_has_gradients_of_what_is_trained_only() -> None:
     memory = training_memory(with_stage(1, trained="adapter"), num_workers=1)
     assert memory.backward["weights"] == 4 * PARAMETERS
     assert memory.backward["gradients of earlier passes"] == 0.4 * PARAMETERS
-    assert memory.step == pytest.approx(4 * PARAMETERS + 1.2 * PARAMETERS + 3 * 0.4 * PARAMETERS)
+    # Whole gradients, this worker's piece, which is all of them, and a bucket: more than the update itself takes.
+    assert memory.step == pytest.approx(4 * PARAMETERS + 1.2 * PARAMETERS + 2 * 0.4 * PARAMETERS + 200e6)
+
+
+def test_without_zero_every_worker_has_all_but_a_copy_of_the_weights() -> None:
+    one, two = (training_memory(with_stage(0), num_workers=count) for count in (1, 2))
+    assert one == two
+    assert one.backward["optimizer: moments and its own weights"] == 8 * PARAMETERS
+    averaged = training_memory(with_stage(0, average_decay=0.9), num_workers=1)
+    assert averaged.step - one.step == 4 * PARAMETERS
 
 
 def test_the_smallest_stage_and_then_the_most_samples() -> None:
@@ -86,6 +95,16 @@ def test_the_smallest_stage_and_then_the_most_samples() -> None:
     tight = size_training(config(batch_size=32), SizingConfig(gpus=4, gpu_memory=(needs_one + needs_two) / 2 / GB))
     assert (tight.config.train.engine.zero_stage, tight.config.train.micro_batch_size) == (2, 1)
     assert tight.passes == 16
+
+
+def test_what_gpus_send_grows_with_passes_under_zero_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizing, "count_parameters", lambda _: {"trained": PARAMETERS})
+    plan = size_training(config(batch_size=32), SizingConfig(gpus=4))
+    # One sum over the GPUs, which takes twice the gradients, and the weights; three of four parts are others'.
+    assert plan.sent_bytes == pytest.approx(3 * 4 * PARAMETERS * 3 / 4)
+    two = replace(plan, config=with_stage(2, batch_size=32, micro_batch_size=4))
+    assert two.passes == 4
+    assert two.sent_bytes == pytest.approx(9 * 4 * PARAMETERS * 3 / 4)
 
 
 def test_time_goes_with_gpus_and_utilisation() -> None:
