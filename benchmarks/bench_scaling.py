@@ -27,12 +27,12 @@ from benchmarks.scaling_model import Network, Step, Training, predict, ring_seco
 from infra.config import EngineConfig
 from infra.engine import BUCKET_ELEMENTS, Engine
 from model.unet import ViewDiffUNet
-from pipelines.dry_run import STABLE_DIFFUSION_2_UNET
+from pipelines.network_size import STABLE_DIFFUSION_2_UNET, meta_network
 from pipelines.presets import PRESETS
+from pipelines.step_cost import latent_size, text_length, useful_flops_per_step
 from tests.distributed.launch import run_distributed
 
 RANKS, PRESETS_SHOWN, BATCH_SIZE, PARTS = (8, 64, 512), ("released", "paper"), 64, 2
-STEP_FLOPS = {"released": 278e12, "paper": 335e12}  # useful ones of 64 samples of 5 views and a prior image
 PEAK_FLOPS, UTILISATION = 989e12, 0.4  # H100, bfloat16 without sparsity; assumed
 NETWORKS = [
     Network(
@@ -50,6 +50,13 @@ PROCESSES, REPETITIONS = (2, 3, 4), 20
 HEADER = ["preset", "scaling", "GPUs", "batch", "compute, ms", "step, ms (1 adapter)", "(8)"]
 HEADER += ["in collectives (1)", "(8)", "efficiency (1)", "(8)", "samples/s asked of a loader"]
 ROUNDS = {"all_reduce": 2, "reduce_scatter_tensor": 1, "all_gather_into_tensor": 1, "reduce": 1}
+
+
+def step_flops(name: str) -> float:
+    """Useful ones of a preset's step: 64 samples of 5 views and a prior image."""
+    config = PRESETS[name]()
+    sizes = {"latent_size": latent_size(config), "text_length": text_length(config)}
+    return useful_flops_per_step(config.train, meta_network(config), **sizes)
 
 
 def count_bytes(zero_stage: int) -> torch.Tensor:
@@ -75,7 +82,7 @@ def count_bytes(zero_stage: int) -> torch.Tensor:
     for part in (0, 1):
         counted.clear()
         if part:
-            engine.step(0)
+            engine.step(0, torch.zeros(1, dtype=torch.float64))
         else:
             engine.backward(engine.model(torch.ones(1, 256)).sum())
         for rounds, num_bytes in counted.items():
@@ -130,7 +137,7 @@ def describe(name: str, volume: torch.Tensor, *, micro_batch_size: int) -> Train
     return Training(
         name=name,
         num_parameters=sum(parameter.numel() for parameter in network.parameters()),
-        sample_flops=STEP_FLOPS[name] / BATCH_SIZE,
+        sample_flops=step_flops(name) / BATCH_SIZE,
         micro_batch_size=micro_batch_size,
         passes=PARTS,
         backward_bytes=backward,
@@ -220,7 +227,7 @@ def main() -> None:
     supply = measure_loader()
     checks, latency, speed = compare(times)
     rows, curves = projection(volume, supply)
-    flops = ", ".join(f"{STEP_FLOPS[name] / 1e12:.0f} TFLOP in 64 samples of `{name}`" for name in PRESETS_SHOWN)
+    flops = ", ".join(f"{step_flops(name) / 1e12:.0f} TFLOP in 64 samples of `{name}`" for name in PRESETS_SHOWN)
     sizes = {name: describe(name, volume, micro_batch_size=1).num_parameters for name in PRESETS_SHOWN}
     parameters = ", ".join(f"`{name}` has {size / 1e6:,.0f} M parameters" for name, size in sizes.items())
     text = f"""Assumed: H100 with {PEAK_FLOPS / 1e12:.0f} TFLOP/s of which {UTILISATION:.0%} are reached; {flops};

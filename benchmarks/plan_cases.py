@@ -117,7 +117,7 @@ def _train(config: RunConfig, num_steps: int) -> None:
         for _ in range(train.batch_size // train.micro_batch_size):
             engine.backward(view_loss(engine.model, batch, objective).loss)
             engine.backward(prior_loss(engine.model, prior, objective).loss)
-        engine.step(step)
+        engine.step(step, torch.zeros(1, dtype=torch.float64))
 
 
 @contextmanager
