@@ -95,7 +95,7 @@ def profile_job(
 
 @contextmanager
 def _one_rank(*, use_gpu: bool) -> Iterator[torch.device]:
-    """A process group of this process alone, as a training's worker has one of all; yields the device."""
+    """A process group of this process alone, and its device."""
     os.environ["LOCAL_RANK"] = "0"
     torch.set_num_threads(1)  # as in a training's worker
     with tempfile.TemporaryDirectory() as folder:
