@@ -34,15 +34,9 @@ def _row(memory: float, plan: Sizing) -> list[object]:
     train, gpus = plan.config.train, f"{plan.gpus} × {memory:g} GB"
     if not plan.fits:
         return [gpus, plan.gpu.name, "does not fit", "", "", f"{plan.memory.peak / GB:.1f}", "", "", ""]
-    choice = [train.engine.zero_stage, train.micro_batch_size, plan.passes]
-    return [
-        gpus,
-        plan.gpu.name,
-        *choice,
-        f"{plan.memory.peak / GB:.1f}",
-        f"{plan.step_seconds:.2g}",
-        duration(plan.days),
-    ]
+    choice = [train.engine.zero_stage, train.micro_batch_size, plan.passes, f"{plan.memory.peak / GB:.1f}"]
+    times = [f"{plan.step_seconds:.2g}", f"{plan.sent_bytes / GB:.1f}", duration(plan.days)]
+    return [gpus, plan.gpu.name, *choice, *times]
 
 
 def preset_section(name: str) -> str:

@@ -98,6 +98,7 @@ def profile_job(
 def _one_rank(*, use_gpu: bool) -> Iterator[torch.device]:
     """A process group of this process alone, and its device."""
     os.environ["LOCAL_RANK"] = "0"
+    torch.set_num_threads(1)  # as in a training's worker
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group(
             "nccl" if use_gpu else "gloo", init_method=f"file://{folder}/store", rank=0, world_size=1
