@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +19,12 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the reference data in {folder.name}/ beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_rank_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process group of the test's process alone."""
+    store: Path = tmp_path_factory.mktemp("gloo") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from infra.background import Background
@@ -20,20 +18,14 @@ from pipelines.checkpoints import AVERAGE_PART, MODEL_PART, Cadence, SaveCheckpo
 from pipelines.loop import StepInfo
 from tests.training_inputs import BASE, train_config
 
+pytestmark = pytest.mark.usefixtures("one_rank_group")
+
 
 class Optimizer:
     """Stands for the engine."""
 
     def optimizer_state(self) -> dict[str, Tensor]:
         return {"moment": torch.ones(2)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    store: Path = tmp_path_factory.mktemp("gloo") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.fixture

@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import pickle
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from infra.stopwatch import Stopwatch
 from model.diffusion import PartLoss
 from pipelines.loop import DivergedError, LossPart, StepInfo, Training, train_steps
 from pipelines.schedule import Schedule
+
+pytestmark = pytest.mark.usefixtures("one_rank_group")
 
 
 class Recorder:
@@ -37,14 +36,6 @@ class Recorder:
 
     def learning_rates(self) -> dict[str, float]:
         return {"unet": 0.1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    store: Path = tmp_path_factory.mktemp("gloo") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def parts(value: float = 1.0) -> list[LossPart]:
