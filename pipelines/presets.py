@@ -63,7 +63,7 @@ def released() -> RunConfig:
         base=BaseConfig(source=STABLE_DIFFUSION),
         train=TrainConfig(
             model=ViewDiffConfig(projection=ProjectionConfig(blocks=blocks), gradient_checkpointing=True),
-            engine=EngineConfig(precision="bf16"),
+            engine=EngineConfig(precision="bf16", zero_stage=1),  # 2 sums gradients after every pass, 1 once a step
         ),
         evaluate=EvaluateConfig(num_views=21),
     )
