@@ -99,7 +99,7 @@ def single_gpu() -> RunConfig:
     Needs a GPU of 32 GB: 30 GB while the weights are updated, less while they are trained (see `viewdiff plan`).
     """
     base = released()
-    engine = replace(base.train.engine, learning_rate=2.5e-5, zero_stage=1)
+    engine = replace(base.train.engine, learning_rate=2.5e-5)
     train = replace(base.train, engine=engine, batch_size=16, num_steps=30_000, num_views=4)
     return replace(base, name="single_gpu", train=train)
 
