@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -195,19 +196,26 @@ def compare(folder: Path) -> list[list[object]]:
     return rows
 
 
-def main() -> None:
-    """Measure, print, write docs/benchmarks/<date>-loader.{json,md}."""
-    torch.set_num_threads(1)
+@contextmanager
+def written_data() -> Iterator[Path]:
+    """A folder with shards/ and latents/, for the body of a `with`."""
     folder = Path(tempfile.mkdtemp())
     try:
         for name in ("shards", "latents"):
             (folder / name).mkdir()
         write_shards(folder / "shards")
         write_cache(folder / "latents")
-        rows = compare(folder)
-        first, late = seconds_to_resume(folder)
+        yield folder
     finally:
         shutil.rmtree(folder)
+
+
+def main() -> None:
+    """Measure, print, write docs/benchmarks/<date>-loader.{json,md}."""
+    torch.set_num_threads(1)
+    with written_data() as folder:
+        rows = compare(folder)
+        first, late = seconds_to_resume(folder)
     header = ["sample", "kB", "ours", "WebDataset", "raw read in order", "of WebDataset", "of raw"]
     text = (
         f"Samples a second of one process, batches of {BATCH_SIZE} in fully random order "

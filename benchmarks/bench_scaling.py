@@ -7,11 +7,8 @@ processes, which the formula is checked with. Everything else is an assumption, 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -21,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from benchmarks.bench_loader import loaded, open_batches, rate, write_cache, write_shards
+from benchmarks.bench_loader import loaded, open_batches, rate, written_data
 from benchmarks.record import FOLDER, facts, table, write
 from benchmarks.scaling_model import Network, Step, Training, predict, ring_seconds
 from infra.config import EngineConfig
@@ -119,15 +116,8 @@ def fit(seconds: list[float], num_ranks: int) -> tuple[float, float]:
 def measure_loader() -> float:
     """Samples a second of one process, with embeddings and a prior image each."""
     torch.set_num_threads(1)
-    folder = Path(tempfile.mkdtemp())
-    try:
-        for name in ("shards", "latents"):
-            (folder / name).mkdir()
-        write_shards(folder / "shards")
-        write_cache(folder / "latents")
+    with written_data() as folder:
         return max(rate(loaded(open_batches(folder))) for _ in range(3))
-    finally:
-        shutil.rmtree(folder)
 
 
 def describe(name: str, volume: torch.Tensor, *, micro_batch_size: int) -> Training:
