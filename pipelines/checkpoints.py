@@ -81,7 +81,7 @@ class SaveCheckpoints:
         if self.average is not None:
             parts[AVERAGE_PART] = _copied(self.average.weights())
         facts = {"loss": info.loss} | {k: v for k, v in info.scalars.items() if k == VALIDATION_LOSS}
-        self.background.run(lambda: self._write(info.step, parts, facts))
+        self.background.run(lambda: self._write(info, parts, facts))
 
     def finish(self, step: int) -> None:
         """Wait for what is being written, and see that the model is there, which a killed writer may have left out."""
@@ -92,10 +92,11 @@ class SaveCheckpoints:
             average = {} if self.average is None else self.average.weights()
             self._publish(step, _copied(self.unet.state_dict() | average))
 
-    def _write(self, step: int, parts: dict[str, dict[str, Tensor]], facts: dict[str, float]) -> None:
-        self.snapshots.save(step, parts, facts)
-        self.request_path.unlink(missing_ok=True)
-        self._publish(step, parts[MODEL_PART] | parts.get(AVERAGE_PART, {}))
+    def _write(self, info: StepInfo, parts: dict[str, dict[str, Tensor]], facts: dict[str, float]) -> None:
+        self.snapshots.save(info.step, parts, facts)
+        if info.checkpoint_wanted:  # one that was asked for meanwhile is still to come
+            self.request_path.unlink(missing_ok=True)
+        self._publish(info.step, parts[MODEL_PART] | parts.get(AVERAGE_PART, {}))
 
     def _publish(self, step: int, weights: dict[str, Tensor]) -> None:
         unfinished = self.model_dir.with_name(f".{self.model_dir.name}")

@@ -91,6 +91,14 @@ def test_a_wanted_checkpoint_is_written_and_the_wish_forgotten(unet: ViewDiffUNe
     assert not (tmp_path / "request").exists()
 
 
+def test_a_checkpoint_from_before_a_wish_does_not_fulfil_it(unet: ViewDiffUNet, tmp_path: Path) -> None:
+    save = saver(unet, tmp_path)
+    (tmp_path / "request").touch()
+    save(info(2))  # due, and began before anybody asked
+    save.background.wait()
+    assert (tmp_path / "request").exists()
+
+
 def test_the_model_is_the_average_and_goes_on_from_a_checkpoint(unet: ViewDiffUNet, tmp_path: Path) -> None:
     """Decay 0 at the first step, then 2/11: the average of 1 and 4 is 4 - 3 · 2/11."""
     average = WeightAverage(unet, 0.9, None)
