@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from infra.command import run_command
 from infra.errors import UserError
 from pipelines.names import PRESET_NAMES, nearest
 
@@ -53,18 +53,8 @@ Every single setting is an option too: `viewdiff COMMAND --help` lists them.
 
 
 def main() -> None:
-    """Console entry point. Exit codes: 0 done, 2 bad input or environment, 130 interrupted; else a defect."""
-    try:
-        dispatch(sys.argv[1:])
-    except UserError as error:
-        print(f"viewdiff: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("viewdiff: interrupted; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too
-        raise SystemExit(1) from None
+    """Console entry point; exit codes as `run_command`'s."""
+    run_command("viewdiff", lambda: dispatch(sys.argv[1:]))
 
 
 def dispatch(arguments: Sequence[str]) -> None:

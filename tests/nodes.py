@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ import torch.distributed as dist
 
 import infra.distributed
 from infra.cluster import CHECKOUT, ensure_ray
+from infra.command import run_command
 from infra.distributed import Workers, run_workers
-from infra.errors import UserError
 from infra.storage import atomic_write
 from tests.distributed.launch import TIMEOUT_SECONDS
 from tests.training_inputs import train_config
@@ -120,25 +121,20 @@ def main() -> None:
     what, root, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     most, least = int(sys.argv[4]), int(sys.argv[5])
     infra.distributed._SECONDS_BETWEEN_RESIZES = 1.0
-    try:
-        if what == "train":
-            _train(root, folder, most=most, least=least)
-        else:
-            ensure_ray(num_cpus=most)
-            workers = Workers(most=most, least=least, use_gpu=False, max_failures=3)
-            run_workers(
-                count_in_worker,
-                folder,
-                workers,
-                storage_dir=folder / "workers",
-                checkpoint_request=folder / REQUEST_NAME,
-                notices=folder / "workers" / "notices.log",
-            )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    call = partial(_train, root) if what == "train" else _count
+    run_command("driver", lambda: call(folder, most=most, least=least))
+
+
+def _count(folder: Path, *, most: int, least: int) -> None:
+    ensure_ray(num_cpus=most)
+    run_workers(
+        count_in_worker,
+        folder,
+        Workers(most=most, least=least, use_gpu=False, max_failures=3),
+        storage_dir=folder / "workers",
+        checkpoint_request=folder / REQUEST_NAME,
+        notices=folder / "workers" / "notices.log",
+    )
 
 
 def _train(root: Path, folder: Path, *, most: int, least: int) -> None:

@@ -1,6 +1,6 @@
 """The command that is killed, with a Ray of its own: `python -m tests.kill.driver CAPTURES FOLDER`.
 
-Exit codes as the command line's: 0 done, 2 a message for a person, 1 a defect.
+Exit codes as the command line's.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from infra.errors import UserError
+from infra.command import run_command
 from pipelines.artifacts import RawDataset
 from pipelines.preprocess import preprocess
 from pipelines.runtime import RuntimeConfig
@@ -22,11 +22,8 @@ CONFIG = PreprocessConfig(image_size=128, sequences_per_shard=SEQUENCES_PER_SHAR
 def main() -> None:
     """Preprocess, or say why not."""
     captures, folder = map(Path, sys.argv[1:])
-    try:
-        preprocess(CONFIG, {"raw": RawDataset(fingerprint="raw", folder=captures)}, folder, RuntimeConfig())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    raw = RawDataset(fingerprint="raw", folder=captures)
+    run_command("driver", lambda: preprocess(CONFIG, {"raw": raw}, folder, RuntimeConfig()))
 
 
 if __name__ == "__main__":

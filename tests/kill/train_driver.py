@@ -1,6 +1,6 @@
 """The training that is killed, with a Ray of its own: `python -m tests.kill.train_driver INPUTS FOLDER`.
 
-Exit codes as the command line's: 0 done, 2 a message for a person, 1 a defect.
+Exit codes as the command line's.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from infra.errors import UserError
+from infra.command import run_command
 from pipelines.artifacts import Artifact
 from pipelines.runtime import RuntimeConfig
 from pipelines.train import train
@@ -26,11 +26,8 @@ def main() -> None:
     roles = {
         name: Artifact(fingerprint=name, folder=inputs / name) for name in ("shards", "captions", "latents", "base")
     }
-    try:
-        train(CONFIG, roles, folder, RuntimeConfig(root=str(folder.parent), num_workers=NUM_WORKERS))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    runtime = RuntimeConfig(root=str(folder.parent), num_workers=NUM_WORKERS)
+    run_command("driver", lambda: train(CONFIG, roles, folder, runtime))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from infra.command import exit_code
 from infra.errors import UserError
 from pipelines import cli, plan
 from pipelines.arguments import parse_run
@@ -132,9 +133,7 @@ def test_bad_input_is_one_line_with_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["viewdiff", *line.split()])
-    with pytest.raises(SystemExit, match=r"^2$"):
-        cli.main()
+    assert exit_code("viewdiff", lambda: cli.dispatch(line.split())) == 2
     error = capsys.readouterr().err
     assert error.startswith("viewdiff: error: ")
     assert error.count("\n") == 1

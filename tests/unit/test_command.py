@@ -1,0 +1,60 @@
+"""How a command ends: what it says, its exit code, and what it leaves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.command import exit_code
+from infra.errors import UserError
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+# Stands for a Ray whose raylet is dead: it ends the process with a code of its own when Python comes to its end.
+PROGRAM = """
+import atexit, os, subprocess, sys, types
+from infra.command import run_command
+from infra.errors import UserError
+
+def fail():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print(child.pid)
+    raise UserError("the raylet was killed")
+
+if "ray" in sys.argv:
+    sys.modules["ray"] = types.ModuleType("ray")
+    atexit.register(os._exit, 1)
+run_command("viewdiff", fail)
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("no such folder"), 2, "viewdiff: error: no such folder\n"),
+        (KeyboardInterrupt(), 130, "viewdiff: interrupted; run the same command again to go on\n"),
+    ],
+)
+def test_what_is_said(error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise error
+
+    assert exit_code("viewdiff", fail) == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    assert exit_code("viewdiff", lambda: None) == 0
+    with pytest.raises(ZeroDivisionError):
+        exit_code("viewdiff", lambda: 1 / 0)
+
+
+def test_a_dead_ray_has_no_say() -> None:
+    command = [sys.executable, "-c", PROGRAM]
+    result = subprocess.run([*command, "ray"], cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=60)
+    assert (result.returncode, result.stderr) == (2, "viewdiff: error: the raylet was killed\n")
+    assert not psutil.pid_exists(int(result.stdout))  # what it printed has arrived, and nothing is left of it
