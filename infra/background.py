@@ -18,6 +18,11 @@ class Background:
         self.wait()
         self._pending = self._executor.submit(call)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a call is running."""
+        return self._pending is not None and not self._pending.done()
+
     def wait(self) -> None:
         """Until nothing is running. Raises what the last call raised, once."""
         pending, self._pending = self._pending, None

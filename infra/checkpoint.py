@@ -11,7 +11,8 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,22 +52,39 @@ class SnapshotFolder:
         # A process that outlives its training can never write where its successor does.
         self._attempt = uuid.uuid4().hex[:8]
 
-    def save(self, step: int, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> Snapshot:
-        """Write `parts` (tensors by file name without ending) as the checkpoint after `step` steps; drop old ones."""
-        final = self._root / f"step-{step:06d}-{self._attempt}"
-        partial = self._root / f"{_PARTIAL_PREFIX}{final.name}"
-        partial.mkdir(parents=True)
-        for name, tensors in parts.items():
-            save_file({key: value.contiguous() for key, value in tensors.items()}, partial / f"{name}.safetensors")
-        digests = {path.name: digest_file(path) for path in sorted(partial.iterdir())}
-        manifest = {"format_version": FORMAT_VERSION, "step": step, "files": digests, "facts": dict(facts)}
-        (partial / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n")
-        publish_folder(partial, final)
+    def save(
+        self,
+        step: int,
+        parts: Mapping[str, Mapping[str, Tensor]],
+        facts: Mapping[str, Any],
+        *,
+        in_use: Path | None = None,
+    ) -> Snapshot:
+        """Write `parts` (tensors by file name without ending) as the checkpoint after `step` steps; drop old ones, but
+        not the one `in_use`.
+        """
+        name = f"step-{step:06d}-{self._attempt}"
+        with self.adding(name) as partial:
+            for part, tensors in parts.items():
+                save_file({key: value.contiguous() for key, value in tensors.items()}, partial / f"{part}.safetensors")
+            digests = {path.name: digest_file(path) for path in sorted(partial.iterdir())}
+            manifest = {"format_version": FORMAT_VERSION, "step": step, "files": digests, "facts": dict(facts)}
+            (partial / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n")
         best = self.best()
+        kept = (in_use, None if best is None else best.folder)
         for _, old in self._found()[self._keep :]:
-            if best is None or old != best.folder:
+            if old not in kept:
                 shutil.rmtree(old)
-        return Snapshot(final, step, dict(facts))
+        return Snapshot(self._root / name, step, dict(facts))
+
+    @contextmanager
+    def adding(self, name: str) -> Iterator[Path]:
+        """An empty folder to write a checkpoint into, which is published as `name` when the block ends well."""
+        partial = self._root / f"{_PARTIAL_PREFIX}{name}"
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        partial.mkdir(parents=True)
+        yield partial
+        publish_folder(partial, self._root / name)
 
     def best(self) -> Snapshot | None:
         """The best checkpoint, the earlier of two that are equally good; its files are not looked at."""
@@ -95,8 +113,14 @@ class SnapshotFolder:
         """(step, folder) of all published checkpoints, newest first."""
         if not self._root.is_dir():
             return []
-        matches = [(match, path) for path in self._root.iterdir() if (match := _NAME.fullmatch(path.name))]
-        return sorted(((int(match[1]), path) for match, path in matches), reverse=True)
+        steps = [(step_in(path.name), path) for path in self._root.iterdir()]
+        return sorted(((step, path) for step, path in steps if step is not None), reverse=True)
+
+
+def step_in(name: str) -> int | None:
+    """The steps in the name of a checkpoint's folder; None for other names."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else int(match[1])
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

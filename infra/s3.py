@@ -135,6 +135,10 @@ class S3Path:
             if not missing_ok:
                 raise
 
+    def remove_folder(self) -> None:
+        """Remove all objects below. Where each is removed by `unlink`, an empty object stays in the folder's place."""
+        self._ask(lambda store: store.delete_dir(self.key))
+
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing but see that there is the bucket: keys need no folders."""
         bucket = S3Path(self.key.partition("/")[0])

@@ -56,6 +56,18 @@ def atomic_write(path: StoragePath, data: bytes) -> None:
     _sync_folder(path.parent)
 
 
+def copy_file(source: StoragePath, target: StoragePath) -> None:
+    """Copy a file to another place, where it is whole or not at all."""
+    if isinstance(target, S3Path) and isinstance(source, Path):
+        target.upload(source)
+        return
+    with publishing(target) as partial:
+        if isinstance(source, S3Path):
+            source.download(partial)
+        else:
+            shutil.copyfile(source, partial)
+
+
 @contextmanager
 def publishing(final: StoragePath) -> Iterator[Path]:
     """A local path to write a file to, which becomes `final` when the block ends without an error, whole or not at all.

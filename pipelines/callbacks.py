@@ -22,8 +22,6 @@ from preprocessing.batches import TrainBatches
 
 _STEPS_TO_JUDGE, _SLOW = 20, 1.5  # steps, and times as long as the median rank
 
-_STEPS_TO_JUDGE, _SLOW = 20, 1.5  # steps, and times as long as the median rank
-
 
 @dataclass(frozen=True)
 class Work:
@@ -31,6 +29,7 @@ class Work:
 
     num_views: int  # over all ranks, prior images not counted
     flops: float  # over all ranks, without what is computed a second time
+    peak: float | None = None  # FLOP/s of all ranks' GPUs together at best, if their kind is known
 
 
 def write_line(info: StepInfo, work: Work) -> str:
@@ -44,6 +43,8 @@ def write_line(info: StepInfo, work: Work) -> str:
 def _times(info: StepInfo, work: Work) -> dict[str, float]:
     times = {"seconds": info.seconds, "views_per_second": work.num_views / info.seconds}
     times["teraflops_per_second"] = work.flops / info.seconds / 1e12
+    if work.peak is not None:
+        times["utilisation"] = work.flops / info.seconds / work.peak
     times |= {f"{phase}_seconds": seconds for phase, seconds in info.phase_seconds.items()}
     if max(info.rank_seconds, default=0.0) > 0:
         times["slowest_rank_ratio"] = max(info.rank_seconds) / statistics.median(info.rank_seconds)

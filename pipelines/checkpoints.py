@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from infra.background import Background
 from infra.checkpoint import Snapshot, SnapshotFolder
+from infra.checkpoint_copies import CheckpointCopies
 from infra.engine import Engine
+from infra.errors import UserError
 from infra.storage import replace_folder
 from model.pretrained import write_network
 from model.unet import ViewDiffUNet
@@ -58,6 +61,40 @@ class WeightAverage:
         return dict(zip(names, self._average.shadow_params, strict=True))
 
 
+class Copier:
+    """Copies checkpoints while training goes on, the newest each time that the one before has arrived: a place that is
+    slow or away holds up nothing and costs at most that the copy is older.
+    """
+
+    def __init__(self, copies: CheckpointCopies, metrics_path: Path, tell: Callable[[str], None]) -> None:
+        self._copies, self._metrics_path, self._tell = copies, metrics_path, tell
+        self._background = Background("checkpoint-copies")
+        self._taken: Snapshot | None = None
+
+    @property
+    def in_use(self) -> Path | None:
+        """The checkpoint that is being copied, which must stay."""
+        return self._taken.folder if self._taken is not None and self._background.is_busy else None
+
+    def offer(self, snapshot: Snapshot) -> None:
+        """Copy it, unless another one is being copied."""
+        if not self._background.is_busy:
+            self._taken = snapshot
+            self._background.run(lambda: self._copy(snapshot))
+
+    def finish(self, snapshot: Snapshot) -> None:
+        """Wait until the training's last checkpoint is copied."""
+        self._background.wait()
+        self._copy(snapshot)
+
+    def _copy(self, snapshot: Snapshot) -> None:
+        try:
+            if self._copies.newest_step() < snapshot.step:
+                self._copies.put(snapshot.folder, self._metrics_path)
+        except (UserError, OSError) as error:
+            self._tell(f"the checkpoint after step {snapshot.step} has no copy at {self._copies.root}: {error}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SaveCheckpoints:
     """A checkpoint whenever one is due or wanted. Every rank must have this; rank 0 writes, while training goes on."""
@@ -69,6 +106,7 @@ class SaveCheckpoints:
     snapshots: SnapshotFolder
     model_dir: Path
     request_path: Path
+    copier: Copier | None = None
     background: Background = field(default_factory=lambda: Background("checkpoint"))
 
     def __call__(self, info: StepInfo) -> None:
@@ -91,9 +129,15 @@ class SaveCheckpoints:
         if step_of_model(self.model_dir) != step:
             average = {} if self.average is None else self.average.weights()
             self._publish(step, _copied(self.unet.state_dict() | average))
+        newest = self.snapshots.newest() if self.copier is not None else None
+        if self.copier is not None and newest is not None:
+            self.copier.finish(newest)
 
     def _write(self, info: StepInfo, parts: dict[str, dict[str, Tensor]], facts: dict[str, float]) -> None:
-        self.snapshots.save(info.step, parts, facts)
+        in_use = None if self.copier is None else self.copier.in_use
+        snapshot = self.snapshots.save(info.step, parts, facts, in_use=in_use)
+        if self.copier is not None:
+            self.copier.offer(snapshot)
         if info.checkpoint_wanted:  # one that was asked for meanwhile is still to come
             self.request_path.unlink(missing_ok=True)
         self._publish(info.step, parts[MODEL_PART] | parts.get(AVERAGE_PART, {}))

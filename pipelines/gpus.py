@@ -16,6 +16,10 @@ class Gpu(NamedTuple):
     bfloat16: float  # FLOP/s of the tensor cores
     float32: float  # FLOP/s outside of them
 
+    def peak(self, precision: str) -> float:
+        """FLOP/s in an engine's precision, "bf16" or "float32"."""
+        return self.bfloat16 if precision == "bf16" else self.float32
+
 
 GPUS = (
     Gpu("rtx3090", 24, 71e12, 35.6e12),
@@ -39,3 +43,9 @@ def choose_gpu(memory: float, name: str | None) -> Gpu:
         if gpu.name == name:
             return gpu
     raise UserError(f"unknown GPU {name!r}{nearest(name, GPU_NAMES)}")
+
+
+def recognise_gpu(device_name: str) -> Gpu | None:
+    """The kind of GPU that the driver calls `device_name`, such as "NVIDIA H100 80GB HBM3"; None for others."""
+    compact = device_name.lower().replace(" ", "")
+    return next((gpu for gpu in GPUS if gpu.name in compact), None)

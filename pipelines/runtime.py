@@ -21,7 +21,8 @@ class RuntimeConfig:
     """Folder or s3:// address of captures in CO3Dv2 layout; without it the preset's synthetic data set is written and
     used."""
     data_root: str | None = None
-    """Folder or s3:// address that shards and latents are kept below; without it the root."""
+    """Folder or s3:// address that shards, latents and a copy of each training's newest checkpoint are kept below;
+    without it shards and latents are below the root."""
     tracking_uri: str | None = None
     """MLflow server or database; without it an SQLite database below the root."""
     num_workers: int = 2
@@ -58,7 +59,7 @@ class RuntimeConfig:
 
     @property
     def data_dir(self) -> StoragePath:
-        """Where shards and latents are kept."""
+        """Where shards, latents and copies of checkpoints are kept."""
         return self.root_dir if self.data_root is None else open_path(self.data_root).absolute()
 
     @property

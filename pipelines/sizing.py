@@ -92,7 +92,7 @@ def ideal_seconds(flops: dict[str, Flops], gpu: Gpu, config: TrainConfig) -> flo
     """Of a step's useful FLOPs on one GPU at its best; the volumes are computed in float32 in any case."""
     exact = total({name: part for name, part in flops.items() if name in FLOAT32_PARTS}).useful
     others = total(flops).useful - exact
-    return exact / gpu.float32 + others / (gpu.bfloat16 if config.engine.precision == "bf16" else gpu.float32)
+    return exact / gpu.float32 + others / gpu.peak(config.engine.precision)
 
 
 def remedies(sizing: Sizing, gpu_memory: float) -> Iterator[str]:

@@ -75,7 +75,7 @@ def _activations(config: RunConfig) -> list[str]:
 
 def _time(plan: Sizing, sizing: SizingConfig) -> list[str]:
     flops, whole, train = plan.flops, total(plan.flops), plan.config.train
-    peak = plan.gpu.bfloat16 if train.engine.precision == "bf16" else plan.gpu.float32
+    peak = plan.gpu.peak(train.engine.precision)
     lines = ["", f"a step of {train.batch_size} samples: {whole.useful / 1e12:.3g} TFLOP of use"]
     lines += [f"  {name:<42}{part.useful / whole.useful:8.1%}" for name, part in flops.items() if part.useful]
     lines.append(f"  computed again on top{whole.recomputed / whole.useful:29.1%}")

@@ -18,6 +18,7 @@ from infra.cluster import ensure_ray
 from infra.distributed import Workers, run_workers
 from infra.errors import UserError
 from infra.fingerprint import fingerprint, plain
+from infra.log import get_logger
 from infra.mlflow_run import Run
 from infra.storage import atomic_write, require_space
 from infra.tracking import FINGERPRINT_TAG, Tracking, flatten
@@ -59,6 +60,7 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
         initial_dir=None if initial is None else initial.model_dir,
         folder=folder,
         num_loaders=runtime.num_loaders,
+        copies_dir=None if runtime.data_root is None else runtime.data_dir / "train" / final_dir(folder).name,
     )
     _check(job)
     _require_same_settings(job)
@@ -124,6 +126,7 @@ def _start_run(tracking: Tracking, job: TrainJob, inputs: Mapping[str, Any]) -> 
 
 def _run(job: TrainJob, inputs: Mapping[str, Any], tracking: Tracking, runtime: RuntimeConfig) -> str:
     """Do the steps that are missing; returns the id of the MLflow run, which has everything then."""
+    _restore_checkpoint(job)
     newest = job.snapshots().newest()
     done = 0 if newest is None else newest.step
     reached = len(job.metrics_path.read_bytes().splitlines()) if job.metrics_path.exists() else 0
@@ -139,6 +142,16 @@ def _run(job: TrainJob, inputs: Mapping[str, Any], tracking: Tracking, runtime: 
         if not job.is_over():  # else only the record was missing
             _train_in_workers(job, runtime)
     return run.id
+
+
+def _restore_checkpoint(job: TrainJob) -> None:
+    """Bring the copy of a checkpoint back where the training's folder has lost it."""
+    copies, newest = job.copies(), job.snapshots().newest()
+    if copies is not None and copies.newest_step() > (0 if newest is None else newest.step):
+        get_logger("train").info(
+            "bringing back the checkpoint after step %d from %s", copies.newest_step(), copies.root
+        )
+        copies.fetch(job.snapshots(), job.metrics_path)
 
 
 def _train_in_workers(job: TrainJob, runtime: RuntimeConfig) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.checkpoint import SnapshotFolder
+from infra.checkpoint_copies import CheckpointCopies
 from infra.storage import StoragePath
 from pipelines.checkpoints import step_of_model
 from pipelines.config import TrainConfig
@@ -29,6 +30,7 @@ class TrainJob:
     initial_dir: Path | None  # model to start from instead of the base model's U-Net
     folder: Path
     num_loaders: int  # processes that read batches ahead
+    copies_dir: StoragePath | None = None  # where a copy of the newest checkpoint is kept
 
     @property
     def metrics_path(self) -> Path:
@@ -76,6 +78,9 @@ class TrainJob:
 
     def snapshots(self) -> SnapshotFolder:
         return SnapshotFolder(self.checkpoints_dir, keep=self.config.kept_checkpoints)
+
+    def copies(self) -> CheckpointCopies | None:
+        return None if self.copies_dir is None else CheckpointCopies(self.copies_dir)
 
 
 def open_batches(job: TrainJob, split: str = TRAIN_SPLIT) -> TrainBatches:

@@ -24,7 +24,8 @@ from model.base import BaseModel, load_base
 from model.diffusion import Objective, PartLoss, prior_loss, view_loss
 from model.unet import ViewDiffUNet
 from pipelines.callbacks import MetricsFile, WatchRanks, Work, preview_request
-from pipelines.checkpoints import MODEL_PART, OPTIMIZER_PART, Cadence, SaveCheckpoints, WeightAverage
+from pipelines.checkpoints import MODEL_PART, OPTIMIZER_PART, Cadence, Copier, SaveCheckpoints, WeightAverage
+from pipelines.gpus import recognise_gpu
 from pipelines.loop import Callback, DivergedError, LossPart, Training, train_steps
 from pipelines.previews import DrawPreviews
 from pipelines.schedule import Schedule
@@ -74,6 +75,7 @@ def train_in_worker(job: TrainJob) -> None:
         snapshots=job.snapshots(),
         model_dir=job.model_dir,
         request_path=job.request_path,
+        copier=_copier(job) if rank.is_first else None,
     )
     schedule = rank_schedule(job)
     training = Training(
@@ -166,13 +168,18 @@ def _average(rank: Rank, snapshot: Snapshot | None) -> WeightAverage | None:
     return WeightAverage(rank.unet, decay, snapshot) if decay and rank.is_first else None
 
 
+def _copier(job: TrainJob) -> Copier | None:
+    copies = job.copies()
+    return None if copies is None else Copier(copies, job.metrics_path, partial(_tell, job))
+
+
 def _callbacks(rank: Rank, average: WeightAverage | None, save: SaveCheckpoints) -> list[Callback]:
     job, config = rank.job, rank.job.config
     hosts = from_every_rank(socket.gethostname())
     preview = preview_request(rank.batches, config.num_views, rank.encoder)
     if not rank.is_first:
         return [save]
-    work = Work(num_views=config.batch_size * config.num_views, flops=_useful_flops(rank))
+    work = Work(num_views=config.batch_size * config.num_views, flops=_useful_flops(rank), peak=_peak_flops(rank))
     previews = DrawPreviews(
         rank.unet,
         preview.to(rank.engine.device),
@@ -190,6 +197,13 @@ def _useful_flops(rank: Rank) -> float:
     return useful_flops_per_step(
         rank.job.config, rank.unet, latent_size=(height, width), text_length=latents.text([0]).shape[1]
     )
+
+
+def _peak_flops(rank: Rank) -> float | None:
+    """What the GPUs of all ranks could do in a second, if this one's kind is known."""
+    device = rank.engine.device
+    gpu = recognise_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return None if gpu is None else gpu.peak(rank.job.config.engine.precision) * dist.get_world_size()
 
 
 def _tell(job: TrainJob, message: str) -> None:
