@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 
 import torch.distributed as dist
 from diffusers.training_utils import EMAModel
@@ -108,6 +109,11 @@ class SaveCheckpoints:
     request_path: Path
     copier: Copier | None = None
     background: Background = field(default_factory=lambda: Background("checkpoint"))
+    answering: Event = field(default_factory=Event)  # whether one that was asked for is being written
+
+    def is_wanted(self) -> bool:
+        """Whether somebody asked for one that is not being written yet."""
+        return self.request_path.exists() and not self.answering.is_set()
 
     def __call__(self, info: StepInfo) -> None:
         if not (self.cadence.is_due(info.step) or info.checkpoint_wanted):
@@ -118,6 +124,8 @@ class SaveCheckpoints:
         parts = {MODEL_PART: _copied(self.unet.state_dict()), OPTIMIZER_PART: state}
         if self.average is not None:
             parts[AVERAGE_PART] = _copied(self.average.weights())
+        if info.checkpoint_wanted:
+            self.answering.set()
         facts = {"loss": info.loss} | {k: v for k, v in info.scalars.items() if k == VALIDATION_LOSS}
         self.background.run(lambda: self._write(info, parts, facts))
 
@@ -138,8 +146,9 @@ class SaveCheckpoints:
         snapshot = self.snapshots.save(info.step, parts, facts, in_use=in_use)
         if self.copier is not None:
             self.copier.offer(snapshot)
-        if info.checkpoint_wanted:  # one that was asked for meanwhile is still to come
+        if info.checkpoint_wanted:
             self.request_path.unlink(missing_ok=True)
+            self.answering.clear()
         self._publish(info.step, parts[MODEL_PART] | parts.get(AVERAGE_PART, {}))
 
     def _publish(self, step: int, weights: dict[str, Tensor]) -> None:

@@ -7,6 +7,7 @@ from model.cost.products import Workload
 from model.diffusion import MIN_VIEWS_TO_HIDE_ONE
 from model.unet import ViewDiffUNet
 from pipelines.config import RunConfig, TrainConfig
+from pipelines.schedule import Schedule
 
 STABLE_DIFFUSION_TEXT_LENGTH = 77
 STABLE_DIFFUSION_DOWNSAMPLING = 8
@@ -41,7 +42,10 @@ def useful_flops_per_step(
 def num_passes(config: TrainConfig, num_workers: int) -> int:
     """Backward passes of one worker in a step."""
     parts = 2 if config.diffusion.prior_weight > 0 else 1
-    return parts * -(-config.batch_size // num_workers // config.micro_batch_size)
+    schedule = Schedule(
+        batch_size=config.batch_size, micro_batch_size=config.micro_batch_size, rank=0, num_ranks=num_workers
+    )
+    return parts * schedule.num_micro_batches
 
 
 def view_workload(config: RunConfig, num_samples: int) -> Workload:

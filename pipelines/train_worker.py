@@ -86,7 +86,7 @@ def train_in_worker(job: TrainJob) -> None:
         largest_loss=job.config.largest_loss,
         callbacks=_callbacks(rank, average, save),
         validate=_validation(rank),
-        wants_checkpoint=job.request_path.exists if rank.is_first else lambda: False,
+        wants_checkpoint=save.is_wanted if rank.is_first else lambda: False,
     )
     steps = range(rank.done, job.config.num_steps)
     batches = load_batches(rank.batches, schedule.positions(steps), num_workers=job.num_loaders)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,13 +83,29 @@ def test_what_training_changes_meanwhile_is_not_in_it(unet: ViewDiffUNet, tmp_pa
     assert json.loads((tmp_path / "model" / "training.json").read_bytes()) == {"step": 2}
 
 
-def test_a_wanted_checkpoint_is_written_and_the_wish_forgotten(unet: ViewDiffUNet, tmp_path: Path) -> None:
-    save = saver(unet, tmp_path)
+def test_a_wanted_checkpoint_is_written_once(
+    unet: ViewDiffUNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, may_write = saver(unet, tmp_path), threading.Event()
+    publish = save.snapshots.save
+
+    def slowly(*arguments: Any, **options: Any) -> Snapshot:
+        assert may_write.wait(10)
+        return publish(*arguments, **options)
+
+    monkeypatch.setattr(save.snapshots, "save", slowly)
+    assert not save.is_wanted()
     (tmp_path / "request").touch()
+    assert save.is_wanted()
     save(info(3, checkpoint_wanted=True))
+    assert (tmp_path / "request").exists()
+    assert not save.is_wanted()
+    may_write.set()
     save.background.wait()
     assert newest(tmp_path).step == 3
     assert not (tmp_path / "request").exists()
+    (tmp_path / "request").touch()
+    assert save.is_wanted()
 
 
 def test_a_checkpoint_from_before_a_wish_does_not_fulfil_it(unet: ViewDiffUNet, tmp_path: Path) -> None:
