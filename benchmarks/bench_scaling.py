@@ -23,10 +23,11 @@ from benchmarks.record import FOLDER, facts, table, write
 from benchmarks.scaling_model import Network, Step, Training, predict, ring_seconds
 from infra.config import EngineConfig
 from infra.engine import BUCKET_ELEMENTS, Engine
+from model.cost.flops import total
 from model.unet import ViewDiffUNet
 from pipelines.network_size import STABLE_DIFFUSION_2_UNET, meta_network
 from pipelines.presets import PRESETS
-from pipelines.step_cost import latent_size, text_length, useful_flops_per_step
+from pipelines.step_cost import latent_size, step_flops, text_length
 from tests.distributed.launch import run_distributed
 
 RANKS, PRESETS_SHOWN, BATCH_SIZE, PARTS = (8, 64, 512), ("released", "paper"), 64, 2
@@ -44,16 +45,21 @@ NETWORKS = [
 ]
 SIZES = tuple(1 << power for power in range(16, 26, 2))  # bytes: 64 kB to 16 MB
 PROCESSES, REPETITIONS = (2, 3, 4), 20
+WAYS = {  # name -> ZeRO stage and micro-batch
+    "ZeRO 1": (1, 1),
+    "ZeRO 2, micro-batches of 1": (2, 1),
+    "ZeRO 2, micro-batches of 8": (2, 8),
+}
 HEADER = ["preset", "scaling", "GPUs", "batch", "compute, ms", "step, ms (1 adapter)", "(8)"]
 HEADER += ["in collectives (1)", "(8)", "efficiency (1)", "(8)", "samples/s asked of a loader"]
 ROUNDS = {"all_reduce": 2, "reduce_scatter_tensor": 1, "all_gather_into_tensor": 1, "reduce": 1}
 
 
-def step_flops(name: str) -> float:
+def preset_flops(name: str) -> float:
     """Useful ones of a preset's step: 64 samples of 5 views and a prior image."""
     config = PRESETS[name]()
     sizes = {"latent_size": latent_size(config), "text_length": text_length(config)}
-    return useful_flops_per_step(config.train, meta_network(config), **sizes)
+    return total(step_flops(config.train, meta_network(config), **sizes)).useful
 
 
 def count_bytes(zero_stage: int) -> torch.Tensor:
@@ -127,7 +133,7 @@ def describe(name: str, volume: torch.Tensor, *, micro_batch_size: int) -> Train
     return Training(
         name=name,
         num_parameters=sum(parameter.numel() for parameter in network.parameters()),
-        sample_flops=step_flops(name) / BATCH_SIZE,
+        sample_flops=preset_flops(name) / BATCH_SIZE,
         micro_batch_size=micro_batch_size,
         passes=PARTS,
         backward_bytes=backward,
@@ -147,15 +153,15 @@ def steps_of(training: Training, network: Network, *, weak: bool) -> list[Step]:
     ]
 
 
-def projection(volume: torch.Tensor, supply: float) -> tuple[list[list[object]], dict[str, list[Step]]]:
+def projection(volumes: dict[int, torch.Tensor], supply: float) -> tuple[list[list[object]], dict[str, list[Step]]]:
     """Rows of the table, and the curves of the plot by label."""
     rows, curves = [], dict[str, list[Step]]()
     for name in PRESETS_SHOWN:
         for weak in (False, True):
-            for micro_batch_size in (1, 8):
-                training = describe(name, volume, micro_batch_size=micro_batch_size)
+            for way, (zero_stage, micro_batch_size) in WAYS.items():
+                training = describe(name, volumes[zero_stage], micro_batch_size=micro_batch_size)
                 columns = [steps_of(training, network, weak=weak) for network in NETWORKS]
-                kind = f"{'weak' if weak else 'strong'}, micro-batches of {micro_batch_size}"
+                kind = f"{'weak' if weak else 'strong'}, {way}"
                 curves |= {f"{name}, {kind}, {n.name}": c for n, c in zip(NETWORKS, columns, strict=True)}
                 for one, eight in zip(*columns, strict=True):
                     rows.append(
@@ -181,7 +187,7 @@ def plot(curves: dict[str, list[Step]]) -> str:
         shown = {label: steps for label, steps in curves.items() if f"released, {kind}" in label}
         for label, steps in shown.items():
             style = "--" if "1 adapter " in label else "-"
-            color = "C0" if "micro-batches of 1" in label else "C1"
+            color = next(f"C{number}" for number, way in enumerate(WAYS) if way in label)
             name = label.removeprefix(f"released, {kind}, ")
             ranks, efficiency = [s.num_ranks for s in steps], [100 * s.efficiency for s in steps]
             place.plot(ranks, efficiency, style, marker="o", color=color, label=name)
@@ -209,24 +215,33 @@ def compare(times: dict[int, list[float]]) -> tuple[list[list[object]], float, f
     return rows, latency, speed
 
 
+def count_text(volume: torch.Tensor) -> str:
+    """What `count_bytes` found, in words."""
+    (passing, reduced), (gathered, summed) = volume.tolist()
+    return (
+        f"all-reduces {reduced:.1f} and reduces {passing:.1f} in each backward pass, gathers {gathered:.1f} and "
+        f"all-reduces {summed:.2f} in each step"
+    )
+
+
 def main() -> None:
     """Measure, project, write docs/benchmarks/<date>-scaling.{json,md,png}."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    volume = run_distributed(count_bytes, 2, PRESETS["released"]().train.engine.zero_stage)[0]
+    volumes = {stage: run_distributed(count_bytes, 2, stage)[0] for stage in {stage for stage, _ in WAYS.values()}}
     times = {count: run_distributed(time_all_reduces, count)[0] for count in PROCESSES}
     supply = measure_loader()
     checks, latency, speed = compare(times)
-    rows, curves = projection(volume, supply)
-    flops = ", ".join(f"{step_flops(name) / 1e12:.0f} TFLOP in 64 samples of `{name}`" for name in PRESETS_SHOWN)
-    sizes = {name: describe(name, volume, micro_batch_size=1).num_parameters for name in PRESETS_SHOWN}
+    rows, curves = projection(volumes, supply)
+    flops = ", ".join(f"{preset_flops(name) / 1e12:.0f} TFLOP in 64 samples of `{name}`" for name in PRESETS_SHOWN)
+    sizes = {name: describe(name, volumes[1], micro_batch_size=1).num_parameters for name in PRESETS_SHOWN}
+    counts = "; ".join(f"ZeRO {stage} {count_text(volume)}" for stage, volume in sorted(volumes.items()))
     parameters = ", ".join(f"`{name}` has {size / 1e6:,.0f} M parameters" for name, size in sizes.items())
     text = f"""Assumed: H100 with {PEAK_FLOPS / 1e12:.0f} TFLOP/s of which {UTILISATION:.0%} are reached; {flops};
 8 GPUs a node; NVLink 450 GB/s and 5 µs, 400 Gb/s and 10 µs per adapter between nodes; rings through all GPUs, which do
 not overlap with arithmetic.
 
-Counted: {parameters}. Per parameter, each backward pass (one per micro-batch and part of the objective)
-all-reduces {volume[0, 1]:.1f} bytes and reduces {volume[0, 0]:.1f}; each step gathers {volume[1, 0]:.1f} and
-all-reduces {volume[1, 1]:.2f}. Measured: a loader process gives {supply:,.0f} samples a second.
+Counted: {parameters}. Bytes per parameter that collectives are given: {counts}. There is a backward pass for each
+micro-batch and part of the objective. Measured: a loader process gives {supply:,.0f} samples a second.
 
 {table(HEADER, rows)}
 Fixed batches of 64 samples end at 64 GPUs: a GPU cannot have less than one sample.
@@ -237,7 +252,8 @@ by how many there are per core:
 
 {table(["size", "processes", "measured, ms", "formula, ms", "difference"], checks)}
 ![Efficiency]({plot(curves)})"""
-    results = {"bytes_per_parameter": volume.tolist(), "all_reduce_seconds": times, "sizes": SIZES, "loader": supply}
+    counted = {stage: volume.tolist() for stage, volume in volumes.items()}
+    results = {"bytes_per_parameter": counted, "all_reduce_seconds": times, "sizes": SIZES, "loader": supply}
     write("scaling", title="Scaling, projected", text=text, results=results | {"rows": rows})
 
 

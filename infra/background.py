@@ -23,6 +23,11 @@ class Background:
         """Whether a call is running."""
         return self._pending is not None and not self._pending.done()
 
+    def check(self) -> None:
+        """Raise what the last call raised, once, if it has ended."""
+        if not self.is_busy:
+            self.wait()
+
     def wait(self) -> None:
         """Until nothing is running. Raises what the last call raised, once."""
         pending, self._pending = self._pending, None

@@ -8,6 +8,7 @@ nothing is loaded that differs from its manifest.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import uuid
@@ -21,12 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infra.log import get_logger
-from infra.storage import digest_file, publish_folder
+from infra.storage import atomic_write, digest_file, publish_folder
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{6,})-[0-9a-f]{8}")
 _PARTIAL_PREFIX = ".partial-"
+_OWNER_NAME = "owner"  # a file with the attempt that may write
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,16 @@ class SnapshotFolder:
 
     def __init__(self, root: Path, *, keep: int = 2, best_by: str = "validation_loss") -> None:
         self._root, self._keep, self._best_by = root, keep, best_by
-        # A process that outlives its training can never write where its successor does.
         self._attempt = uuid.uuid4().hex[:8]
+
+    def claim(self) -> None:
+        """Become the only writer. Whoever outlived the training that it belonged to can publish nothing any more, and
+        what killed ones left unfinished is removed.
+        """
+        self._root.mkdir(parents=True, exist_ok=True)
+        atomic_write(self._root / _OWNER_NAME, self._attempt.encode())
+        for orphan in self._root.glob(f"{_PARTIAL_PREFIX}*"):
+            shutil.rmtree(orphan)
 
     def save(
         self,
@@ -61,7 +71,10 @@ class SnapshotFolder:
         in_use: Path | None = None,
     ) -> Snapshot:
         """Write `parts` (tensors by file name without ending) as the checkpoint after `step` steps; drop old ones, but
-        not the one `in_use`.
+        not the one `in_use`, and later ones, which are damaged or of a run that did not end.
+
+        Raises:
+            RuntimeError: another process has claimed the folder.
         """
         name = f"step-{step:06d}-{self._attempt}"
         with self.adding(name) as partial:
@@ -71,19 +84,26 @@ class SnapshotFolder:
             manifest = {"format_version": FORMAT_VERSION, "step": step, "files": digests, "facts": dict(facts)}
             (partial / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n")
         best = self.best()
-        kept = (in_use, None if best is None else best.folder)
-        for _, old in self._found()[self._keep :]:
-            if old not in kept:
-                shutil.rmtree(old)
+        found = [(step_found, folder) for step_found, folder in self._found() if folder != in_use]
+        newest = [folder for step_found, folder in found if step_found <= step][: self._keep]
+        for step_found, folder in found:
+            if step_found > step or folder not in (*newest, best and best.folder):
+                shutil.rmtree(folder)
         return Snapshot(self._root / name, step, dict(facts))
 
     @contextmanager
     def adding(self, name: str) -> Iterator[Path]:
-        """An empty folder to write a checkpoint into, which is published as `name` when the block ends well."""
+        """An empty folder to write a checkpoint into, which is published as `name` when the block ends well, in the
+        place of a damaged one.
+        """
         partial = self._root / f"{_PARTIAL_PREFIX}{name}"
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         partial.mkdir(parents=True)
         yield partial
+        owner = self._root / _OWNER_NAME
+        if owner.exists() and owner.read_text() != self._attempt:
+            raise RuntimeError(f"{self._root}: another process has taken this training over")
+        shutil.rmtree(self._root / name, ignore_errors=True)
         publish_folder(partial, self._root / name)
 
     def best(self) -> Snapshot | None:
@@ -91,7 +111,7 @@ class SnapshotFolder:
         rated = []
         for step, folder in self._found():
             facts = _read_manifest(folder).get("facts", {})
-            if self._best_by in facts:
+            if math.isfinite(facts.get(self._best_by, math.nan)):
                 rated.append(Snapshot(folder, step, facts))
         return min(rated, key=lambda snapshot: (snapshot.facts[self._best_by], snapshot.step), default=None)
 
@@ -103,11 +123,6 @@ class SnapshotFolder:
                 return Snapshot(folder, step, manifest["facts"])
             get_logger("checkpoint").warning("%s is damaged (%s); falling back to the one before", folder, problem)
         return None
-
-    def sweep(self) -> None:
-        """Remove what writers that were killed left behind. Only to be called while nobody writes."""
-        for orphan in self._root.glob(f"{_PARTIAL_PREFIX}*"):
-            shutil.rmtree(orphan)
 
     def _found(self) -> list[tuple[int, Path]]:
         """(step, folder) of all published checkpoints, newest first."""

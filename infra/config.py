@@ -5,17 +5,18 @@ Nothing that takes seconds to import is imported here, so that the command line 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from infra.errors import UserError
+from infra.fingerprint import HOW
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """How the weights are updated. Defaults: the paper, section 4 (AdamW, two learning rates, gradient clipping)."""
 
-    zero_stage: Literal[0, 1, 2] = 2
+    zero_stage: Literal[0, 1, 2] = field(default=2, metadata=HOW)
     """What ranks share out among them: 0 nothing, 1 the optimizer's state, 2 the gradients too."""
     precision: Literal["float32", "bf16"] = "float32"
     """Arithmetic of matrix products; weights, gradients and optimizer state are float32 in both."""
@@ -31,7 +32,7 @@ class EngineConfig:
     """Steps over which both learning rates rise linearly from 0."""
     final_rate_share: float = 1.0
     """Both learning rates then fall along half a cosine to this share of themselves at the last step; 1 keeps them."""
-    compile: bool = False
+    compile: bool = field(default=False, metadata=HOW)
     """Let torch.compile make the network faster; the first steps take minutes."""
 
     def __post_init__(self) -> None:

@@ -12,10 +12,29 @@ import json
 import math
 from enum import Enum
 
+# Metadata of a dataclass's field that says how work is done, not what: it may change before the work is finished.
+HOW = {"identity": False}
 FINGERPRINT_LENGTH = 16  # hex characters: 64 bits, enough for billions of artifacts without an accidental collision
 
 
-def plain(value: object, path: str = "value") -> object:
+def identity(value: object, path: str = "value") -> object:
+    """As `plain`, without the fields of dataclasses that are marked with `HOW`."""
+    return plain(value, path, whole=False)
+
+
+def how(value: object) -> dict[str, object]:
+    """The rest: the fields of a dataclass, and of dataclasses in its fields, that are marked with `HOW`."""
+    found: dict[str, object] = {}
+    for field in dataclasses.fields(value):  # type: ignore[arg-type]
+        item = getattr(value, field.name)
+        if not field.metadata.get("identity", True):
+            found[field.name] = plain(item)
+        elif dataclasses.is_dataclass(item) and (inner := how(item)):
+            found[field.name] = inner
+    return found
+
+
+def plain(value: object, path: str = "value", *, whole: bool = True) -> object:
     """`value` as JSON-ready None, bool, int, float, str, list and dict.
 
     Accepts None, bool, int, finite float, str, tuple and list, dict with str keys, Enum members (by name) and
@@ -35,17 +54,16 @@ def plain(value: object, path: str = "value") -> object:
             raise TypeError(f"{path} is {value}: a number that is not finite has no identity")
         return float(value)
     if isinstance(value, list | tuple):
-        return [plain(item, f"{path}[{position}]") for position, item in enumerate(value)]
+        return [plain(item, f"{path}[{position}]", whole=whole) for position, item in enumerate(value)]
     if isinstance(value, dict):
-        return {_key(key, path): plain(item, f"{path}[{key!r}]") for key, item in value.items()}
+        return {_key(key, path): plain(item, f"{path}[{key!r}]", whole=whole) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         if not type(value).__dataclass_params__.frozen:  # type: ignore[attr-defined]
             raise TypeError(
                 f"{path} is a {type(value).__name__}, a dataclass that is not frozen: it may change after it was hashed"
             )
-        return {
-            field.name: plain(getattr(value, field.name), f"{path}.{field.name}") for field in dataclasses.fields(value)
-        }
+        fields = [field for field in dataclasses.fields(value) if whole or field.metadata.get("identity", True)]
+        return {field.name: plain(getattr(value, field.name), f"{path}.{field.name}", whole=whole) for field in fields}
     raise TypeError(f"{path} is a {type(value).__qualname__}, which has no stable identity")
 
 

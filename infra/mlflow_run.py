@@ -51,6 +51,10 @@ class Run:
         for start in range(0, len(items), _MAX_PARAMS):
             self.client.log_batch(self.id, params=items[start : start + _MAX_PARAMS])
 
+    def params(self) -> dict[str, str]:
+        """Those that were logged."""
+        return dict(self.client.get_run(self.id).data.params)
+
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0, model_id: str | None = None) -> None:
         """Numbers of one step in one request; with `model_id` they are the logged model's too."""
         now = int(time.time() * 1000)

@@ -90,6 +90,7 @@ def publishing(final: StoragePath) -> Iterator[Path]:
 
 def publish_folder(partial: Path, final: Path) -> None:
     """Make the finished folder `partial` visible as `final` by one rename, after everything in it has reached the disk.
+    Files that a library made readable for their owner alone follow the umask then, like others.
 
     Both must lie on one file system.
 
@@ -100,6 +101,7 @@ def publish_folder(partial: Path, final: Path) -> None:
         raise FileExistsError(f"{final} is already published")
     for folder, _, names in os.walk(partial):
         for name in names:
+            (Path(folder) / name).chmod(0o666 & ~_umask())
             _sync_file(Path(folder) / name)
         _sync_folder(Path(folder))
     partial.rename(final)

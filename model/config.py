@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+# Metadata of fields that say how a network is computed, not what: infra/fingerprint.py leaves them out.
+HOW = {"identity": False}
 Ablation = Literal["projection", "cross_frame", "intensity", "conditioning"]
 
 
@@ -110,7 +112,7 @@ class ProjectionConfig:
     The first is feature_channels."""
     feature_channels: int = 16
     """Channels of the volume; even."""
-    recompute_volumes: bool = False
+    recompute_volumes: bool = field(default=False, metadata=HOW)
     """Compute volumes again in the backward pass instead of keeping them: less memory from 64 voxels a side on."""
 
     def __post_init__(self) -> None:
@@ -158,7 +160,7 @@ class ViewDiffConfig:
     without: tuple[Ablation, ...] = ()
     """Parts to leave out, for ablations: the projection layers; attention across views; what a view's intensity or,
     with it, its camera says to the attention layers."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = field(default=False, metadata=HOW)
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:

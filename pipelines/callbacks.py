@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from infra.errors import UserError
 from infra.storage import atomic_write
 from model.base import BaseModel
 from model.sampling import ViewRequest
@@ -29,7 +30,7 @@ class Work:
 
     num_views: int  # over all ranks, prior images not counted
     flops: float  # over all ranks, without what is computed a second time
-    peak: float | None = None  # FLOP/s of all ranks' GPUs together at best, if their kind is known
+    ideal_seconds: float | None = None  # that they take these GPUs at their best, if the kind is known
 
 
 def write_line(info: StepInfo, work: Work) -> str:
@@ -43,11 +44,11 @@ def write_line(info: StepInfo, work: Work) -> str:
 def _times(info: StepInfo, work: Work) -> dict[str, float]:
     times = {"seconds": info.seconds, "views_per_second": work.num_views / info.seconds}
     times["teraflops_per_second"] = work.flops / info.seconds / 1e12
-    if work.peak is not None:
-        times["utilisation"] = work.flops / info.seconds / work.peak
+    if work.ideal_seconds is not None:
+        times["utilisation"] = work.ideal_seconds / info.seconds
     times |= {f"{phase}_seconds": seconds for phase, seconds in info.phase_seconds.items()}
     if max(info.rank_seconds, default=0.0) > 0:
-        times["slowest_rank_ratio"] = max(info.rank_seconds) / statistics.median(info.rank_seconds)
+        times["slowest_rank_ratio"] = max(info.rank_seconds) / statistics.median_low(info.rank_seconds)
     return times | {"memory_gb": peak_memory() / 1e9}
 
 
@@ -65,7 +66,10 @@ def drop_lines_after(path: Path, done: int) -> None:
     """
     lines = path.read_bytes().splitlines(keepends=True)[:done] if path.exists() else []
     if len(lines) < done or any(json.loads(line)["step"] != number for number, line in enumerate(lines, start=1)):
-        raise RuntimeError(f"{path} does not hold steps 1 to {done}, which the checkpoint is after; delete its folder")
+        raise UserError(
+            f"{path} lacks lines of steps 1 to {done}, which the newest checkpoint is after; restore it, or remove "
+            f"that checkpoint from {path.parent / 'checkpoints'}, and run the same command again"
+        )
     atomic_write(path, b"".join(lines))
 
 

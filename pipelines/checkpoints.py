@@ -116,6 +116,7 @@ class SaveCheckpoints:
         return self.request_path.exists() and not self.answering.is_set()
 
     def __call__(self, info: StepInfo) -> None:
+        self.background.check()
         if not (self.cadence.is_due(info.step) or info.checkpoint_wanted):
             return
         state = self.engine.optimizer_state()

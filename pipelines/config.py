@@ -11,6 +11,7 @@ from typing import Literal
 
 from infra.config import EngineConfig
 from infra.errors import UserError
+from infra.fingerprint import HOW
 from model.config import BaseConfig, DiffusionConfig, SamplingConfig, ViewDiffConfig
 from preprocessing.config import CaptionsConfig, LatentsConfig, PreprocessConfig, SyntheticConfig
 
@@ -30,8 +31,8 @@ class TrainConfig:
     num_steps: int = 60_000
     """Optimizer steps."""
     batch_size: int = 64
-    """Samples per optimizer step over all workers; must be divisible by their number."""
-    micro_batch_size: int = 1
+    """Samples per optimizer step over all workers; at least one for each."""
+    micro_batch_size: int = field(default=1, metadata=HOW)
     """Samples per forward pass of one worker."""
     num_views: int = 5
     """Views per sample."""
@@ -43,11 +44,11 @@ class TrainConfig:
     """A step with a larger loss ends the training: a network that predicts nothing at all has about 1."""
     validation_samples: int = 32
     """Samples of the held-out sequences of split val whose loss is taken at each checkpoint; 0: none."""
-    checkpoint_every_steps: int = 500
+    checkpoint_every_steps: int = field(default=500, metadata=HOW)
     """Steps between checkpoints, which is what a crash can cost."""
-    kept_checkpoints: int = 2
+    kept_checkpoints: int = field(default=2, metadata=HOW)
     """How many of the newest checkpoints are kept, besides the one with the smallest validation loss."""
-    preview_every_steps: int = 1000
+    preview_every_steps: int = field(default=1000, metadata=HOW)
     """Steps between preview pictures in MLflow."""
 
     def __post_init__(self) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from infra.errors import UserError
+from model.cost.flops import Flops, total
+from model.cost.products import FLOAT32_PARTS
 from pipelines.names import nearest
 
 
@@ -12,6 +15,7 @@ class Gpu(NamedTuple):
     """From the makers' data sheets: dense products, sums in float32."""
 
     name: str
+    device: str  # what the driver calls it, a regular expression
     memory: int  # GB
     bfloat16: float  # FLOP/s of the tensor cores
     float32: float  # FLOP/s outside of them
@@ -22,11 +26,11 @@ class Gpu(NamedTuple):
 
 
 GPUS = (
-    Gpu("rtx3090", 24, 71e12, 35.6e12),
-    Gpu("rtx4090", 24, 165e12, 82.6e12),
-    Gpu("a100", 80, 312e12, 19.5e12),
-    Gpu("h100", 80, 989e12, 67e12),
-    Gpu("h200", 141, 989e12, 67e12),
+    Gpu("rtx3090", r"RTX 3090$", 24, 71e12, 35.6e12),
+    Gpu("rtx4090", r"RTX 4090$", 24, 165e12, 82.6e12),
+    Gpu("a100", r"\bA100-", 80, 312e12, 19.5e12),
+    Gpu("h100", r"\bH100 80GB HBM3$", 80, 989e12, 67e12),
+    Gpu("h200", r"\bH200$", 141, 989e12, 67e12),
 )
 GPU_NAMES = tuple(gpu.name for gpu in GPUS)
 
@@ -47,5 +51,12 @@ def choose_gpu(memory: float, name: str | None) -> Gpu:
 
 def recognise_gpu(device_name: str) -> Gpu | None:
     """The kind of GPU that the driver calls `device_name`, such as "NVIDIA H100 80GB HBM3"; None for others."""
-    compact = device_name.lower().replace(" ", "")
-    return next((gpu for gpu in GPUS if gpu.name in compact), None)
+    return next((gpu for gpu in GPUS if re.search(gpu.device, device_name)), None)
+
+
+def ideal_seconds(flops: dict[str, Flops], gpu: Gpu, precision: str) -> float:
+    """Of a step's useful FLOPs, by part of the network, on one GPU at its best: volumes are computed in float32 in any
+    case. Divided by the seconds that a step takes it is the utilisation.
+    """
+    exact = total({name: part for name, part in flops.items() if name in FLOAT32_PARTS}).useful
+    return exact / gpu.float32 + (total(flops).useful - exact) / gpu.peak(precision)

@@ -29,9 +29,11 @@ def log_shards(run: Run, shards: Artifact, *, context: str) -> None:
 
 
 def log_config(run: Run, config: object) -> None:
-    """A stage's config: every field as a param, and the whole as config.json."""
-    resolved = plain(config)
-    run.log_params(flatten(resolved))
+    """A stage's config: every field as a param, and the whole as config.json. What says how the work is done may change
+    before it is finished: the param keeps what it was at first.
+    """
+    resolved, known = plain(config), run.params()
+    run.log_params({name: value for name, value in flatten(resolved).items() if name not in known})
     run.log_text(json.dumps(resolved, indent=2) + "\n", "config.json")
 
 

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from infra.errors import UserError
-from model.cost.flops import Flops, total
-from model.cost.products import FLOAT32_PARTS
-from pipelines.config import RunConfig, TrainConfig
-from pipelines.gpus import Gpu, choose_gpu
+from model.cost.flops import Flops
+from pipelines.config import RunConfig
+from pipelines.gpus import Gpu, choose_gpu, ideal_seconds
 from pipelines.memory import FLOAT32, GB, TrainingMemory, training_memory
 from pipelines.network_size import count_parameters, meta_network
 from pipelines.requests import SizingConfig
@@ -84,15 +83,8 @@ def size_training(config: RunConfig, sizing: SizingConfig) -> Sizing:
         memory=memory,
         fits=memory.peak <= sizing.gpu_memory * GB,
         flops=flops,
-        step_seconds=ideal_seconds(flops, gpu, config.train) * largest_share / sizing.utilisation,
+        step_seconds=ideal_seconds(flops, gpu, config.train.engine.precision) * largest_share / sizing.utilisation,
     )
-
-
-def ideal_seconds(flops: dict[str, Flops], gpu: Gpu, config: TrainConfig) -> float:
-    """Of a step's useful FLOPs on one GPU at its best; the volumes are computed in float32 in any case."""
-    exact = total({name: part for name, part in flops.items() if name in FLOAT32_PARTS}).useful
-    others = total(flops).useful - exact
-    return exact / gpu.float32 + others / gpu.peak(config.engine.precision)
 
 
 def remedies(sizing: Sizing, gpu_memory: float) -> Iterator[str]:
@@ -119,17 +111,22 @@ def remedies(sizing: Sizing, gpu_memory: float) -> Iterator[str]:
 
 def _divide(config: RunConfig, sizing: SizingConfig) -> tuple[RunConfig, TrainingMemory]:
     """The config with ZeRO stage and micro-batch, and its memory."""
-    limit, share = sizing.gpu_memory * GB, config.train.batch_size // sizing.gpus
+    limit, share = sizing.gpu_memory * GB, -(-config.train.batch_size // sizing.gpus)
     chosen, memory = _choose_stage(config, sizing.gpus, limit)
     if memory.peak > limit:
         return chosen, memory
-    for size in range(min(share, MOST_SAMPLES), 1, -1):
-        if share % size == 0:
-            larger = _with(config, chosen.train.engine.zero_stage, size)
-            of_larger = training_memory(larger, num_workers=sizing.gpus)
-            if of_larger.peak <= limit:
-                return larger, of_larger
+    for size in _full_sizes(share):
+        larger = _with(config, chosen.train.engine.zero_stage, size)
+        of_larger = training_memory(larger, num_workers=sizing.gpus)
+        if of_larger.peak <= limit:
+            return larger, of_larger
     return chosen, memory
+
+
+def _full_sizes(share: int) -> list[int]:
+    """Micro-batches of a GPU's share of the batch, the largest first: no smaller one would do with as few passes."""
+    sizes = range(2, min(share, MOST_SAMPLES) + 1)
+    return sorted({-(-share // -(-share // size)) for size in sizes}, reverse=True)
 
 
 def _choose_stage(config: RunConfig, gpus: int, limit: float) -> tuple[RunConfig, TrainingMemory]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from infra.log import format_seconds
 from model.cost.flops import total
-from model.cost.products import SEEN_SHARE
+from model.cost.products import FLOAT32_PARTS, SEEN_SHARE
 from pipelines.config import RunConfig
 from pipelines.memory import GB, passes_memory
 from pipelines.requests import SizingConfig
@@ -57,7 +57,7 @@ def _choice(plan: Sizing, sizing: SizingConfig) -> list[str]:
         ]
     return [
         "",
-        f"fits with ZeRO {train.engine.zero_stage}, {train.micro_batch_size} samples at a time: "
+        f"fits with ZeRO {train.engine.zero_stage}, {_samples(train.micro_batch_size)} at a time: "
         f"{plan.passes} backward passes per step and GPU",
         f"  --num-workers {plan.gpus} --use-gpu --train.micro-batch-size {train.micro_batch_size} "
         f"--train.engine.zero-stage {train.engine.zero_stage}",
@@ -79,11 +79,18 @@ def _time(plan: Sizing, sizing: SizingConfig) -> list[str]:
     lines = ["", f"a step of {train.batch_size} samples: {whole.useful / 1e12:.3g} TFLOP of use"]
     lines += [f"  {name:<42}{part.useful / whole.useful:8.1%}" for name, part in flops.items() if part.useful]
     lines.append(f"  computed again on top{whole.recomputed / whole.useful:29.1%}")
+    exact = sum(part.useful for name, part in flops.items() if name in FLOAT32_PARTS) / whole.useful
     speed = f"{sizing.utilisation:.0%} of {plan.gpu.name}'s {peak / 1e12:g} TFLOP/s"
+    if peak != plan.gpu.float32 and exact:
+        speed += f" ({plan.gpu.float32 / 1e12:g} for the {exact:.0%} in float32)"
     lines += ["", f"{train.num_steps:,} steps at {speed}: {plan.step_seconds:.3g} s a step, {duration(plan.days)}"]
     if plan.gpus > 1:
         lines.append(f"not in it: each GPU sends {plan.sent_bytes / GB:.1f} GB a step")
     return lines
+
+
+def _samples(number: int) -> str:
+    return "1 sample" if number == 1 else f"{number} samples"
 
 
 def duration(days: float) -> str:

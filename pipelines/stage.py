@@ -22,7 +22,7 @@ from typing import Any
 
 from infra.checkout import git_commit, package_versions
 from infra.errors import UserError
-from infra.fingerprint import fingerprint, plain
+from infra.fingerprint import fingerprint, identity, plain
 from infra.log import format_seconds
 from infra.storage import StoragePath, as_user_error, atomic_write, publish_folder, require_space
 from pipelines.artifacts import DATA_FACT, RECORD_NAME, Artifact, load_artifact
@@ -55,9 +55,11 @@ class Stage:
 
     @property
     def fingerprint(self) -> str:
-        """Identity: name, version, config and inputs' fingerprints. Not the root, the host or the number of workers."""
+        """Identity: name, version, inputs' fingerprints, and the config without what only says how the work is done.
+        Not the root, the host or the number of workers.
+        """
         inputs = {role: artifact.fingerprint for role, artifact in self.inputs.items()}
-        config = plain(self.config, "config")
+        config = identity(self.config, "config")
         return fingerprint({"stage": self.name, "version": self.version, "config": config, "inputs": inputs})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.cost.flops import Flops, count_flops, total
+from model.cost.flops import Flops, count_flops
 from model.cost.products import Workload
 from model.diffusion import MIN_VIEWS_TO_HIDE_ONE
 from model.unet import ViewDiffUNet
@@ -27,16 +27,6 @@ def step_flops(
         prior = count_flops(network, _workload(1, config.batch_size, latent_size, text_length))
         parts = {name: flops + prior[name] for name, flops in parts.items()}
     return parts
-
-
-def useful_flops_per_step(
-    config: TrainConfig, network: ViewDiffUNet, *, latent_size: tuple[int, int], text_length: int
-) -> float:
-    """Of all parts: forward and backward pass, without what is computed a second time (see model/cost/flops.py).
-
-    Divided by a step's seconds and the workers' peak rate it is the training's utilisation.
-    """
-    return total(step_flops(config, network, latent_size=latent_size, text_length=text_length)).useful
 
 
 def num_passes(config: TrainConfig, num_workers: int) -> int:

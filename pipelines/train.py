@@ -14,10 +14,11 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel
 
+from infra.checkpoint import Snapshot
 from infra.cluster import ensure_ray
 from infra.distributed import Workers, run_workers
 from infra.errors import UserError
-from infra.fingerprint import fingerprint, plain
+from infra.fingerprint import fingerprint, how, identity
 from infra.log import get_logger
 from infra.mlflow_run import Run
 from infra.storage import atomic_write, require_space
@@ -34,6 +35,8 @@ from pipelines.train_job import TrainJob, open_batches
 from pipelines.train_worker import train_in_worker
 from pipelines.watch import TrainingWatch, WatchedFolder
 from preprocessing.latents import LatentCache
+
+COPIES_NAME = "checkpoints"  # folder of all trainings' copies below the place of large data
 
 _FACTS_NAME = "facts.json"
 _SETTINGS_NAME = "settings.json"
@@ -60,7 +63,7 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
         initial_dir=None if initial is None else initial.model_dir,
         folder=folder,
         num_loaders=runtime.num_loaders,
-        copies_dir=None if runtime.data_root is None else runtime.data_dir / "train" / final_dir(folder).name,
+        copies_dir=None if runtime.data_root is None else runtime.data_dir / COPIES_NAME / final_dir(folder).name,
     )
     _check(job)
     _require_same_settings(job)
@@ -97,7 +100,7 @@ def _require_same_settings(job: TrainJob) -> None:
 
     A stage's folder is named by its settings, so this happens to folders that were copied or renamed.
     """
-    path, settings = job.folder / _SETTINGS_NAME, flatten(plain(job.config))
+    path, settings = job.folder / _SETTINGS_NAME, flatten(identity(job.config))
     if not path.exists():
         atomic_write(path, (json.dumps(settings, indent=2) + "\n").encode())
         return
@@ -112,9 +115,9 @@ def _require_same_settings(job: TrainJob) -> None:
 
 def _start_run(tracking: Tracking, job: TrainJob, inputs: Mapping[str, Any]) -> Run:
     """This training's MLflow run: a new one, or the one that an earlier attempt began."""
-    identity = {role: artifact.fingerprint for role, artifact in inputs.items()} | {"config": plain(job.config)}
+    made_of = {role: artifact.fingerprint for role, artifact in inputs.items()} | {"config": identity(job.config)}
     final = final_dir(job.folder)
-    tags = {FINGERPRINT_TAG: fingerprint(identity), STAGE_TAG: "train"}
+    tags = {FINGERPRINT_TAG: fingerprint(made_of), STAGE_TAG: "train"}
     run = tracking.start(f"train {final.name[:8]}", tags=tags)
     run.set_tags({**code_tags("train"), **input_tags(inputs), FOLDER_TAG: str(final)})
     log_config(run, job.config)
@@ -126,12 +129,12 @@ def _start_run(tracking: Tracking, job: TrainJob, inputs: Mapping[str, Any]) -> 
 
 def _run(job: TrainJob, inputs: Mapping[str, Any], tracking: Tracking, runtime: RuntimeConfig) -> str:
     """Do the steps that are missing; returns the id of the MLflow run, which has everything then."""
-    _restore_checkpoint(job)
-    newest = job.snapshots().newest()
+    newest = _newest_checkpoint(job)
     done = 0 if newest is None else newest.step
     reached = len(job.metrics_path.read_bytes().splitlines()) if job.metrics_path.exists() else 0
     drop_lines_after(job.metrics_path, done)  # workers do so too; here, so that they are neither shown nor recorded
-    settings = {"num_workers": runtime.num_workers, "use_gpu": runtime.use_gpu, "start_step": done}
+    settings: dict[str, object] = {"num_workers": runtime.num_workers, "use_gpu": runtime.use_gpu, "start_step": done}
+    settings |= flatten(how(job.config))
     with tracking.answering():
         run = _start_run(tracking, job, inputs)
         attempt = start_attempt(tracking, run, job.folder, settings=settings, tags=code_tags("train"), step=reached)
@@ -144,14 +147,17 @@ def _run(job: TrainJob, inputs: Mapping[str, Any], tracking: Tracking, runtime: 
     return run.id
 
 
-def _restore_checkpoint(job: TrainJob) -> None:
-    """Bring the copy of a checkpoint back where the training's folder has lost it."""
-    copies, newest = job.copies(), job.snapshots().newest()
-    if copies is not None and copies.newest_step() > (0 if newest is None else newest.step):
-        get_logger("train").info(
-            "bringing back the checkpoint after step %d from %s", copies.newest_step(), copies.root
-        )
-        copies.fetch(job.snapshots(), job.metrics_path)
+def _newest_checkpoint(job: TrainJob) -> Snapshot | None:
+    """The one to go on from; where the training's folder has lost it or it is damaged, its copy is brought back."""
+    copies, snapshots = job.copies(), job.snapshots()
+    newest = snapshots.newest()
+    step = 0 if copies is None else copies.newest_step()
+    if copies is None or step <= (0 if newest is None else newest.step):
+        return newest
+    get_logger("train").info("bringing back the checkpoint after step %d from %s", step, copies.root)
+    snapshots.claim()
+    copies.fetch(snapshots, job.metrics_path)
+    return snapshots.newest()
 
 
 def _train_in_workers(job: TrainJob, runtime: RuntimeConfig) -> None:

@@ -21,15 +21,16 @@ from infra.stopwatch import Stopwatch
 from infra.storage import publish_folder
 from model.adapter import freeze_base, write_adapter
 from model.base import BaseModel, load_base
+from model.cost.flops import total
 from model.diffusion import Objective, PartLoss, prior_loss, view_loss
 from model.unet import ViewDiffUNet
 from pipelines.callbacks import MetricsFile, WatchRanks, Work, preview_request
 from pipelines.checkpoints import MODEL_PART, OPTIMIZER_PART, Cadence, Copier, SaveCheckpoints, WeightAverage
-from pipelines.gpus import recognise_gpu
+from pipelines.gpus import ideal_seconds, recognise_gpu
 from pipelines.loop import Callback, DivergedError, LossPart, Training, train_steps
 from pipelines.previews import DrawPreviews
 from pipelines.schedule import Schedule
-from pipelines.step_cost import useful_flops_per_step
+from pipelines.step_cost import step_flops
 from pipelines.train_job import VALIDATION_SPLIT, TrainJob, open_batches
 from pipelines.validation import Validation
 from preprocessing.batches import LoadedBatch, TrainBatches
@@ -62,9 +63,10 @@ def train_in_worker(job: TrainJob) -> None:
     Raises:
         DivergedError: on every rank, saying what the step's samples were.
     """
+    snapshots = job.snapshots()
     if dist.get_rank() == 0:
-        job.snapshots().sweep()
-    snapshot = from_first_rank(job.snapshots().newest() if dist.get_rank() == 0 else None)
+        snapshots.claim()
+    snapshot = from_first_rank(snapshots.newest() if dist.get_rank() == 0 else None)
     rank = start_rank(job, snapshot)
     average = _average(rank, snapshot)
     save = SaveCheckpoints(
@@ -72,7 +74,7 @@ def train_in_worker(job: TrainJob) -> None:
         unet=rank.unet,
         cadence=rank.cadence,
         average=average,
-        snapshots=job.snapshots(),
+        snapshots=snapshots,
         model_dir=job.model_dir,
         request_path=job.request_path,
         copier=_copier(job) if rank.is_first else None,
@@ -93,7 +95,9 @@ def train_in_worker(job: TrainJob) -> None:
     try:
         train_steps(training, batches, steps=steps)
     except DivergedError as error:
-        raise DivergedError(f"{error}; {_circumstances(rank, error.step)}", error.step) from None
+        save.background.wait()
+        circumstances = from_first_rank(_circumstances(rank, error.step) if rank.is_first else "")
+        raise DivergedError(f"{error}; {circumstances}", error.step) from None
     save.finish(job.config.num_steps)
     if rank.is_first:
         _save_adapter(rank)
@@ -179,7 +183,6 @@ def _callbacks(rank: Rank, average: WeightAverage | None, save: SaveCheckpoints)
     preview = preview_request(rank.batches, config.num_views, rank.encoder)
     if not rank.is_first:
         return [save]
-    work = Work(num_views=config.batch_size * config.num_views, flops=_useful_flops(rank), peak=_peak_flops(rank))
     previews = DrawPreviews(
         rank.unet,
         preview.to(rank.engine.device),
@@ -187,23 +190,22 @@ def _callbacks(rank: Rank, average: WeightAverage | None, save: SaveCheckpoints)
         folder=job.previews_dir,
         every_steps=config.preview_every_steps,
     )
-    metrics = MetricsFile(job.metrics_path, done=rank.done, checkpoints=rank.cadence, work=work)
+    metrics = MetricsFile(job.metrics_path, done=rank.done, checkpoints=rank.cadence, work=_work(rank))
     return [*([average] if average else []), metrics, save, previews, WatchRanks(hosts, partial(_tell, job))]
 
 
-def _useful_flops(rank: Rank) -> float:
-    latents = rank.batches.latents
+def _work(rank: Rank) -> Work:
+    """What a step is made of."""
+    config, latents, device = rank.job.config, rank.batches.latents, rank.engine.device
     _, height, width = latents.latent_shape
-    return useful_flops_per_step(
-        rank.job.config, rank.unet, latent_size=(height, width), text_length=latents.text([0]).shape[1]
-    )
-
-
-def _peak_flops(rank: Rank) -> float | None:
-    """What the GPUs of all ranks could do in a second, if this one's kind is known."""
-    device = rank.engine.device
+    flops = step_flops(config, rank.unet, latent_size=(height, width), text_length=latents.text([0]).shape[1])
     gpu = recognise_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    return None if gpu is None else gpu.peak(rank.job.config.engine.precision) * dist.get_world_size()
+    alone = None if gpu is None else ideal_seconds(flops, gpu, config.engine.precision)
+    return Work(
+        num_views=config.batch_size * config.num_views,
+        flops=total(flops).useful,
+        ideal_seconds=None if alone is None else alone / dist.get_world_size(),
+    )
 
 
 def _tell(job: TrainJob, message: str) -> None:
@@ -225,7 +227,8 @@ def _save_adapter(rank: Rank) -> None:
     job = rank.job
     if job.config.trained == "adapter" and not job.adapter_dir.exists():
         unfinished = job.folder / ".adapter"
-        write_adapter(unfinished, rank.unet, base=str(job.initial_dir or job.base_dir))
+        trained = ViewDiffUNet.from_pretrained(job.model_dir)  # which may be the average
+        write_adapter(unfinished, trained, base=str(job.initial_dir or job.base_dir))
         publish_folder(unfinished, job.adapter_dir)
 
 

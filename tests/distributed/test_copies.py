@@ -12,7 +12,7 @@ import pytest
 
 from infra.s3 import S3Path
 from infra.storage import digest_folder, open_path
-from pipelines.train import _restore_checkpoint
+from pipelines.train import COPIES_NAME, _newest_checkpoint
 from pipelines.train_job import TrainJob
 from pipelines.train_worker import train_in_worker
 from tests.distributed.launch import kill_distributed, run_distributed
@@ -62,7 +62,7 @@ def test_a_lost_disk(server: S3Server, tmp_path: Path) -> None:
         initial_dir=None,
         folder=tmp_path / "work",
         num_loaders=0,
-        copies_dir=open_path(f"s3://{BUCKET}/train/fingerprint"),
+        copies_dir=open_path(f"s3://{BUCKET}/{COPIES_NAME}/fingerprint"),
     )
     copies = job.copies()
     assert copies is not None
@@ -72,8 +72,7 @@ def test_a_lost_disk(server: S3Server, tmp_path: Path) -> None:
     )
     shutil.rmtree(job.folder)
     job.folder.mkdir()
-    _restore_checkpoint(job)
-    restored = job.snapshots().newest()
+    restored = _newest_checkpoint(job)
     assert restored is not None
     assert 4 <= restored.step < CONFIG.num_steps
 

@@ -67,14 +67,48 @@ def test_an_interrupted_save_stays_invisible_and_is_swept(tmp_path: Path, monkey
         save(folder, 2)
     assert len(list(tmp_path.iterdir())) == 2
     assert newest_step(tmp_path) == 1
-    folder.sweep()
-    assert len(list(tmp_path.iterdir())) == 1
+    folder.claim()
+    assert [step for step, _ in folder._found()] == [1]
+    assert not list(tmp_path.glob(".partial-*"))
 
 
 def test_attempts_do_not_write_into_each_other(tmp_path: Path) -> None:
     first, second = SnapshotFolder(tmp_path), SnapshotFolder(tmp_path)
     assert save(first, 3).folder != save(second, 3).folder
     assert newest_step(tmp_path) == 3
+
+
+def test_whoever_was_replaced_publishes_nothing(tmp_path: Path) -> None:
+    first, second = SnapshotFolder(tmp_path), SnapshotFolder(tmp_path)
+    first.claim()
+    save(first, 10)
+    second.claim()
+    with pytest.raises(RuntimeError, match="another process has taken this training over"):
+        save(first, 20)
+    assert newest_step(tmp_path) == 10
+    save(second, 15)
+    assert newest_step(tmp_path) == 15
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_is_saved_after_falling_back_stays(keep: int, tmp_path: Path) -> None:
+    folder = SnapshotFolder(tmp_path, keep=keep)
+    for step in (5, 15, 20):
+        save(SnapshotFolder(tmp_path, keep=3), step)
+    for _, damaged in folder._found()[:2]:
+        (damaged / MANIFEST_NAME).unlink()
+    assert newest_step(tmp_path) == 5
+    save(folder, 10)
+    assert [step for step, _ in folder._found()] == [10, 5][:keep]
+
+
+def test_a_loss_that_is_no_number_is_not_the_best(tmp_path: Path) -> None:
+    folder = SnapshotFolder(tmp_path, keep=1)
+    for step, loss in ((1, 0.2), (2, float("nan")), (3, 0.3)):
+        folder.save(step, {"model": {}}, {"validation_loss": loss})
+    best = folder.best()
+    assert best is not None
+    assert best.step == 1
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing", "no manifest", "manifest", "other step"])

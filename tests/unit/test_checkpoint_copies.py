@@ -77,6 +77,16 @@ def test_a_damaged_copy_is_passed_over(first: Path, copies: CheckpointCopies, tm
     assert fetched(copies, tmp_path / "second") is None
 
 
+def test_a_damaged_checkpoint_is_replaced_by_its_copy(first: Path, copies: CheckpointCopies) -> None:
+    snapshot = save(first, 1)
+    copies.put(snapshot.folder, first / METRICS)
+    (snapshot.folder / "model.safetensors").write_bytes(b"other")
+    snapshots = SnapshotFolder(first / "checkpoints")
+    assert snapshots.newest() is None
+    copies.fetch(snapshots, first / METRICS)
+    assert snapshots.newest() == snapshot
+
+
 def test_a_late_writer_leaves_its_successors_copy(first: Path, copies: CheckpointCopies) -> None:
     early, late = save(first, 1), save(first, 2)
     copies.put(late.folder, first / METRICS)

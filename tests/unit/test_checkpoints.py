@@ -152,3 +152,13 @@ def test_a_failed_write_is_told_by_the_next(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         background.run(lambda: None)
     background.wait()  # told once
+
+
+def test_a_failed_write_is_told_at_the_next_step(unet: ViewDiffUNet, tmp_path: Path) -> None:
+    save = saver(unet, tmp_path)
+    (tmp_path / "checkpoints").write_text("in the way")
+    save(info(2))
+    while save.background.is_busy:
+        pass
+    with pytest.raises(OSError, match="checkpoints"):
+        save(info(3))

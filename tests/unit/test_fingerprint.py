@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.fingerprint import canonical_json, fingerprint
+from infra.fingerprint import HOW, canonical_json, fingerprint, how, identity, plain
+from pipelines.presets import tiny
 
 
 class Merge(Enum):
@@ -106,3 +107,34 @@ def test_values_that_look_alike_differ(one: object, other: object) -> None:
 def test_values_without_identity_raise_and_name_their_path(value: object, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         fingerprint(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    rate: float = 1e-3
+    stage: int = field(default=2, metadata=HOW)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    engine: Engine = Engine()
+    layer: Layer = Layer()
+    at_once: int = field(default=1, metadata=HOW)
+
+
+def test_how_work_is_done_is_no_part_of_the_identity() -> None:
+    one, other = Training(), Training(engine=Engine(stage=1), at_once=8)
+    assert identity(one) == identity(other)
+    assert identity(one) != identity(Training(engine=Engine(rate=2e-3)))
+    assert how(other) == {"engine": {"stage": 1}, "at_once": 8}
+    assert plain(other) != plain(one)
+
+
+def test_a_training_may_be_divided_otherwise_on_the_way() -> None:
+    config = tiny().train
+    engine = replace(config.engine, zero_stage=2, compile=True)
+    model = replace(config.model, gradient_checkpointing=True)
+    divided = replace(config, engine=engine, model=model, micro_batch_size=1, checkpoint_every_steps=7)
+    assert fingerprint(identity(divided)) == fingerprint(identity(config))
+    for name, value in {"num_steps": 7, "batch_size": 4, "seed": 5, "average_decay": 0.9}.items():
+        assert fingerprint(identity(replace(config, **{name: value}))) != fingerprint(identity(config))
