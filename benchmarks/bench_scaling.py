@@ -79,7 +79,7 @@ def count_bytes(zero_stage: int) -> torch.Tensor:
         each.start()
     module = nn.Sequential(*(nn.Linear(256, 256) for _ in range(8)))
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
-    config = EngineConfig(zero_stage=zero_stage)  # type: ignore[arg-type]
+    config = EngineConfig(zero_stage=zero_stage)
     engine = Engine(module, {"all": list(module.parameters())}, config, num_steps=2, device=torch.device("cpu"))
     found = torch.zeros(2, 2, dtype=torch.float64)
     for part in (0, 1):

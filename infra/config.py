@@ -16,7 +16,7 @@ from infra.fingerprint import HOW
 class EngineConfig:
     """How the weights are updated. Defaults: the paper, section 4 (AdamW, two learning rates, gradient clipping)."""
 
-    zero_stage: Literal[0, 1, 2] = field(default=2, metadata=HOW)
+    zero_stage: int = field(default=2, metadata=HOW)
     """What ranks share out among them: 0 nothing, 1 the optimizer's state, 2 the gradients too."""
     precision: Literal["float32", "bf16"] = "float32"
     """Arithmetic of matrix products; weights, gradients and optimizer state are float32 in both."""

@@ -18,6 +18,7 @@ import torch
 from infra.cluster import call_while_ray_lives
 from infra.errors import UserError
 from infra.log import get_logger
+from infra.stop_request import StopRequest
 from infra.storage import as_user_error, atomic_write
 
 _CPUS_PER_WORKER = 1
@@ -58,11 +59,11 @@ def run_workers(
     when there is room for more workers, and when a node is about to go; before that the file `checkpoint_request` is
     created, which `run` has to remove when it has saved what it did. `storage_dir` is a scratch folder that all nodes
     see, and `notices` a file in it, of which each new line is shown. A FloatingPointError ends them at once, because it
-    would come again: all workers must raise it alike.
+    would come again: all workers must raise it alike. After SIGTERM a checkpoint is asked for, and waited for, first.
 
     Raises:
         UserError: what `run` raised as such, a full disk, a FloatingPointError, or Ray itself was killed.
-        KeyboardInterrupt: the person at the keyboard stopped it.
+        KeyboardInterrupt: the person at the keyboard stopped it, or SIGTERM.
         ray.train.TrainingFailedError: it failed too often in another way.
     """
     for key, value in _SETTINGS.items():
@@ -75,18 +76,25 @@ def run_workers(
     storage_dir.mkdir(parents=True, exist_ok=True)
     name = uuid.uuid4().hex[:8]
     shown, diverged = _Notices(notices), storage_dir / f"{name}-diverged.txt"
+    stop = StopRequest(checkpoint_request)
     events = TrainingEvents(checkpoint_request=checkpoint_request, notices=notices, least_workers=workers.least)
     told = {"run": run, "job": job, "diverged": diverged}
     num_failures = 0
+
+    def look() -> None:
+        shown.show()
+        stop.obey()
+
     while True:
         trainer = _trainer(told, workers, callbacks=[events], name=name, storage_path=str(storage_dir))
         try:
-            call_while_ray_lives(trainer.fit, meanwhile=shown.show)
+            with stop:
+                call_while_ray_lives(trainer.fit, meanwhile=look)
             if diverged.exists():
                 raise UserError(f"train: {diverged.read_text()}")
             return
         except TrainingFailedError as error:
-            raise _user_error(error, storage_dir) or error from None
+            raise _user_error(error, storage_dir) or _loss(error, workers.max_failures) or error from None
         except ray.exceptions.RayActorError as error:  # Ray Train does not restart its own controller
             num_failures += 1
             if num_failures > workers.max_failures:
@@ -153,6 +161,20 @@ class _Notices:
 
     def _lines(self) -> list[str]:
         return self._path.read_text().splitlines() if self._path.exists() else []
+
+
+def _loss(error: Exception, max_failures: int) -> UserError | None:
+    """The message for a person when workers did not fail but died."""
+    failures = getattr(error, "worker_failures", {}).items()
+    reasons = {rank: getattr(failure, "health_check_failure", None) for rank, failure in failures}
+    lost = [(rank, reason) for rank, reason in reasons.items() if reason is not None]
+    if not lost:
+        return None
+    rank, reason = lost[0]
+    return UserError(
+        f"train: worker {rank} was lost, as happens when memory runs out, and it was so more than --max-failures "
+        f"{max_failures} times ({str(reason).strip().splitlines()[0]}); run the same command again: it resumes"
+    )
 
 
 def _user_error(error: Exception, folder: Path) -> UserError | None:

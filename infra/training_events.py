@@ -22,7 +22,7 @@ from ray.train.v2._internal.execution.controller.state import (
     TrainControllerState,
 )
 
-_CHECKPOINT_SECONDS = 300.0  # for a step and a checkpoint; after that workers are moved without
+_CHECKPOINT_SECONDS = 120.0  # for a step and a checkpoint; then workers are moved without, as when one just died
 _POLL_SECONDS = 0.2
 _DUE = 0  # a deadline that is over, in ms since 1970
 

@@ -21,6 +21,7 @@ from pipelines.lines import LineSender
 
 ATTEMPTS_NAME = "attempts"  # folder below the training's, needed until all is in MLflow
 STAGE_TAG, FOLDER_TAG, ERROR_TAG = "viewdiff.stage", "viewdiff.folder", "viewdiff.error"
+RAN_ON_TAG = "viewdiff.ran_on"  # of the whole training: where its newest attempt ran
 ATTEMPT = "attempt"  # value of the stage's tag
 
 _MARKER = PREFIX + "cpu_utilization_percentage"

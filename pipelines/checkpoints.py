@@ -153,10 +153,15 @@ class SaveCheckpoints:
         self._publish(info.step, parts[MODEL_PART] | parts.get(AVERAGE_PART, {}))
 
     def _publish(self, step: int, weights: dict[str, Tensor]) -> None:
-        unfinished = self.model_dir.with_name(f".{self.model_dir.name}")
-        write_network(unfinished, self.unet.unet, self.unet.config, weights)
-        (unfinished / _STEP_NAME).write_text(json.dumps({"step": step}) + "\n")
-        replace_folder(unfinished, self.model_dir)
+        write_model(self.unet, weights, step, self.model_dir)
+
+
+def write_model(unet: ViewDiffUNet, weights: dict[str, Tensor], step: int, folder: Path) -> None:
+    """Write a network with these weights, of after `step` steps, in the place of what is in `folder`."""
+    unfinished = folder.with_name(f".{folder.name}")
+    write_network(unfinished, unet.unet, unet.config, weights)
+    (unfinished / _STEP_NAME).write_text(json.dumps({"step": step}) + "\n")
+    replace_folder(unfinished, folder)
 
 
 def step_of_model(model_dir: Path) -> int | None:

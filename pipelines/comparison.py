@@ -13,6 +13,7 @@ import numpy as np
 from infra.errors import UserError
 from infra.log import format_seconds
 from infra.mlflow_read import History, RecordedRun
+from pipelines.attempts import FOLDER_TAG, RAN_ON_TAG
 from pipelines.lineage import COMMIT_TAG, INPUT_PREFIX, VERSION_PREFIX
 from pipelines.names import nearest
 
@@ -61,7 +62,7 @@ class Table:
 
 
 def choose_runs(wanted: Sequence[str], runs: Sequence[RecordedRun]) -> list[RecordedRun]:
-    """The runs that a person means by (the beginnings of) ids or by names.
+    """The runs that a person means by (the beginnings of) their ids or fingerprints, or by names.
 
     Raises:
         UserError: fewer than two, the same one twice, an unknown one, or one that could be several.
@@ -76,13 +77,18 @@ def choose_runs(wanted: Sequence[str], runs: Sequence[RecordedRun]) -> list[Reco
 
 
 def _choose(text: str, runs: Sequence[RecordedRun]) -> RecordedRun:
-    found = [run for run in runs if text and (run.id.startswith(text.lower()) or run.name == text)]
+    found = [run for run in runs if text and _is_meant(run, text)]
     if len(found) == 1:
         return found[0]
     if not found:
         choices = nearest(text, [name for run in runs for name in (run.name, run.id[:_SHORT_ID])])
         raise UserError(f"compare: no training run {text!r}{choices}; `viewdiff compare` without a run lists them")
     raise UserError(f"compare: {text!r} may be {', '.join(map(short, found))}; type more of its id")
+
+
+def _is_meant(run: RecordedRun, text: str) -> bool:
+    fingerprint = run.tags.get(FOLDER_TAG, "").rpartition("/")[2]
+    return run.name == text or run.id.startswith(text.lower()) or fingerprint.startswith(text.lower())
 
 
 def short(run: RecordedRun) -> str:
@@ -137,6 +143,7 @@ def _run_rows(compared: Sequence[Compared]) -> list[Row]:
         "status": [item.run.status for item in compared],
         "steps": [f"{item.histories[LOSS].steps[-1]:,}" for item in compared],
         "time in steps": [_time(item) for item in compared],
+        "ran on": [item.run.tags.get(RAN_ON_TAG, NOTHING) for item in compared],
         "views per second": [_speed(item) for item in compared],
         "model": [item.model for item in compared],
     }

@@ -138,5 +138,5 @@ def _choose_stage(config: RunConfig, gpus: int, limit: float) -> tuple[RunConfig
 
 
 def _with(config: RunConfig, stage: int, micro_batch_size: int) -> RunConfig:
-    engine = replace(config.train.engine, zero_stage=stage)  # type: ignore[arg-type]
+    engine = replace(config.train.engine, zero_stage=stage)
     return replace(config, train=replace(config.train, engine=engine, micro_batch_size=micro_batch_size))

@@ -7,6 +7,7 @@ go on.
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,9 +25,10 @@ from infra.mlflow_run import Run
 from infra.storage import atomic_write, require_space
 from infra.tracking import FINGERPRINT_TAG, Tracking, flatten
 from model.unet import ViewDiffUNet
-from pipelines.artifacts import CARD_NAME
-from pipelines.attempts import ATTEMPTS_NAME, FOLDER_TAG, STAGE_TAG, start_attempt
+from pipelines.artifacts import CARD_NAME, RECORD_NAME
+from pipelines.attempts import ATTEMPTS_NAME, FOLDER_TAG, RAN_ON_TAG, STAGE_TAG, start_attempt
 from pipelines.callbacks import drop_lines_after
+from pipelines.checkpoints import AVERAGE_PART, MODEL_PART, write_model
 from pipelines.config import TrainConfig
 from pipelines.lineage import code_tags, input_tags, log_config, log_shards
 from pipelines.runtime import RuntimeConfig
@@ -40,8 +42,9 @@ COPIES_NAME = "checkpoints"  # folder of all trainings' copies below the place o
 
 _FACTS_NAME = "facts.json"
 _SETTINGS_NAME = "settings.json"
-# On the disk: weights and AdamW's two moments in a checkpoint; the model itself, twice while it is replaced.
-_CHECKPOINT_BYTES, _MODEL_BYTES = 12, 2 * 4
+_MOST_LISTED = 5
+# On the disk: weights and AdamW's two moments in a checkpoint; the model, twice while it is replaced, and the best one.
+_CHECKPOINT_BYTES, _MODEL_BYTES = 12, 3 * 4
 _UNCOUNTED_CHECKPOINTS = 2  # the best one, and one that is being written
 
 
@@ -70,6 +73,7 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
     if not (folder / _FACTS_NAME).exists():
         run_id = _run(job, inputs, tracking, runtime)
         atomic_write(folder / _FACTS_NAME, json.dumps(_facts(job) | {"mlflow_run_id": run_id}).encode())
+    _keep_best(job)
     for scratch in (job.checkpoints_dir, job.workers_dir, folder / ATTEMPTS_NAME):
         shutil.rmtree(scratch, ignore_errors=True)  # only needed until all is made and recorded
     job.request_path.unlink(missing_ok=True)
@@ -102,15 +106,27 @@ def _require_same_settings(job: TrainJob) -> None:
     """
     path, settings = job.folder / _SETTINGS_NAME, flatten(identity(job.config))
     if not path.exists():
+        _tell_of_unfinished(job, settings)
         atomic_write(path, (json.dumps(settings, indent=2) + "\n").encode())
-        return
-    begun = json.loads(path.read_bytes())
-    for name in sorted(begun.keys() | settings.keys()):
-        if begun.get(name) != settings.get(name):
-            raise UserError(
-                f"train: {job.folder} was begun with {name} {begun.get(name)}, now it is {settings.get(name)}; a "
-                "training goes on only with the settings that it began with: restore them, or use another --root"
-            )
+    elif changes := _changes(json.loads(path.read_bytes()), settings):
+        raise UserError(
+            f"train: {job.folder} was begun with other settings: {changes}; a training goes on only with those that it "
+            "began with: restore them, or use another --root"
+        )
+
+
+def _tell_of_unfinished(job: TrainJob, settings: dict[str, object]) -> None:
+    """Say that this is not the continuation of another training, which somebody may have meant."""
+    for path in sorted(job.folder.parent.glob(f"*/{_SETTINGS_NAME}")):
+        if not (path.parent / RECORD_NAME).exists() and (changes := _changes(json.loads(path.read_bytes()), settings)):
+            get_logger("train").info("%s is an unfinished training with other settings: %s", path.parent, changes)
+
+
+def _changes(before: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """The settings that differ, with both values."""
+    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    listed = [f"{name} {before.get(name)} instead of {now.get(name)}" for name in names[:_MOST_LISTED]]
+    return ", ".join(listed) + (f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else "")
 
 
 def _start_run(tracking: Tracking, job: TrainJob, inputs: Mapping[str, Any]) -> Run:
@@ -137,6 +153,7 @@ def _run(job: TrainJob, inputs: Mapping[str, Any], tracking: Tracking, runtime: 
     settings |= flatten(how(job.config))
     with tracking.answering():
         run = _start_run(tracking, job, inputs)
+        run.set_tags({RAN_ON_TAG: _place(runtime)})
         attempt = start_attempt(tracking, run, job.folder, settings=settings, tags=code_tags("train"), step=reached)
     watched = WatchedFolder(
         metrics_path=job.metrics_path, previews_dir=job.previews_dir, checkpoints_dir=job.checkpoints_dir
@@ -160,6 +177,12 @@ def _newest_checkpoint(job: TrainJob) -> Snapshot | None:
     return snapshots.newest()
 
 
+def _place(runtime: RuntimeConfig) -> str:
+    """Where a training runs, for a person."""
+    kind = "GPU" if runtime.use_gpu else "CPU"
+    return f"{runtime.num_workers} worker{'s' if runtime.num_workers > 1 else ''} ({kind}), from {platform.node()}"
+
+
 def _train_in_workers(job: TrainJob, runtime: RuntimeConfig) -> None:
     ensure_ray(num_cpus=runtime.num_workers)
     workers = Workers(
@@ -176,6 +199,15 @@ def _train_in_workers(job: TrainJob, runtime: RuntimeConfig) -> None:
         checkpoint_request=job.request_path,
         notices=job.notices_path,
     )
+
+
+def _keep_best(job: TrainJob) -> None:
+    """Beside the last weights those with the smallest validation loss, if a checkpoint has others."""
+    best = job.snapshots().best()
+    if best is None or best.step == job.config.num_steps or job.best_dir.exists():
+        return
+    weights = best.tensors(MODEL_PART) | (best.tensors(AVERAGE_PART) if job.config.average_decay else {})
+    write_model(ViewDiffUNet.from_pretrained(job.model_dir), weights, best.step, job.best_dir)
 
 
 def _facts(job: TrainJob) -> dict[str, Any]:

@@ -56,6 +56,10 @@ class TrainJob:
         return self.folder / "model"
 
     @property
+    def best_dir(self) -> Path:
+        return self.folder / "best"
+
+    @property
     def adapter_dir(self) -> Path:
         return self.folder / "adapter"
 

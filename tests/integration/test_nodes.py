@@ -192,11 +192,14 @@ def test_controller_and_raylet_that_die(tmp_path: Path, monkeypatch: pytest.Monk
         assert not alive
 
 
-def test_ctrl_c_leaves_no_worker(nodes: Nodes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_driver_leaves_no_worker(stop: signal.Signals, nodes: Nodes, tmp_path: Path) -> None:
+    """After SIGTERM, which comes before a machine is taken away, what was done is saved first."""
     nodes.add()
     folder = tmp_path / "count"
     with Driver("count", tmp_path, folder, most=1, least=1, address=nodes.address) as driver:
         driver.wait_until(lambda: counted(folder))
-        driver.process.send_signal(signal.SIGINT)
+        driver.process.send_signal(stop)
         assert driver.wait() == 130, driver.said()
+        assert (folder / "saved").exists() == (stop == signal.SIGTERM)
         wait_for(lambda: nodes.with_worker() is None, driver.said)

@@ -18,9 +18,10 @@ import psutil
 import pytest
 
 from infra.errors import UserError
-from infra.fingerprint import plain
+from infra.fingerprint import identity
 from infra.tracking import Tracking, flatten
 from pipelines.artifacts import Artifact
+from pipelines.checkpoints import step_of_model
 from pipelines.runtime import RuntimeConfig
 from pipelines.train import train
 from pipelines.train_job import TrainJob
@@ -117,13 +118,11 @@ def test_kills_leave_no_trace(root: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     assert facts["steps"] == 40
     assert facts["final_loss"] == records(peaceful)[-1]["loss"]
-    assert {path.name for path in (root / "work").iterdir()} == {
-        "facts.json",
-        "metrics.jsonl",
-        "model",
-        "previews",
-        "settings.json",
-    }
+    losses = {record["step"]: record["validation_loss"] for record in records(peaceful) if "validation_loss" in record}
+    best_step = min(losses, key=lambda step: losses[step])
+    left = {"facts.json", "metrics.jsonl", "model", "previews", "settings.json"}
+    assert {path.name for path in (root / "work").iterdir()} == left | ({"best"} if best_step < 40 else set())
+    assert best_step == 40 or step_of_model(root / "work" / "best") == best_step
     assert attempt(root) == facts  # nothing is trained again
     assert_recorded_once(root, facts)
 
@@ -159,9 +158,9 @@ def test_too_little_space_is_refused_before_anything_starts(
 
 
 def test_other_settings_than_those_it_was_begun_with_are_refused(root: Path, tmp_path: Path) -> None:
-    begun = flatten(plain(CONFIG)) | {"engine.learning_rate": 0.5}
+    begun = flatten(identity(CONFIG)) | {"engine.learning_rate": 0.5}
     (tmp_path / "settings.json").write_text(json.dumps(begun))
-    with pytest.raises(UserError, match=r"was begun with engine.learning_rate 0.5, now it is 0.001; a training"):
+    with pytest.raises(UserError, match=r"other settings: engine.learning_rate 0.5 instead of 0.001; a training"):
         train(CONFIG, inputs(root), tmp_path, RuntimeConfig(root=str(tmp_path)))
 
 

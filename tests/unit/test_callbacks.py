@@ -22,7 +22,7 @@ def info(step: int, *rank_seconds: float) -> StepInfo:
 
 
 def test_what_depends_on_the_machine_is_named_so() -> None:
-    line = json.loads(write_line(info(3, 1.0, 1.0, 3.0), Work(num_views=40, flops=6e12)))
+    line = json.loads(write_line(info(3, 1.0, 1.0, 3.0), Work(num_views=40, flops=6e12, ideal_seconds=0.5)))
     assert {name: value for name, value in line.items() if not name.startswith("time/")} == {
         "step": 3,
         "loss": 0.5,
@@ -33,6 +33,7 @@ def test_what_depends_on_the_machine_is_named_so() -> None:
     assert line["time/seconds"] == 2.0
     assert line["time/views_per_second"] == 20.0
     assert line["time/teraflops_per_second"] == 3.0
+    assert line["time/utilisation"] == 0.25
     assert line["time/data_seconds"] == 0.5
     assert line["time/slowest_rank_ratio"] == 3.0
     assert 0.01 < line["time/memory_gb"] < 1000

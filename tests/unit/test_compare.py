@@ -68,6 +68,11 @@ def test_only_what_differs_is_shown_and_who_is_ahead(root: Path, capsys: pytest.
         assert row in words, row
 
 
+def test_a_run_may_be_named_by_its_fingerprint(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare(root, "slo", "fas")
+    assert "learning_rate" in capsys.readouterr().out
+
+
 def test_the_page_shows_the_same_and_needs_nothing_else(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compare(root, "train slow", "train fast")
     page = (root / "page" / PAGE_NAME).read_text()

@@ -10,7 +10,7 @@ from model.cost.memory import PassMemory
 from pipelines import memory as memory_module
 from pipelines import sizing, sizing_text
 from pipelines.config import RunConfig
-from pipelines.gpus import choose_gpu
+from pipelines.gpus import choose_gpu, recognise_gpu
 from pipelines.memory import GB, training_memory
 from pipelines.presets import tiny
 from pipelines.requests import SizingConfig
@@ -43,7 +43,7 @@ def config(**settings: object) -> RunConfig:
 
 def with_stage(stage: int, **settings: object) -> RunConfig:
     plain = config(**settings)
-    engine = replace(plain.train.engine, zero_stage=stage)  # type: ignore[arg-type]
+    engine = replace(plain.train.engine, zero_stage=stage)
     return replace(plain, train=replace(plain.train, engine=engine))
 
 
@@ -95,6 +95,29 @@ def test_the_smallest_stage_and_then_the_most_samples() -> None:
     tight = size_training(config(batch_size=32), SizingConfig(gpus=4, gpu_memory=(needs_one + needs_two) / 2 / GB))
     assert (tight.config.train.engine.zero_stage, tight.config.train.micro_batch_size) == (2, 1)
     assert tight.passes == 16
+
+
+def test_a_share_that_does_not_come_out_even_is_divided_evenly() -> None:
+    plan = size_training(config(batch_size=55), SizingConfig(gpus=5, gpu_memory=80))
+    assert (plan.config.train.micro_batch_size, plan.passes) == (6, 4)  # 11 samples each, at most 8 at a time
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ],
+)
+def test_only_known_kinds_of_gpu_are_recognised(device: str, name: str | None) -> None:
+    gpu = recognise_gpu(device)
+    assert (None if gpu is None else gpu.name) == name
 
 
 def test_what_gpus_send_grows_with_passes_under_zero_2(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import errno
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any, ClassVar
 
 import pytest
 import ray.train.torch
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 import infra.cluster
-from infra.distributed import Workers, _run_in_worker, _user_error, run_workers
+from infra.distributed import Workers, _loss, _run_in_worker, _user_error, run_workers
 from infra.errors import UserError
 
 
@@ -42,6 +44,17 @@ def test_it_is_a_message(cause: Exception, message: str) -> None:
 @pytest.mark.parametrize("error", [FailedError(RuntimeError("a defect")), RuntimeError("no workers at all")])
 def test_defects_keep_their_traceback(error: Exception) -> None:
     assert _user_error(error, Path("/runs/train/workers")) is None
+
+
+def test_workers_that_died_are_told_in_a_line() -> None:
+    error = FailedError(RuntimeError("Connection closed by peer"))
+    died = WorkerHealthCheckFailedError("health check", RuntimeError("The actor died\nmore"))
+    error.worker_failures[1] = died
+    message = str(_loss(error, max_failures=3))
+    assert re.fullmatch(
+        r"train: worker 1 was lost, .* more than --max-failures 3 times \(The actor died\); run the .*", message
+    )
+    assert _loss(FailedError(RuntimeError("a defect")), max_failures=3) is None
 
 
 WORKERS = Workers(most=2, least=1, use_gpu=False, max_failures=1)
