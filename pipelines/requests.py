@@ -59,7 +59,7 @@ class SizingConfig:
     gpu: str | None = None
     """Kind whose speed is taken: rtx3090, rtx4090, a100, h100, h200; without it the slowest of about that memory."""
     utilisation: float = 0.3
-    """Share of its peak that is reached, in (0, 1]; a guess until a training has been measured."""
+    """Share of its peak that is reached, in (0, 1]; a guess until a training has its metric time/utilisation."""
 
     def __post_init__(self) -> None:
         if self.gpus < 1:
