@@ -73,8 +73,9 @@ def main() -> None:
         "the same of any settings, with memory part by part. How good the plan is: `docs/benchmarks/`, `*-plan.md`.\n\n"
         "For each kind of GPU the smallest ZeRO stage that fits is taken, then the most samples at once, at most 8. "
         f"Assumed:\n\n{assumed}\n- {SizingConfig().utilisation:.0%} of the peak is reached. That is a guess until a "
-        "training has been measured (`time/utilisation` in its metrics): time goes with its inverse.\n\nWhere sending takes longer than computing, as with "
-        "64 GPUs in many machines (12 GB a step at 25 GB/s are half a second), that is the time.\n\n"
+        "training has been measured (`time/utilisation` in its metrics): time goes with its inverse.\n\n"
+        "Where sending takes longer than computing, as with 64 GPUs in many machines (12 GB a step at 25 GB/s are half "
+        "a second), that is the time.\n\n"
         f"Peaks, bfloat16 and float32, TFLOP/s: {speeds}.\n\n"
     )
     PATH.write_text(page + "\n".join(preset_section(name) for name in PRESET_NAMES), encoding="utf-8")
