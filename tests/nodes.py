@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -118,6 +119,9 @@ def counted(folder: Path) -> list[list[int]]:
 
 def main() -> None:
     """Train or count."""
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # shells have it ignored by what they run in the background
     what, root, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     most, least = int(sys.argv[4]), int(sys.argv[5])
     infra.distributed._SECONDS_BETWEEN_RESIZES = 1.0
