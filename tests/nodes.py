@@ -27,6 +27,7 @@ from infra.command import run_command
 from infra.distributed import Workers, run_workers
 from infra.storage import atomic_write
 from tests.distributed.launch import TIMEOUT_SECONDS
+from tests.kill.processes import trains
 from tests.training_inputs import train_config
 
 CONFIG = train_config(num_steps=40, checkpoint_every_steps=5, preview_every_steps=100)
@@ -45,7 +46,7 @@ def wait_for(condition: Callable[[], Any], what: Callable[[], str]) -> Any:
 
 def workers_below(process: psutil.Process) -> list[psutil.Process]:
     """Ray Train's workers among a process's descendants, a raylet's or a driver's."""
-    return [child for child in process.children(recursive=True) if "TrainWorker" in " ".join(child.cmdline())]
+    return [child for child in process.children(recursive=True) if trains(child)]
 
 
 class Driver:
