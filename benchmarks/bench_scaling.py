@@ -196,7 +196,7 @@ def plot(curves: dict[str, list[Step]]) -> str:
         place.minorticks_off()
         place.grid(alpha=0.3)
     axes[0].set_ylabel("efficiency of `released`, %")
-    axes[1].legend()
+    axes[0].legend(loc="upper right", fontsize="small")  # there are no curves
     picture = f"{facts()['date']}-scaling.png"
     figure.savefig(FOLDER / picture, dpi=110)
     return picture

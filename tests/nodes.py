@@ -119,9 +119,6 @@ def counted(folder: Path) -> list[list[int]]:
 
 def main() -> None:
     """Train or count."""
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # shells have it ignored by what they run in the background
     what, root, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     most, least = int(sys.argv[4]), int(sys.argv[5])
     infra.distributed._SECONDS_BETWEEN_RESIZES = 1.0
