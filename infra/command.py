@@ -11,8 +11,6 @@ import psutil
 
 from infra.errors import UserError
 
-_SECONDS_TO_DIE = 5.0
-
 
 def run_command(program: str, call: Callable[[], object]) -> None:
     """Carry a command out and end this process.
@@ -45,11 +43,9 @@ def _end(code: int) -> None:
     """
     if "ray" not in sys.modules:
         raise SystemExit(code)
-    children = psutil.Process().children(recursive=True)
-    for child in children:
-        with suppress(psutil.NoSuchProcess):
-            child.kill()
-    psutil.wait_procs(children, timeout=_SECONDS_TO_DIE)
     sys.stdout.flush()
     sys.stderr.flush()
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
     os._exit(code)
