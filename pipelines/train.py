@@ -89,7 +89,8 @@ def _check(job: TrainJob) -> None:
         network = ViewDiffUNet.meta(UNet2DConditionModel.load_config(job.base_dir, subfolder="unet"), config.model)
         if job.initial_dir is not None:
             initial = ViewDiffUNet.from_pretrained(job.initial_dir)
-            if initial.config != config.model or initial.state_dict().keys() != network.state_dict().keys():
+            is_other = identity(initial.config) != identity(config.model)
+            if is_other or initial.state_dict().keys() != network.state_dict().keys():
                 raise ValueError(f"{job.initial_dir}: a model of another architecture than the config's")
     except ValueError as error:
         raise UserError(f"train: {error}") from error
