@@ -20,7 +20,7 @@ from tests.integration.test_train import inputs, records
 from tests.s3_server import BUCKET, S3Server
 from tests.training_inputs import train_config, write_inputs
 
-CONFIG = train_config(num_steps=40, checkpoint_every_steps=2, preview_every_steps=100)
+CONFIG = train_config(num_steps=24, checkpoint_every_steps=2, preview_every_steps=100)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def train_with_store(job: TrainJob, environment: dict[str, str]) -> None:
 def interrupt(server: S3Server, folder: Path) -> None:
     """Stop the store for two seconds when training is under way again."""
     metrics = folder / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 20:
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 8:
         time.sleep(0.005)
     server.stop()
     time.sleep(2.0)
