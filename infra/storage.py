@@ -99,9 +99,10 @@ def publish_folder(partial: Path, final: Path) -> None:
     """
     if final.exists():
         raise FileExistsError(f"{final} is already published")
+    mode = 0o666 & ~_umask()
     for folder, _, names in os.walk(partial):
         for name in names:
-            (Path(folder) / name).chmod(0o666 & ~_umask())
+            (Path(folder) / name).chmod(mode)
             _sync_file(Path(folder) / name)
         _sync_folder(Path(folder))
     partial.rename(final)

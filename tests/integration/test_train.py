@@ -27,6 +27,7 @@ from pipelines.train import train
 from pipelines.train_job import TrainJob
 from pipelines.train_worker import train_in_worker
 from tests.distributed.launch import TIMEOUT_SECONDS, run_distributed
+from tests.kill.processes import trains
 from tests.training_inputs import train_config, write_inputs
 
 pytestmark = pytest.mark.timeout(3 * TIMEOUT_SECONDS)
@@ -93,7 +94,7 @@ def kill_one_worker(root: Path) -> None:
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         for process in psutil.Process().children(recursive=True):  # of this test alone
-            if "TrainWorker" in " ".join(process.cmdline()):
+            if trains(process):
                 process.kill()
                 return
         time.sleep(0.05)
