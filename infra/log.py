@@ -76,26 +76,26 @@ class Progress:
             self._write("", end="\n")
 
     def _line(self, facts: dict[str, object]) -> str:
-        rate = self._rate()
+        rate, is_least = self._rate()
         left = format_seconds((self._total - self._done) / rate) if rate > 0 else "?"
         parts = [
             f"{self._stage}  {self._done}/{self._total} {self._unit}",
             f"{rate:.3g} {self._unit}/s",
-            f"{left} left",
+            f"{'at most ' if is_least else ''}{left} left",
         ]
         parts += [
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in facts.items()
         ]
         return " · ".join(parts)
 
-    def _rate(self) -> float:
-        """Units per second. What comes before the first ones, as the start of workers, counts only as long as there are
-        no others.
+    def _rate(self) -> tuple[float, bool]:
+        """Units per second, and whether that is the least it may be: what comes before the first ones, as the start of
+        workers, counts as long as there are no others.
         """
-        since, done = self._started, self._resumed
-        if self._first is not None and self._done > self._first[1]:
-            since, done = self._first
-        return (self._done - done) / max(time.monotonic() - since, 1e-6)
+        is_least = self._first is None or self._done <= self._first[1]
+        since, done = (self._started, self._resumed) if self._first is None or is_least else self._first
+        rate = (self._done - done) / max(time.monotonic() - since, 1e-6)
+        return rate, is_least and self._done < self._total
 
     def _write(self, line: str, *, end: str) -> None:
         clear = "\x1b[2K" if self._stream.isatty() else ""

@@ -8,11 +8,13 @@ ended by its successor: as it noted in the training's folder, or as KILLED.
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from infra.log import get_logger
 from infra.mlflow_run import Run
 from infra.storage import atomic_write
 from infra.system_metrics import PREFIX, SystemMetrics
@@ -41,14 +43,21 @@ class Attempt:
         self._samples, self._next_sample = 0, 0.0
 
     def sample(self) -> None:
-        """Note the machine's load if it is time."""
+        """Note the machine's load if it is time. Where that cannot be written, as on a full disk, it is said and given
+        up: a training is worth more.
+        """
         if time.monotonic() < self._next_sample:
             return
         self._next_sample = time.monotonic() + _SAMPLE_SECONDS
         self._machine = self._machine or SystemMetrics(self.run)
         line = {"step": self._samples, "time": round(time.time(), 3), **self._machine.sample()}
-        with self._load_path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with self._load_path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            # The file may end with a piece of a line, which readers leave out as long as nothing follows.
+            self._next_sample = math.inf
+            get_logger("train").warning("the machine's load is recorded no further: %s", error)
         self._samples += 1
 
     def note_end(self, status: str, *, step: int, error: str | None) -> None:

@@ -41,7 +41,7 @@ def test_the_rate_leaves_out_what_comes_before_the_first_unit(clock: Clock) -> N
         progress.advance(10, loss=0.25)
     assert stream.getvalue().splitlines() == [
         "train  starting at 0/100 steps",
-        "train  1/100 steps · 0.01 steps/s · 2 h 45 min left",
+        "train  1/100 steps · 0.01 steps/s · at most 2 h 45 min left",
         "train  11/100 steps · 1 steps/s · 1 min 29 s left · loss 0.25",
     ]
 
@@ -53,7 +53,7 @@ def test_what_an_earlier_run_did_counts_as_done_but_not_in_the_rate(clock: Clock
         progress.advance()
     assert stream.getvalue().splitlines() == [
         "evaluate  resuming at 8/10 objects",
-        "evaluate  9/10 objects · 0.25 objects/s · 4 s left",
+        "evaluate  9/10 objects · 0.25 objects/s · at most 4 s left",
     ]
 
 

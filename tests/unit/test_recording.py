@@ -178,6 +178,23 @@ def test_removed_checkpoints_say_so(tracking: Tracking, line: Line, tmp_path: Pa
     assert states() == ["removed", "removed"]
 
 
+def test_a_full_disk_takes_the_machines_load_and_nothing_else(
+    tracking: Tracking, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("logging.Logger.warning", lambda logger, message, *values: said.append(message % values))
+    monkeypatch.setattr("pipelines.attempts._SAMPLE_SECONDS", 0.05)
+    training = FakeTraining(tmp_path / "full")
+    run, following = begin_attempt(tracking, training)
+    (child,) = tracking.children(run.id, tags={"viewdiff.stage": "attempt"})
+    (training.folder / "attempts" / f"{child.id}.jsonl").symlink_to("/dev/full")
+    with following:
+        training.go_to(NUM_STEPS, pause=0.001)
+    assert said == ["the machine's load is recorded no further: [Errno 28] No space left on device"]
+    assert_all_is_there(run)
+    assert attempts_of(tracking, run) == {"attempt 1": ("FINISHED", str(NUM_STEPS))}
+
+
 def test_a_replaced_file_is_read_from_its_start(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     reader = LineReader(path)
