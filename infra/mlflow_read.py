@@ -74,9 +74,9 @@ class RunReader:
         steps = np.array(sorted(points), np.int64)
         return History(steps, np.array([points[step] for step in steps.tolist()], np.float64))
 
-    def newest_kept_model(self, run: RecordedRun, name: str) -> Mapping[str, str] | None:
-        """Params of the run's newest logged model of that name whose files are on the disk."""
-        models = Run(id=run.id, client=self._client).models(name)
+    def newest_kept_model(self, run: RecordedRun, kind: str) -> Mapping[str, str] | None:
+        """Params of the run's newest logged model of that kind whose files are on the disk."""
+        models = Run(id=run.id, client=self._client).models(kind)
         return next((model.params for model in reversed(models) if model.tags.get(FILES_TAG) == FILES_KEPT), None)
 
 

@@ -23,7 +23,7 @@ from infra.storage import StoragePath
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # MLflow's limits for one request
 _DIGEST_LENGTH = 36  # characters, MLflow's limit
 _TABLES_TAG = "mlflow.loggedArtifacts"  # makes MLflow's page show a JSON artifact as a table
-
+_MODEL = "model"  # kind of logged models whose files MLflow holds
 
 READY = "READY"  # of a logged model whose record is complete
 FILES_TAG, FILES_KEPT, FILES_REMOVED = "viewdiff.files", "on disk", "removed"  # of one whose files MLflow does not hold
@@ -140,10 +140,10 @@ class Run:
 
     def log_model(self, folder: Path, *, name: str, params: Mapping[str, object] | None = None) -> str:
         """The files of a model folder as a logged model of this run; returns its id. Repeated, the finished one's."""
-        for model in self._models(name):
+        for model in self._models(f"name = '{name}'"):
             if str(model.status) == READY:
                 return model.model_id
-        model_id = self._create_model(name, params or {})
+        model_id = self._create_model(name, _MODEL, params or {})
         self.client.log_model_artifacts(model_id, str(folder))
         self._complete(model_id, step=0)
         return model_id
@@ -154,17 +154,16 @@ class Run:
         file: str,
         *,
         name: str,
-        key: str,
+        kind: str,
         params: Mapping[str, object],
         metrics: ModelMetrics,
     ) -> str:
         """A model whose files stay where they are, as a logged model that holds only `record`, as JSON in `file`.
 
-        One that an interrupted call began is known by its param `key`, and completed. It is tagged FILES_KEPT. Returns
-        its id.
+        One that an interrupted call began is known by its name, and completed. It is tagged FILES_KEPT. Returns its id.
         """
-        begun = next((model for model in self._models(name) if model.params.get(key) == str(params[key])), None)
-        model_id = begun.model_id if begun else self._create_model(name, params)
+        begun = next(iter(self._models(f"name = '{name}'")), None)
+        model_id = begun.model_id if begun else self._create_model(name, kind, params)
         with TemporaryDirectory() as folder:
             (Path(folder) / file).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             self.client.log_model_artifacts(model_id, folder)
@@ -174,18 +173,18 @@ class Run:
         self._complete(model_id, step=metrics.step)
         return model_id
 
-    def models(self, name: str) -> list[LoggedModel]:
-        """This run's logged models of that name which are complete, oldest first."""
-        complete = [model for model in self._models(name) if str(model.status) == READY]
+    def models(self, kind: str) -> list[LoggedModel]:
+        """This run's logged models of that kind which are complete, oldest first."""
+        complete = [model for model in self._models(f"model_type = '{kind}'") if str(model.status) == READY]
         return sorted(complete, key=lambda model: model.creation_timestamp)
 
     def tag_model(self, model_id: str, tags: Mapping[str, str]) -> None:
         """Add or change tags of a logged model."""
         self.client.set_logged_model_tags(model_id, dict(tags))
 
-    def _models(self, name: str) -> list[LoggedModel]:
+    def _models(self, condition: str) -> list[LoggedModel]:
         experiment_id = self.client.get_run(self.id).info.experiment_id
-        wanted, token, found = f"source_run_id = '{self.id}' AND name = '{name}'", None, list[LoggedModel]()
+        wanted, token, found = f"source_run_id = '{self.id}' AND {condition}", None, list[LoggedModel]()
         while True:  # page by page
             page = self.client.search_logged_models([experiment_id], wanted, page_token=token)
             found, token = [*found, *page], page.token
@@ -199,12 +198,10 @@ class Run:
             self.client.log_outputs(self.id, [LoggedModelOutput(model_id, step)])
         self.client.finalize_logged_model(model_id, READY)
 
-    def _create_model(self, name: str, params: Mapping[str, object]) -> str:
+    def _create_model(self, name: str, kind: str, params: Mapping[str, object]) -> str:
         experiment_id = self.client.get_run(self.id).info.experiment_id
         texts = {key: str(value) for key, value in params.items()}
-        return self.client.create_logged_model(
-            experiment_id, name, self.id, params=texts, model_type="viewdiff"
-        ).model_id
+        return self.client.create_logged_model(experiment_id, name, self.id, params=texts, model_type=kind).model_id
 
     def finish(self, status: str = "FINISHED") -> None:
         """End the run: FINISHED, FAILED or KILLED."""

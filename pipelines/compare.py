@@ -15,7 +15,7 @@ from pipelines.comparison import LOSS, NOTHING, SECONDS, Compared, Table, choose
 from pipelines.comparison_page import comparison_page
 from pipelines.requests import ComparisonConfig
 from pipelines.runtime import RuntimeConfig
-from pipelines.senders import CHECKPOINT_MODEL, FOLDER_PARAM
+from pipelines.senders import CHECKPOINT, FOLDER_PARAM
 
 PAGE_NAME = "comparison.html"
 _READ_PARTS = ("loss", "psnr", "ssim", "gradient_norm", SECONDS)  # of metrics' names: what is compared step by step
@@ -66,7 +66,7 @@ def _model(reader: RunReader, run: RecordedRun) -> str:
     folder = run.tags.get(FOLDER_TAG)
     if run.status == "FINISHED":
         return NOTHING if folder is None else f"{folder}/model"
-    checkpoint = reader.newest_kept_model(run, CHECKPOINT_MODEL)
+    checkpoint = reader.newest_kept_model(run, CHECKPOINT)
     return NOTHING if checkpoint is None else checkpoint[FOLDER_PARAM]
 
 

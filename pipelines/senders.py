@@ -14,7 +14,7 @@ from PIL import Image
 from infra.checkpoint import MANIFEST_NAME
 from infra.mlflow_run import FILES_KEPT, FILES_REMOVED, FILES_TAG, ModelMetrics, Run
 
-CHECKPOINT_MODEL = "checkpoint"  # name of the logged models
+CHECKPOINT = "checkpoint"  # kind of logged models
 PREVIEW_SERIES = "preview"
 FOLDER_PARAM = "folder"  # of a logged checkpoint
 
@@ -62,23 +62,19 @@ class CheckpointSender:
 
     def __init__(self, folder: Path, run: Run, attempt: Run) -> None:
         self._folder, self._run, self._attempt = folder, run, attempt
-        self._kept: dict[str, str] | None = None  # ids of the logged models whose files are there, by folder
+        self._kept: dict[str, str] | None = None  # ids of the logged models whose files are there, by name
         self._known: set[str] = set()
 
     def send(self) -> None:
         """As `Sender.send`; of checkpoints that came and went while MLflow was away there is nothing to say."""
         if self._kept is None:
-            models = self._run.models(CHECKPOINT_MODEL)
-            self._known = {model.params[FOLDER_PARAM] for model in models}
-            self._kept = {
-                model.params[FOLDER_PARAM]: model.model_id
-                for model in models
-                if model.tags.get(FILES_TAG) == FILES_KEPT
-            }
+            models = self._run.models(CHECKPOINT)
+            self._known = {model.name for model in models}
+            self._kept = {model.name: model.model_id for model in models if model.tags.get(FILES_TAG) == FILES_KEPT}
         for manifest in sorted(self._folder.glob(f"step-*/{MANIFEST_NAME}")):
-            if str(manifest.parent) not in self._known:
+            if manifest.parent.name not in self._known:
                 self._log(manifest)
-        self._tag_removed(folder for folder in self._kept if not Path(folder).is_dir())
+        self._tag_removed(name for name in self._kept if not (self._folder / name).is_dir())
 
     def doubt(self) -> None:
         """As `Sender.doubt`."""
@@ -93,19 +89,19 @@ class CheckpointSender:
             facts = json.loads(manifest.read_bytes())
         except FileNotFoundError:  # removed since it was listed
             return
-        folder = str(manifest.parent)
-        params = {"step": facts["step"], FOLDER_PARAM: folder}
-        params |= {f"sha256.{name}": digest for name, digest in facts["files"].items()}
+        name = manifest.parent.name
+        params = {"step": facts["step"], FOLDER_PARAM: str(manifest.parent)}
+        params |= {f"sha256.{file}": digest for file, digest in facts["files"].items()}
         metrics = ModelMetrics(self._attempt, facts["step"], facts["facts"])
         model_id = self._run.log_model_record(
-            facts, MANIFEST_NAME, name=CHECKPOINT_MODEL, key=FOLDER_PARAM, params=params, metrics=metrics
+            facts, MANIFEST_NAME, name=name, kind=CHECKPOINT, params=params, metrics=metrics
         )
         assert self._kept is not None
-        self._known.add(folder)
-        self._kept[folder] = model_id
+        self._known.add(name)
+        self._kept[name] = model_id
 
-    def _tag_removed(self, folders: Iterable[str]) -> None:
-        for folder in list(folders):
+    def _tag_removed(self, names: Iterable[str]) -> None:
+        for name in list(names):
             assert self._kept is not None
-            self._run.tag_model(self._kept[folder], {FILES_TAG: FILES_REMOVED})
-            del self._kept[folder]
+            self._run.tag_model(self._kept[name], {FILES_TAG: FILES_REMOVED})
+            del self._kept[name]

@@ -73,6 +73,7 @@ def assert_all_is_there(run: Run) -> None:
     models = run.models("checkpoint")
     steps = list(range(CHECKPOINT_STEPS, NUM_STEPS + 1, CHECKPOINT_STEPS))
     assert [int(model.params["step"]) for model in models] == steps
+    assert [model.name for model in models] == [f"step-{step:06d}-0123abcd" for step in steps]
     assert [[metric.value for metric in model.metrics] for model in models] == [[1 / step] for step in steps]
 
 
