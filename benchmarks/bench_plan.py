@@ -1,6 +1,6 @@
 """`viewdiff plan` against measurement: `python -m benchmarks.bench_plan`.
 
-Memory: the plan's peak against that of two steps with the real engine, in a process of its own for each of three small
+Memory: the plan's peak against that of two steps with the real engine, in a process of its own for each of four small
 trainings. FLOPs: the model's against PyTorch's counter while the same networks compute. Both sides in one run.
 """
 
@@ -78,7 +78,7 @@ def main() -> None:
         "Planned / measured. Memory: the peak of two steps over what the process held before, on one CPU worker with "
         f"the real engine; allowed {MEMORY_WITHIN:.0%}. FLOPs: of one sample of 4 views, a forward and a backward "
         f"pass, this with what it computes again; allowed {FLOPS_WITHIN:.0%}. "
-        "`full` trains all weights in float32 (ZeRO 1), "
+        "`full` trains all weights in float32 (ZeRO 1), `alone` the same without ZeRO, "
         "`checkpointed` with gradient checkpointing and volumes computed again (ZeRO 2), `adapter` only what is added, "
         "in bfloat16 (ZeRO 2).\n\n"
     ) + table(

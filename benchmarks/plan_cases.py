@@ -1,4 +1,4 @@
-"""Three small trainings that `viewdiff plan` is compared with, and one of them run for real in this process."""
+"""Four small trainings that `viewdiff plan` is compared with, and one of them run for real in this process."""
 
 from __future__ import annotations
 
@@ -40,13 +40,16 @@ def _case(name: str, *, model: ViewDiffConfig, engine: EngineConfig, **settings:
 
 
 def cases() -> dict[str, RunConfig]:
-    """By name: all weights in float32; gradient checkpointing and volumes computed again; an adapter in bfloat16."""
+    """By name: all weights in float32; the same without ZeRO; gradient checkpointing and volumes computed again; an
+    adapter in bfloat16.
+    """
     released = ProjectionConfig(blocks=(("mid_block", 16), ("up_blocks.0", 16)), num_samples=32)
     paper = replace(
         released, blocks=(("down_blocks.1", 32), ("mid_block", 16)), merge="zero_init", compress="pointwise",
         refine_channels=(16, 32), recompute_volumes=True,
     )  # fmt: skip
     full = _case("full", model=ViewDiffConfig(projection=released), engine=EngineConfig(zero_stage=1))
+    alone = _case("alone", model=full.train.model, engine=EngineConfig(zero_stage=0))
     checkpointed = _case(
         "checkpointed",
         model=ViewDiffConfig(projection=paper, include_self=False, gradient_checkpointing=True),
@@ -58,7 +61,7 @@ def cases() -> dict[str, RunConfig]:
         engine=EngineConfig(zero_stage=2, precision="bf16"),
         trained="adapter",
     )
-    return {config.name: config for config in (full, checkpointed, adapter)}
+    return {config.name: config for config in (full, alone, checkpointed, adapter)}
 
 
 def build_network(config: RunConfig) -> ViewDiffUNet:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -141,6 +141,12 @@ def parse_import(arguments: Sequence[str], *, description: str) -> ImportArgumen
 def parse_compare(arguments: Sequence[str], *, description: str) -> CompareArguments:
     """Settings of `viewdiff compare`. Raises UserError as `parse_run`."""
     return _parse(CompareArguments(), arguments, prog="viewdiff compare", description=description)
+
+
+def given_options(arguments: Sequence[str], options: Collection[str]) -> frozenset[str]:
+    """Those of `options` that were typed, whatever their value."""
+    typed = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    return frozenset(typed.intersection(options))
 
 
 def _preset(arguments: Sequence[str]) -> str:

@@ -141,12 +141,13 @@ def _import(arguments: list[str]) -> None:
 
 
 def _plan(arguments: list[str]) -> None:
-    from pipelines.arguments import parse_plan
+    from pipelines.arguments import given_options, parse_plan
 
     parsed = parse_plan(arguments, description=COMMANDS["plan"])
+    from pipelines.sizing import DIVISION
     from pipelines.sizing_text import print_sizing
 
-    print_sizing(parsed.config, parsed.sizing)
+    print_sizing(parsed.config, parsed.sizing, kept=given_options(arguments, DIVISION))
 
 
 def _profile(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Kinds of GPU, and how fast each could compute at best."""
+"""Kinds of GPU, and how fast each could compute and send at best."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Gpu(NamedTuple):
     memory: int  # GB
     bfloat16: float  # FLOP/s of the tensor cores
     float32: float  # FLOP/s outside of them
+    link: float  # bytes/s to the others in its machine, each way: NVLink, or PCIe where there is none
 
     def peak(self, precision: str) -> float:
         """FLOP/s in an engine's precision, "bf16" or "float32"."""
@@ -26,11 +27,11 @@ class Gpu(NamedTuple):
 
 
 GPUS = (
-    Gpu("rtx3090", r"RTX 3090$", 24, 71e12, 35.6e12),
-    Gpu("rtx4090", r"RTX 4090$", 24, 165e12, 82.6e12),
-    Gpu("a100", r"\bA100-", 80, 312e12, 19.5e12),
-    Gpu("h100", r"\bH100 80GB HBM3$", 80, 989e12, 67e12),
-    Gpu("h200", r"\bH200$", 141, 989e12, 67e12),
+    Gpu("rtx3090", r"RTX 3090$", 24, 71e12, 35.6e12, 32e9),
+    Gpu("rtx4090", r"RTX 4090$", 24, 165e12, 82.6e12, 32e9),
+    Gpu("a100", r"\bA100-", 80, 312e12, 19.5e12, 300e9),
+    Gpu("h100", r"\bH100 80GB HBM3$", 80, 989e12, 67e12, 450e9),
+    Gpu("h200", r"\bH200$", 141, 989e12, 67e12, 450e9),
 )
 GPU_NAMES = tuple(gpu.name for gpu in GPUS)
 

@@ -14,7 +14,7 @@ from infra.engine import BUCKET_ELEMENTS
 from model.cost.memory import PassMemory, pass_memory
 from pipelines.config import RunConfig
 from pipelines.network_size import STABLE_DIFFUSION_2_CODERS, base_unet_config, count_parameters
-from pipelines.step_cost import num_passes, view_workload
+from pipelines.step_cost import largest_share, num_passes, view_workload
 
 GB = 1e9
 FLOAT32 = 4  # bytes
@@ -57,7 +57,8 @@ def training_memory(config: RunConfig, *, num_workers: int, device: Device = "cu
         "average of the weights": FLOAT32 * float(counts["total"]) if train.average_decay else 0.0,
         "coders, for previews": 0.0 if config.base.source is None else FLOAT32 * float(STABLE_DIFFUSION_2_CODERS),
     }
-    memory, is_one_pass = passes_memory(config, train.micro_batch_size), num_passes(train, num_workers) == 1
+    at_once = min(train.micro_batch_size, largest_share(train, num_workers))
+    memory, is_one_pass = passes_memory(config, at_once), num_passes(train, num_workers) == 1
     bucket = FLOAT32 * float(BUCKET_ELEMENTS)
     if stage == 2:
         earlier, summing = piece, 0.0

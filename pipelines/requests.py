@@ -60,6 +60,8 @@ class SizingConfig:
     """Kind whose speed is taken: rtx3090, rtx4090, a100, h100, h200; without it the slowest of about that memory."""
     utilisation: float = 0.3
     """Share of its peak that is reached, in (0, 1]; a guess until a training has its metric time/utilisation."""
+    network_gigabits: float = 400.0
+    """Gb/s between machines of 8 GPUs, of all adapters of one together."""
 
     def __post_init__(self) -> None:
         if self.gpus < 1:
@@ -68,6 +70,8 @@ class SizingConfig:
             raise UserError(f"--gpu-memory {self.gpu_memory:g}: must be above 0, in GB")
         if not 0 < self.utilisation <= 1:
             raise UserError(f"--utilisation {self.utilisation:g}: must lie above 0 and be at most 1")
+        if not 0 < self.network_gigabits < float("inf"):
+            raise UserError(f"--network-gigabits {self.network_gigabits:g}: must be above 0, in Gb/s")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,22 +4,24 @@ fit, memory part by part, the time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from infra.errors import UserError
 from model.cost.flops import Flops
 from pipelines.config import RunConfig
-from pipelines.gpus import Gpu, choose_gpu, ideal_seconds
-from pipelines.memory import FLOAT32, GB, TrainingMemory, training_memory
-from pipelines.network_size import count_parameters, meta_network
+from pipelines.gpus import Gpu, choose_gpu
+from pipelines.memory import GB, TrainingMemory, training_memory
+from pipelines.network_size import meta_network
 from pipelines.requests import SizingConfig
-from pipelines.step_cost import latent_size, num_passes, step_flops, text_length
+from pipelines.step_cost import largest_share, latent_size, num_passes, step_flops, text_length
+from pipelines.step_time import StepTime, step_time
 
-ZERO_STAGES = (1, 2)  # 0 takes more memory than 1 for the same messages
 # More samples at once make no GPU faster, and each has several views.
 MOST_SAMPLES = 8
 SECONDS_PER_DAY = 86_400
+MICRO_BATCH_SIZE, ZERO_STAGE = "--train.micro-batch-size", "--train.engine.zero-stage"
+DIVISION = (MICRO_BATCH_SIZE, ZERO_STAGE)  # the options that a plan chooses, unless they are given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class Sizing:
 
     config: RunConfig
     """With the chosen micro-batch and ZeRO stage."""
+    kept: Collection[str]
+    """Those of `DIVISION` that were not chosen, but given."""
     gpus: int
     gpu: Gpu
     """The kind whose speed is taken."""
@@ -35,61 +39,57 @@ class Sizing:
     fits: bool
     flops: dict[str, Flops]
     """Of a step over all GPUs, by part of the network."""
-    step_seconds: float
-    """Useful FLOPs at the assumed utilisation."""
+    step: StepTime
+    """Useful FLOPs at the assumed utilisation, and what is sent at the links' speed."""
 
     @property
     def passes(self) -> int:
         """Backward passes of a GPU in a step."""
         return num_passes(self.config.train, self.gpus)
 
-    @property
-    def sent_bytes(self) -> float:
-        """What each GPU sends in a step: DeepSpeed sums gradients over all of them, with ZeRO 2 after every pass, and
-        then each gives the others its piece of the new weights.
-        """
-        sums = self.passes if self.config.train.engine.zero_stage >= 2 else 1
-        gradients = FLOAT32 * float(count_parameters(self.config)["trained"])
-        return (2 * sums + 1) * gradients * (self.gpus - 1) / self.gpus
-
-    @property
-    def days(self) -> float:
-        """Of the whole training, as long as computing is all that takes time."""
-        return self.step_seconds * self.config.train.num_steps / SECONDS_PER_DAY
+    def days(self, step_seconds: float) -> float:
+        """Of the whole training, if this is what a step takes."""
+        return step_seconds * self.config.train.num_steps / SECONDS_PER_DAY
 
 
-def size_training(config: RunConfig, sizing: SizingConfig) -> Sizing:
+def size_training(config: RunConfig, sizing: SizingConfig, *, kept: Collection[str] = ()) -> Sizing:
     """The smallest ZeRO stage that fits, with it the largest micro-batch that does; what needs least memory if none.
+    Of `DIVISION` those in `kept` stay as the config has them.
 
     Raises:
         UserError: the batch has less than a sample for each GPU, or there is no such kind of GPU.
     """
-    batch_size = config.train.batch_size
-    if batch_size < sizing.gpus:
+    if config.train.batch_size < sizing.gpus:
         raise UserError(
-            f"--gpus {sizing.gpus}: batch_size {batch_size} is less than a sample for each; change --gpus or "
-            "--train.batch-size"
+            f"--gpus {sizing.gpus}: batch_size {config.train.batch_size} is less than a sample for each; change --gpus "
+            "or --train.batch-size"
         )
-    largest_share = -(-batch_size // sizing.gpus) / batch_size  # all wait for the GPU that has it
     gpu = choose_gpu(sizing.gpu_memory, sizing.gpu)
-    divided, memory = _divide(config, sizing)
+    divided, memory = _divide(config, sizing, kept)
     flops = step_flops(
         config.train, meta_network(config), latent_size=latent_size(config), text_length=text_length(config)
     )
     return Sizing(
         config=divided,
+        kept=kept,
         gpus=sizing.gpus,
         gpu=gpu,
         memory=memory,
         fits=memory.peak <= sizing.gpu_memory * GB,
         flops=flops,
-        step_seconds=ideal_seconds(flops, gpu, config.train.engine.precision) * largest_share / sizing.utilisation,
+        step=step_time(divided, flops, gpu, sizing),
     )
 
 
 def remedies(sizing: Sizing, gpu_memory: float) -> Iterator[str]:
     """What would make a training fit that does not, on GPUs of that many GB: one change each."""
-    config, train, limit = sizing.config, sizing.config.train, gpu_memory * GB
+    config, train, limit, kept = sizing.config, sizing.config.train, gpu_memory * GB, sizing.kept
+    for option in DIVISION:
+        if option in kept:
+            chosen, memory = _choose_stage(config, sizing.gpus, limit, set(kept) - {option})
+            if memory.peak <= limit:
+                value = _value(chosen, option)
+                yield f"{option} {value}: {memory.peak / GB:.1f} GB"
     changes = {
         "--train.model.gradient-checkpointing": replace(train, model=replace(train.model, gradient_checkpointing=True)),
         "--train.engine.precision bf16": replace(train, engine=replace(train.engine, precision="bf16")),
@@ -97,25 +97,25 @@ def remedies(sizing: Sizing, gpu_memory: float) -> Iterator[str]:
     }
     for option, changed in changes.items():
         if changed != train:
-            _, memory = _choose_stage(replace(config, train=changed), sizing.gpus, limit)
+            _, memory = _choose_stage(replace(config, train=changed), sizing.gpus, limit, kept)
             if memory.peak <= limit:
                 yield f"{option}: {memory.peak / GB:.1f} GB"
     for gpus in range(sizing.gpus + 1, train.batch_size + 1):
         if train.batch_size % gpus == 0:
-            _, memory = _choose_stage(config, gpus, limit)
+            _, memory = _choose_stage(config, gpus, limit, kept)
             if memory.peak <= limit:
                 yield f"--gpus {gpus}: {memory.peak / GB:.1f} GB each"
                 break
     yield f"GPUs of {sizing.memory.peak / GB:.1f} GB"
 
 
-def _divide(config: RunConfig, sizing: SizingConfig) -> tuple[RunConfig, TrainingMemory]:
+def _divide(config: RunConfig, sizing: SizingConfig, kept: Collection[str]) -> tuple[RunConfig, TrainingMemory]:
     """The config with ZeRO stage and micro-batch, and its memory."""
-    limit, share = sizing.gpu_memory * GB, -(-config.train.batch_size // sizing.gpus)
-    chosen, memory = _choose_stage(config, sizing.gpus, limit)
-    if memory.peak > limit:
+    limit = sizing.gpu_memory * GB
+    chosen, memory = _choose_stage(config, sizing.gpus, limit, kept)
+    if memory.peak > limit or MICRO_BATCH_SIZE in kept:
         return chosen, memory
-    for size in _full_sizes(share):
+    for size in _full_sizes(largest_share(config.train, sizing.gpus)):
         larger = _with(config, chosen.train.engine.zero_stage, size)
         of_larger = training_memory(larger, num_workers=sizing.gpus)
         if of_larger.peak <= limit:
@@ -129,14 +129,30 @@ def _full_sizes(share: int) -> list[int]:
     return sorted({-(-share // -(-share // size)) for size in sizes}, reverse=True)
 
 
-def _choose_stage(config: RunConfig, gpus: int, limit: float) -> tuple[RunConfig, TrainingMemory]:
+def _choose_stage(
+    config: RunConfig, gpus: int, limit: float, kept: Collection[str]
+) -> tuple[RunConfig, TrainingMemory]:
     """One sample at a time: the smallest ZeRO stage that fits, else the one that needs least."""
-    plans = [_with(config, stage, 1) for stage in ZERO_STAGES]
+    size = config.train.micro_batch_size if MICRO_BATCH_SIZE in kept else 1
+    stages = (config.train.engine.zero_stage,) if ZERO_STAGE in kept else _stages(gpus)
+    plans = [_with(config, stage, size) for stage in stages]
     needs = [(plan, training_memory(plan, num_workers=gpus)) for plan in plans]
     fitting = [need for need in needs if need[1].peak <= limit]
     return fitting[0] if fitting else min(needs, key=lambda need: need[1].peak)
 
 
+def _stages(gpus: int) -> tuple[int, ...]:
+    """ZeRO stages worth trying. On several GPUs 0 sends as much as 1 and takes more memory; on one GPU, where there is
+    nothing to share out, it takes least, because 1 and 2 copy the weights.
+    """
+    return (0,) if gpus == 1 else (1, 2)
+
+
 def _with(config: RunConfig, stage: int, micro_batch_size: int) -> RunConfig:
     engine = replace(config.train.engine, zero_stage=stage)
     return replace(config, train=replace(config.train, engine=engine, micro_batch_size=micro_batch_size))
+
+
+def _value(config: RunConfig, option: str) -> int:
+    train = config.train
+    return train.micro_batch_size if option == MICRO_BATCH_SIZE else train.engine.zero_stage

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from infra.log import format_seconds
 from model.cost.flops import total
 from model.cost.products import FLOAT32_PARTS, SEEN_SHARE
 from pipelines.config import RunConfig
 from pipelines.memory import GB, passes_memory
 from pipelines.requests import SizingConfig
-from pipelines.sizing import Sizing, remedies, size_training
+from pipelines.sizing import MICRO_BATCH_SIZE, ZERO_STAGE, Sizing, remedies, size_training
+from pipelines.step_time import GPUS_PER_MACHINE, ring_link
 
 ASSUMPTIONS = (
     "memory in GB of 10⁹ bytes; what cards have beyond their name's number is left for CUDA's own memory, libraries' "
@@ -16,17 +19,19 @@ ASSUMPTIONS = (
     f"each view sees {SEEN_SHARE:.0%} of a volume's voxels",
     "useful FLOPs only: forward and backward pass, not what is computed again to save memory",
     "volumes computed in float32, all else in the configured precision",
-    "time of computing only: what GPUs send each other, waiting for data, starts, checkpoints and previews come on top",
+    f"GPUs send along rings when they have computed, at their links' stated speed, {GPUS_PER_MACHINE} GPUs a machine",
+    "waiting for data, starts, checkpoints and previews come on top",
 )
 
 
-def print_sizing(config: RunConfig, sizing: SizingConfig) -> None:
-    """Print how the training would be divided, its memory by part, its time, and what is assumed.
+def print_sizing(config: RunConfig, sizing: SizingConfig, *, kept: Collection[str] = ()) -> None:
+    """Print how the training would be divided, its memory by part, its time, and what is assumed. Options in `kept`
+    were given, and are not chosen.
 
     Raises:
         UserError: see `size_training`.
     """
-    plan = size_training(config, sizing)
+    plan = size_training(config, sizing, kept=kept)
     lines = [f"{config.name} on {sizing.gpus} × {sizing.gpu_memory:g} GB"]
     lines += _memory(plan, sizing)
     lines += _choice(plan, sizing)
@@ -48,17 +53,19 @@ def _memory(plan: Sizing, sizing: SizingConfig) -> list[str]:
 
 def _choice(plan: Sizing, sizing: SizingConfig) -> list[str]:
     train = plan.config.train
+    stage = f"ZeRO {train.engine.zero_stage}{_as_given(plan, ZERO_STAGE)}"
+    samples = f"{_samples(train.micro_batch_size)} at a time{_as_given(plan, MICRO_BATCH_SIZE)}"
     if not plan.fits:
         found = "\n".join(f"  {remedy}" for remedy in remedies(plan, sizing.gpu_memory))
+        even = "" if plan.kept else "even "
         return [
             "",
-            f"DOES NOT FIT: {plan.memory.peak / GB:.1f} GB even with one sample at a time and ZeRO "
-            f"{train.engine.zero_stage}. What would, each alone:\n{found}",
+            f"DOES NOT FIT: {plan.memory.peak / GB:.1f} GB {even}with {stage}, {samples}. What would, each alone:",
+            found,
         ]
     return [
         "",
-        f"fits with ZeRO {train.engine.zero_stage}, {_samples(train.micro_batch_size)} at a time: "
-        f"{plan.passes} backward passes per step and GPU",
+        f"fits with {stage}, {samples}: {plan.passes} backward passes per step and GPU",
         f"  --num-workers {plan.gpus} --use-gpu --train.micro-batch-size {train.micro_batch_size} "
         f"--train.engine.zero-stage {train.engine.zero_stage}",
     ]
@@ -80,13 +87,23 @@ def _time(plan: Sizing, sizing: SizingConfig) -> list[str]:
     lines += [f"  {name:<42}{part.useful / whole.useful:8.1%}" for name, part in flops.items() if part.useful]
     lines.append(f"  computed again on top{whole.recomputed / whole.useful:29.1%}")
     exact = sum(part.useful for name, part in flops.items() if name in FLOAT32_PARTS) / whole.useful
-    speed = f"{sizing.utilisation:.0%} of {plan.gpu.name}'s {peak / 1e12:g} TFLOP/s"
+    speed = f"computing at {sizing.utilisation:.0%} of {plan.gpu.name}'s {peak / 1e12:g} TFLOP/s"
     if peak != plan.gpu.float32 and exact:
         speed += f" ({plan.gpu.float32 / 1e12:g} for the {exact:.0%} in float32)"
-    lines += ["", f"{train.num_steps:,} steps at {speed}: {plan.step_seconds:.3g} s a step, {duration(plan.days)}"]
+    parts = {speed: plan.step.computing}
     if plan.gpus > 1:
-        lines.append(f"not in it: each GPU sends {plan.sent_bytes / GB:.1f} GB a step")
+        slowest = ring_link(plan.gpu, sizing).speed
+        parts[f"sending {plan.step.sent_bytes / GB:.1f} GB from each GPU, {slowest / GB:g} GB/s"] = plan.step.sending
+        parts["together"] = plan.step.seconds
+    lines += ["", f"a step, and {train.num_steps:,} of them"]
+    width = max(map(len, parts))
+    for name, seconds in parts.items():
+        lines.append(f"  {name:<{width}}  {seconds:8.3g} s  {duration(plan.days(seconds)):>12}")
     return lines
+
+
+def _as_given(plan: Sizing, option: str) -> str:
+    return " (as given)" if option in plan.kept else ""
 
 
 def _samples(number: int) -> str:

@@ -38,6 +38,11 @@ def num_passes(config: TrainConfig, num_workers: int) -> int:
     return parts * schedule.num_micro_batches
 
 
+def largest_share(config: TrainConfig, num_workers: int) -> int:
+    """Samples of a step that the first worker takes; none takes more."""
+    return -(-config.batch_size // num_workers)
+
+
 def view_workload(config: RunConfig, num_samples: int) -> Workload:
     """A micro-batch of posed views of a run, whose base model need not exist yet."""
     return _workload(config.train.num_views, num_samples, latent_size(config), text_length(config))

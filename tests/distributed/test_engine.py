@@ -22,7 +22,7 @@ from tests.distributed.launch import TIMEOUT_SECONDS, run_distributed
 pytestmark = pytest.mark.timeout(2 * TIMEOUT_SECONDS)
 
 BATCH_SIZE, NUM_STEPS = 4, 3
-STAGES = (0, 1, 2)
+STAGES, BFLOAT16_STAGES = (0, 1, 2), (0, 2)
 PRIOR_WEIGHT = 0.1
 CONFIG = EngineConfig(
     learning_rate=1e-2, renderer_learning_rate=5e-2, weight_decay=0.1, gradient_clip=0.5, warmup_steps=2
@@ -119,9 +119,10 @@ def scenario(micro_batch_size: int) -> dict[str, Any]:
         engine.load_optimizer_state(box[0], num_steps=2)
         resumed = train(engine, micro_batch_size, range(2, NUM_STEPS))
         result[f"resumed{stage}"] = {"weights": network.state_dict(), "losses": [info.loss for info in resumed]}
-    network, engine = new_engine(EngineConfig(**{**vars(CONFIG), "precision": "bf16"}))
-    infos = train(engine, micro_batch_size, range(NUM_STEPS))
-    result["bf16"] = {"losses": [info.loss for info in infos], "dtype": str(network.out.weight.dtype)}
+    for stage in BFLOAT16_STAGES:
+        network, engine = new_engine(EngineConfig(**{**vars(CONFIG), "precision": "bf16", "zero_stage": stage}))
+        infos = train(engine, micro_batch_size, range(NUM_STEPS))
+        result[f"bf16_{stage}"] = {"losses": [info.loss for info in infos], "dtype": str(network.out.weight.dtype)}
     return result
 
 
@@ -220,8 +221,9 @@ def test_groups_keep_their_learning_rates(one_rank: dict[str, Any]) -> None:
     assert one_rank["stage2"]["rates"][-1] == {"unet": 1e-2, "renderer": 5e-2}
 
 
-def test_bf16_keeps_float32_weights(one_rank: dict[str, Any]) -> None:
-    exact, rounded = one_rank["stage2"]["losses"], one_rank["bf16"]["losses"]
-    assert one_rank["bf16"]["dtype"] == "torch.float32"
+@pytest.mark.parametrize("stage", BFLOAT16_STAGES)
+def test_bf16_keeps_float32_weights(stage: int, one_rank: dict[str, Any]) -> None:
+    exact, rounded = one_rank[f"stage{stage}"]["losses"], one_rank[f"bf16_{stage}"]["losses"]
+    assert one_rank[f"bf16_{stage}"]["dtype"] == "torch.float32"
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.1)  # bfloat16 has 8 bits: 0.4 % per product, and AdamW's signs
