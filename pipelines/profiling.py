@@ -1,4 +1,4 @@
-"""`viewdiff profile`: some steps of a training, recorded operator by operator in this process."""
+"""`viewdiff profile`: some steps of one worker of a training, recorded operator by operator in this process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,12 +17,13 @@ from torch.profiler import ProfilerActivity, profile
 from infra.errors import UserError
 from infra.stopwatch import Stopwatch
 from infra.storage import publish_folder, require_space
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, TrainConfig
 from pipelines.loop import PHASES, StepInfo, Training, train_steps
 from pipelines.plan import run_chain
 from pipelines.profile_table import OperatorRow, describe, operator_rows, write_tables
 from pipelines.requests import ProfileConfig
 from pipelines.runtime import RuntimeConfig
+from pipelines.step_cost import largest_share, num_passes
 from pipelines.train_job import TrainJob
 from pipelines.train_worker import loss_parts, rank_schedule, start_rank
 from preprocessing.loader import load_batches
@@ -31,12 +33,15 @@ TRACE_NAME = "trace.json.gz"
 
 
 def profile_training(config: RunConfig, runtime: RuntimeConfig, settings: ProfileConfig) -> Path:
-    """Run the stages up to the latents, then some steps of the training on what they made, with one worker; write
-    trace.json.gz, operators.txt and profile.json into the output folder, which is returned.
+    """Run the stages up to the latents, then some steps of the training on what they made, of each step the share that
+    one of `--num-workers` has; write trace.json.gz, operators.txt and profile.json into the output folder, which is
+    returned.
 
     Raises:
-        UserError: the output exists or cannot be written, or what the stages raise.
+        UserError: the output exists or cannot be written, an option means nothing here, or what the stages raise.
     """
+    _refuse_ignored(runtime)
+    share = worker_share(config.train, runtime.num_workers)
     output = Path(settings.output).expanduser().absolute()
     if output.exists():
         raise UserError(f"output folder {output}: exists already; remove it or name another with --output")
@@ -47,7 +52,7 @@ def profile_training(config: RunConfig, runtime: RuntimeConfig, settings: Profil
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     job = TrainJob(
-        config=config.train,
+        config=share,
         shards_dir=inputs["preprocess"].data,
         captions_dir=inputs["captions"].folder,
         latents_dir=inputs["latents"].data,
@@ -60,9 +65,42 @@ def profile_training(config: RunConfig, runtime: RuntimeConfig, settings: Profil
         rows, phases = profile_job(job, settings, device)
     write_tables(partial, rows, phases, num_steps=settings.profiled_steps)
     publish_folder(partial, output)
+    print(_what(config.train, share, runtime.num_workers))
     print(describe(rows, phases, num_steps=settings.profiled_steps))
     print(f"\nprofile  {output / TRACE_NAME} (open it in https://ui.perfetto.dev)")
     return output
+
+
+def worker_share(train: TrainConfig, num_workers: int) -> TrainConfig:
+    """The training of one of so many workers, alone: its share of the batch.
+
+    Raises:
+        UserError: the batch has less than a sample for each worker.
+    """
+    if train.batch_size < num_workers:
+        raise UserError(
+            f"--num-workers {num_workers}: train.batch_size {train.batch_size} is less than a sample for each; lower "
+            "--num-workers or raise --train.batch-size"
+        )
+    return replace(train, batch_size=largest_share(train, num_workers))
+
+
+def _refuse_ignored(runtime: RuntimeConfig) -> None:
+    """One process trains for some steps and records nothing in MLflow, so say what means nothing to it."""
+    defaults = RuntimeConfig()
+    for name in ("min_workers", "max_failures", "tracking_uri"):
+        value = getattr(runtime, name)
+        if value != getattr(defaults, name):
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} {value}: `viewdiff profile` has no use for it, drop it")
+
+
+def _what(train: TrainConfig, share: TrainConfig, num_workers: int) -> str:
+    """What the table is of."""
+    return (
+        f"a step of worker 1 of {num_workers}: {share.batch_size} of {train.batch_size} samples of {train.num_views} "
+        f"views, {num_passes(share, 1)} backward passes; nothing is sent, and it updates all weights\n"
+    )
 
 
 def profile_job(
