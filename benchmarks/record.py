@@ -8,7 +8,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -82,11 +82,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
 
 
+def render(*, title: str, text: str, known: Mapping[str, Any]) -> str:
+    """A page whose measurements were made when and where `known` says, see `facts`."""
+    machine = f"{known['machine']}, Python {known['python']}, torch {known['torch']}, commit {known['commit']}."
+    return f"# {title}, {known['date']}\n\n{machine}\n\n{text.strip()}\n"
+
+
 def write(name: str, *, title: str, text: str, results: dict[str, Any]) -> None:
     """Print the page and write docs/benchmarks/<date>-<name>.md and .json."""
     known = facts()
-    machine = f"{known['machine']}, Python {known['python']}, torch {known['torch']}, commit {known['commit']}."
-    page = f"# {title}, {known['date']}\n\n{machine}\n\n{text.strip()}\n"
+    page = render(title=title, text=text, known=known)
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{known['date']}-{name}.json"
     path.write_text(json.dumps({**known, **results}, indent=2) + "\n", encoding="utf-8")
