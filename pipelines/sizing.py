@@ -4,6 +4,7 @@ fit, memory part by part, the time.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
@@ -115,12 +116,18 @@ def _divide(config: RunConfig, sizing: SizingConfig, kept: Collection[str]) -> t
     chosen, memory = _choose_stage(config, sizing.gpus, limit, kept)
     if memory.peak > limit or MICRO_BATCH_SIZE in kept:
         return chosen, memory
-    for size in _full_sizes(largest_share(config.train, sizing.gpus)):
-        larger = _with(config, chosen.train.engine.zero_stage, size)
-        of_larger = training_memory(larger, num_workers=sizing.gpus)
-        if of_larger.peak <= limit:
-            return larger, of_larger
-    return chosen, memory
+
+    def larger(size: int) -> tuple[RunConfig, TrainingMemory]:
+        of_size = _with(config, chosen.train.engine.zero_stage, size)
+        return of_size, training_memory(of_size, num_workers=sizing.gpus)
+
+    def fits(size: int) -> bool:
+        return larger(size)[1].peak <= limit
+
+    sizes = _full_sizes(largest_share(config.train, sizing.gpus))
+    # Counting a pass takes seconds: the largest mostly fits, else memory falls with the sizes.
+    place = 0 if sizes and fits(sizes[0]) else bisect_left(sizes, True, key=fits)
+    return larger(sizes[place]) if place < len(sizes) else (chosen, memory)
 
 
 def _full_sizes(share: int) -> list[int]:

@@ -101,6 +101,13 @@ def test_the_smallest_stage_and_then_the_most_samples() -> None:
     assert tight.passes == 16
 
 
+@pytest.mark.parametrize("size", [8, 4, 3, 2, 1])
+def test_of_the_samples_at_once_as_many_as_fit(size: int) -> None:
+    needs = training_memory(with_stage(1, batch_size=32, micro_batch_size=size), num_workers=4).peak
+    plan = size_training(config(batch_size=32), SizingConfig(gpus=4, gpu_memory=needs / GB + 0.1))
+    assert plan.config.train.micro_batch_size == size
+
+
 def test_one_gpu_shares_nothing_out() -> None:
     needs = {stage: training_memory(with_stage(stage, micro_batch_size=1), num_workers=1).peak for stage in (0, 1, 2)}
     assert needs[0] < min(needs[1], needs[2])
