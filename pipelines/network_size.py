@@ -40,6 +40,7 @@ def count_parameters(config: RunConfig) -> dict[str, int]:
     return dict(_count(config.base, config.train.model, is_adapter=config.train.trained == "adapter"))
 
 
+@lru_cache(maxsize=4)  # read only; building one takes a second, and a page of plans asks for the same ones
 def _meta_network(base: BaseConfig, model: ViewDiffConfig, *, is_adapter: bool) -> ViewDiffUNet:
     network = ViewDiffUNet.meta(base_unet_config(base), model)
     if is_adapter:
