@@ -15,7 +15,6 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel
 
-from infra.checkpoint import Snapshot
 from infra.cluster import ensure_ray
 from infra.distributed import Workers, run_workers
 from infra.errors import UserError
@@ -72,8 +71,8 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
     _require_same_settings(job)
     if not (folder / _FACTS_NAME).exists():
         run_id = _run(job, inputs, tracking, runtime)
+        _keep_best(job)  # before the facts: after them checkpoints may be gone
         atomic_write(folder / _FACTS_NAME, json.dumps(_facts(job) | {"mlflow_run_id": run_id}).encode())
-    _keep_best(job)
     for scratch in (job.checkpoints_dir, job.workers_dir, folder / ATTEMPTS_NAME):
         shutil.rmtree(scratch, ignore_errors=True)  # only needed until all is made and recorded
     job.request_path.unlink(missing_ok=True)
@@ -146,8 +145,7 @@ def _start_run(tracking: Tracking, job: TrainJob, inputs: Mapping[str, Any]) -> 
 
 def _run(job: TrainJob, inputs: Mapping[str, Any], tracking: Tracking, runtime: RuntimeConfig) -> str:
     """Do the steps that are missing; returns the id of the MLflow run, which has everything then."""
-    newest = _newest_checkpoint(job)
-    done = 0 if newest is None else newest.step
+    done = job.config.num_steps if job.is_over() else _steps_saved(job)
     reached = len(job.metrics_path.read_bytes().splitlines()) if job.metrics_path.exists() else 0
     drop_lines_after(job.metrics_path, done)  # workers do so too; here, so that they are neither shown nor recorded
     settings: dict[str, object] = {"num_workers": runtime.num_workers, "use_gpu": runtime.use_gpu, "start_step": done}
@@ -165,17 +163,25 @@ def _run(job: TrainJob, inputs: Mapping[str, Any], tracking: Tracking, runtime: 
     return run.id
 
 
-def _newest_checkpoint(job: TrainJob) -> Snapshot | None:
-    """The one to go on from; where the training's folder has lost it or it is damaged, its copy is brought back."""
+def _steps_saved(job: TrainJob) -> int:
+    """Steps done by the checkpoint to go on from; where the training's folder has lost it or it is damaged, its copy is
+    brought back. Workers that outlived an earlier command publish no other from here on.
+    """
     copies, snapshots = job.copies(), job.snapshots()
-    newest = snapshots.newest()
-    step = 0 if copies is None else copies.newest_step()
-    if copies is None or step <= (0 if newest is None else newest.step):
-        return newest
-    get_logger("train").info("bringing back the checkpoint after step %d from %s", step, copies.root)
     snapshots.claim()
+    copied = 0 if copies is None else copies.newest_step()
+    try:
+        newest = snapshots.newest()
+    except UserError:
+        if not copied:
+            raise
+        newest = None
+    saved = 0 if newest is None else newest.step
+    if copies is None or copied <= saved:
+        return saved
+    get_logger("train").info("bringing back the checkpoint after step %d from %s", copied, copies.root)
     copies.fetch(snapshots, job.metrics_path)
-    return snapshots.newest()
+    return copied
 
 
 def _place(runtime: RuntimeConfig) -> str:

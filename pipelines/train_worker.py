@@ -79,6 +79,8 @@ def train_in_worker(job: TrainJob) -> None:
         request_path=job.request_path,
         copier=_copier(job) if rank.is_first else None,
     )
+    if snapshot is not None:
+        save.complete(snapshot.step)
     schedule = rank_schedule(job)
     training = Training(
         engine=rank.engine,
