@@ -161,7 +161,7 @@ def _first_whole(folders: Iterable[Path]) -> Snapshot | None:
             get_logger("checkpoint").warning("%s is damaged (%s); falling back to another one", folder, error)
         except OSError as error:
             raise UserError(
-                f"{folder} cannot be read ({error.strerror}), but may be whole; mend that and run the same command again"
+                f"{folder} cannot be read ({error.strerror}) but may be whole; mend that and run the same command again"
             ) from error
         else:
             return Snapshot(folder, manifest["step"], manifest["facts"])

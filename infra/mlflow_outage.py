@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ UNREACHABLE = (
     TimeoutError,
 )
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)  # of a store on a disk, or of what is to be sent
 _LATER = (408, 429)  # HTTP: took too long, too many requests
 _LONGEST_REASON = 120
 
@@ -33,6 +35,8 @@ def reason_of_outage(error: Exception) -> str | None:
 
     MLflow tells these apart by the status of HTTP that goes with its own error code, also without a server.
     """
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return first_reason(error)
     if not isinstance(error, UNREACHABLE) or not _is_temporary(error):
         return None
     return first_reason(error)

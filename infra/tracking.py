@@ -26,7 +26,7 @@ from infra.mlflow_outage import UNREACHABLE, first_reason, reason_of_outage, sho
 from infra.mlflow_run import Run
 from infra.storage import require_space
 
-FINGERPRINT_TAG = "viewdiff.fingerprint"
+FINGERPRINT_TAG, FOLDER_TAG = "viewdiff.fingerprint", "viewdiff.folder"  # of a run: of the stage's result
 CHAMPION, CHALLENGER = "champion", "challenger"
 ARTIFACTS_NAME = "mlartifacts"
 SQLITE_PREFIX = "sqlite:///"
@@ -77,14 +77,16 @@ class Tracking:
             raise self._unreachable(reason) from error
 
     def start(self, name: str, *, tags: Mapping[str, str], parent_run_id: str | None = None) -> Run:
-        """A run to log into: the one whose `viewdiff.fingerprint` tag equals that of `tags`, else a new one."""
+        """A run to log into: the one that has the fingerprint of `tags`, and their folder, else a new one. The same
+        work in another place is another run.
+        """
         experiment_id, client = self._experiment_id(), self._client()
         if FINGERPRINT_TAG in tags:
             wanted = f"tags.`{FINGERPRINT_TAG}` = '{tags[FINGERPRINT_TAG]}'"
-            found = client.search_runs([experiment_id], wanted, max_results=1, order_by=["start_time ASC"])
-            if found:
-                client.update_run(found[0].info.run_id, status="RUNNING")
-                return Run(id=found[0].info.run_id, client=client)
+            for run in client.search_runs([experiment_id], wanted, order_by=["start_time ASC"]):
+                if run.data.tags.get(FOLDER_TAG) == tags.get(FOLDER_TAG):
+                    client.update_run(run.info.run_id, status="RUNNING")
+                    return Run(id=run.info.run_id, client=client)
         parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
         run = client.create_run(experiment_id, run_name=name, tags={**tags, **parent})
         return Run(id=run.info.run_id, client=client)

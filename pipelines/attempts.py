@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infra.log import get_logger
-from infra.mlflow_run import Run
+from infra.mlflow_run import MOMENT, Run
 from infra.storage import atomic_write
 from infra.system_metrics import PREFIX, SystemMetrics
-from infra.tracking import Tracking
+from infra.tracking import FOLDER_TAG, Tracking
 from pipelines.lines import LineSender
 
 ATTEMPTS_NAME = "attempts"  # folder below the training's, needed until all is in MLflow
-STAGE_TAG, FOLDER_TAG, ERROR_TAG = "viewdiff.stage", "viewdiff.folder", "viewdiff.error"
+STAGE_TAG, ERROR_TAG = "viewdiff.stage", "viewdiff.error"
 RAN_ON_TAG = "viewdiff.ran_on"  # of the whole training: where its newest attempt ran
 ATTEMPT = "attempt"  # value of the stage's tag
 
@@ -50,7 +50,7 @@ class Attempt:
             return
         self._next_sample = time.monotonic() + _SAMPLE_SECONDS
         self._machine = self._machine or SystemMetrics(self.run)
-        line = {"step": self._samples, "time": round(time.time(), 3), **self._machine.sample()}
+        line = {"step": self._samples, MOMENT: round(time.time(), 3), **self._machine.sample()}
         try:
             with self._load_path.open("a") as file:
                 file.write(json.dumps(line) + "\n")

@@ -131,7 +131,7 @@ class SaveCheckpoints:
         self.background.run(lambda: self._write(info, parts, facts))
 
     def complete(self, step: int) -> None:
-        """See that the model is that of the newest checkpoint, after `step` steps, which are those of the network now: a
+        """See that the model is that of the newest checkpoint, which the network is at now, after `step` steps: a
         killed writer may have left it out.
         """
         if dist.get_rank() == 0 and step_of_model(self.model_dir) != step:

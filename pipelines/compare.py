@@ -9,8 +9,8 @@ from infra.errors import UserError
 from infra.log import Progress
 from infra.mlflow_read import History, RecordedRun, RunReader
 from infra.storage import atomic_write, require_space
-from infra.tracking import Tracking
-from pipelines.attempts import FOLDER_TAG, STAGE_TAG
+from infra.tracking import FOLDER_TAG, Tracking
+from pipelines.attempts import STAGE_TAG
 from pipelines.comparison import LOSS, NOTHING, SECONDS, Compared, Table, choose_runs, column_names, tables
 from pipelines.comparison_page import comparison_page
 from pipelines.requests import ComparisonConfig

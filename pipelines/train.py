@@ -18,14 +18,14 @@ from diffusers import UNet2DConditionModel
 from infra.cluster import ensure_ray
 from infra.distributed import Workers, run_workers
 from infra.errors import UserError
-from infra.fingerprint import fingerprint, how, identity
+from infra.fingerprint import how, identity
 from infra.log import get_logger
 from infra.mlflow_run import Run
 from infra.storage import atomic_write, require_space
-from infra.tracking import FINGERPRINT_TAG, Tracking, flatten
+from infra.tracking import FINGERPRINT_TAG, FOLDER_TAG, Tracking, flatten
 from model.unet import ViewDiffUNet
 from pipelines.artifacts import CARD_NAME, RECORD_NAME
-from pipelines.attempts import ATTEMPTS_NAME, FOLDER_TAG, RAN_ON_TAG, STAGE_TAG, start_attempt
+from pipelines.attempts import ATTEMPTS_NAME, RAN_ON_TAG, STAGE_TAG, start_attempt
 from pipelines.callbacks import drop_lines_after
 from pipelines.checkpoints import AVERAGE_PART, MODEL_PART, write_model
 from pipelines.config import TrainConfig
@@ -131,11 +131,10 @@ def _changes(before: Mapping[str, object], now: Mapping[str, object]) -> str:
 
 def _start_run(tracking: Tracking, job: TrainJob, inputs: Mapping[str, Any]) -> Run:
     """This training's MLflow run: a new one, or the one that an earlier attempt began."""
-    made_of = {role: artifact.fingerprint for role, artifact in inputs.items()} | {"config": identity(job.config)}
     final = final_dir(job.folder)
-    tags = {FINGERPRINT_TAG: fingerprint(made_of), STAGE_TAG: "train"}
+    tags = {FINGERPRINT_TAG: final.name, FOLDER_TAG: str(final), STAGE_TAG: "train"}
     run = tracking.start(f"train {final.name[:8]}", tags=tags)
-    run.set_tags({**code_tags("train"), **input_tags(inputs), FOLDER_TAG: str(final)})
+    run.set_tags({**code_tags("train"), **input_tags(inputs)})
     log_config(run, job.config)
     shards = inputs["shards"]
     log_shards(run, shards, context="training")

@@ -163,7 +163,7 @@ def test_one_that_only_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeyp
 
     with monkeypatch.context() as broken:
         broken.setattr(Path, "read_text", fail_once)
-        with pytest.raises(UserError, match=r"cannot be read \(Input/output error\), but may be whole"):
+        with pytest.raises(UserError, match=r"cannot be read \(Input/output error\) but may be whole"):
             folder.newest()
     assert newest_step(tmp_path) == 2
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
-from infra.tracking import FINGERPRINT_TAG, Tracking, flatten
+from infra.tracking import FINGERPRINT_TAG, FOLDER_TAG, Tracking, flatten
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,13 @@ def test_a_run_is_found_again_by_its_fingerprint(tracking: Tracking) -> None:
     assert data.params == {"model.rank": "4", "model.blocks": '[["mid", 8]]', "seed": "0"}
     assert data.metrics == {"loss": 2.0}
     assert tracking.start("train", tags={FINGERPRINT_TAG: "b"}, parent_run_id=run.id).id != run.id
+
+
+def test_the_same_work_in_another_folder_is_another_run(tracking: Tracking) -> None:
+    tags = {FINGERPRINT_TAG: "same", FOLDER_TAG: "/runs/anna's/train/same"}
+    run = tracking.start("train", tags=tags)
+    assert tracking.start("train", tags=tags).id == run.id
+    assert tracking.start("train", tags=tags | {FOLDER_TAG: "/runs/ben's/train/same"}).id != run.id
 
 
 def test_tables_and_pictures_lie_beside_the_database(tracking: Tracking, tmp_path: Path) -> None:
