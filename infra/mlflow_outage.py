@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -45,9 +46,10 @@ def reason_of_outage(error: Exception) -> str | None:
 def first_reason(error: BaseException) -> str:
     """One line of what set off a chain of exceptions: each library on the way wraps it into its own, longer words."""
     cause = error.__cause__ or error.__context__
-    if cause is not None:
+    if cause is not None and not isinstance(cause, KeyError):  # which says nothing but the key
         return first_reason(cause)
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:_LONGEST_REASON]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return textwrap.shorten(line, _LONGEST_REASON, placeholder=" …")
 
 
 @contextmanager

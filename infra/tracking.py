@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -31,6 +32,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 ARTIFACTS_NAME = "mlartifacts"
 SQLITE_PREFIX = "sqlite:///"
 
+_EXPERIMENT = "viewdiff"
 _NEW_DATABASE_BYTES = 1_000_000
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow's page guesses: a chat agent's
 _QUICK_SECONDS, _PATIENT_SECONDS = 5, 30
@@ -39,11 +41,12 @@ _QUICK_SECONDS, _PATIENT_SECONDS = 5, 30
 class Tracking:
     """One experiment in one MLflow store. Cheap to make in every process; nothing global is set."""
 
-    def __init__(self, uri: str, experiment: str = "viewdiff") -> None:
+    def __init__(self, uri: str) -> None:
         # A new database tells of each of its migrations, a server of what it is asked to wait for.
         for name in ("alembic", "mlflow.store.db.utils", "mlflow.store.model_registry.abstract_store"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        self.uri, self.experiment = uri, experiment
+        # MLflow's own variable, by which those who share a server keep their runs apart.
+        self.uri, self.experiment = uri, os.environ.get("MLFLOW_EXPERIMENT_NAME") or _EXPERIMENT
 
     def check(self) -> None:
         """See that the store answers, within seconds. Creates nothing: a new database is made by the first run.

@@ -135,7 +135,7 @@ class RunConfig:
     """A whole run, stage by stage."""
 
     name: str
-    """Name of the preset, shown in reports."""
+    """Name of the preset, which `viewdiff plan` shows."""
     synth: SyntheticConfig = field(default_factory=SyntheticConfig)
     """The synthetic captures, used when no root of real ones is given."""
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)

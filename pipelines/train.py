@@ -129,11 +129,11 @@ def _changes(before: Mapping[str, object], now: Mapping[str, object]) -> str:
     return ", ".join(listed) + (f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else "")
 
 
-def _start_run(tracking: Tracking, job: TrainJob, inputs: Mapping[str, Any]) -> Run:
+def _start_run(tracking: Tracking, job: TrainJob, inputs: Mapping[str, Any], name: str | None) -> Run:
     """This training's MLflow run: a new one, or the one that an earlier attempt began."""
     final = final_dir(job.folder)
     tags = {FINGERPRINT_TAG: final.name, FOLDER_TAG: str(final), STAGE_TAG: "train"}
-    run = tracking.start(f"train {final.name[:8]}", tags=tags)
+    run = tracking.start(name or f"train {final.name[:8]}", tags=tags)
     run.set_tags({**code_tags("train"), **input_tags(inputs)})
     log_config(run, job.config)
     shards = inputs["shards"]
@@ -150,7 +150,7 @@ def _run(job: TrainJob, inputs: Mapping[str, Any], tracking: Tracking, runtime: 
     settings: dict[str, object] = {"num_workers": runtime.num_workers, "use_gpu": runtime.use_gpu, "start_step": done}
     settings |= flatten(how(job.config))
     with tracking.answering():
-        run = _start_run(tracking, job, inputs)
+        run = _start_run(tracking, job, inputs, runtime.run_name)
         run.set_tags({RAN_ON_TAG: _place(runtime)})
         attempt = start_attempt(tracking, run, job.folder, settings=settings, tags=code_tags("train"), step=reached)
     watched = WatchedFolder(

@@ -110,6 +110,6 @@ def test_what_cannot_be_compared_is_named(root: Path, names: list[str], message:
 
 
 def test_where_nothing_was_recorded_nothing_is_made(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere/mlflow.db has no training runs; name another --root"):
+    with pytest.raises(UserError, match=r"there is no database sqlite:///\S+nowhere/mlflow.db; name another --root"):
         compare(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
