@@ -18,6 +18,7 @@ from typing import TypeVar
 import ray
 
 from infra.errors import UserError
+from infra.log import get_logger
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -39,7 +40,8 @@ def ensure_ray(*, num_cpus: int | None = None) -> None:
     """Connect this process to Ray, once: stages share the connection, because starting a cluster takes long.
 
     With RAY_ADDRESS set, as in a submitted job, its cluster is used. Otherwise a local one is started, with at least
-    `num_cpus` slots for workers, which ends with this process.
+    `num_cpus` slots for workers, which ends with this process; where a cluster's Ray runs on this machine, that it is
+    not used is said.
 
     Raises:
         UserError: the cluster at RAY_ADDRESS cannot be reached or refuses the token, or a local one starts too slowly.
@@ -54,6 +56,7 @@ def ensure_ray(*, num_cpus: int | None = None) -> None:
     if address:
         _connect(address)
     else:
+        _tell_of_cluster()
         _start(num_cpus)
 
 
@@ -143,6 +146,24 @@ def _check_address(address: str) -> None:
 def _unreachable(address: str, reason: str) -> UserError:
     remedy = "start it and give its token in RAY_AUTH_TOKEN, or unset RAY_ADDRESS to run locally"
     return UserError(f"Ray cluster at RAY_ADDRESS={address} cannot be used ({reason}); {remedy}")
+
+
+def _tell_of_cluster() -> None:
+    """Say that this machine belongs to a cluster, which somebody may have meant."""
+    address = ray._private.services.find_bootstrap_address(None)  # what `ray start` left, and RAY_ADDRESS=auto takes
+    if address is None:
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, ValueError):
+        return  # of a Ray that was killed
+    get_logger("ray").warning(
+        "this machine belongs to the Ray cluster at %s, which is not used: a Ray of this command's own starts here; set "
+        "RAY_ADDRESS=%s to run on the cluster",
+        address,
+        address,
+    )
 
 
 def _start(num_cpus: int | None) -> None:

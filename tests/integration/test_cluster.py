@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -10,8 +12,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from infra.cluster import CHECKOUT, _check_address, _start, ensure_ray
+from infra.cluster import CHECKOUT, _check_address, _start, _tell_of_cluster, ensure_ray
 from infra.errors import UserError
+from infra.log import get_logger
 from infra.tasks import run_tasks
 
 
@@ -62,6 +65,22 @@ def test_no_more_tasks_run_than_fit_into_memory(monkeypatch: pytest.MonkeyPatch,
 def test_an_address_of_no_cluster_is_named(address: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         _check_address(address)
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_cluster_that_is_not_used_is_named(
+    runs: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Unless it is gone, and only what says where it was is left."""
+    get_logger("ray")  # its first call turns propagation off
+    monkeypatch.setattr(logging.getLogger("viewdiff"), "propagate", True)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(ray._private.services, "find_bootstrap_address", lambda temp_dir: address)
+        if not runs:
+            server.close()
+        _tell_of_cluster()
+    assert (f"set RAY_ADDRESS={address}" in caplog.text) == runs
 
 
 def test_a_machine_that_is_too_busy_for_ray_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
