@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -32,6 +33,7 @@ _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the process of a submi
 _CONNECT_SECONDS = 5.0
 _SECONDS_BETWEEN_LOOKS = 0.25
 _RAYLET, _HEAD = "on this machine (raylet)", "on the head node (gcs_server)"
+_GPU_KIND = "accelerator_type:"  # prefix of the resource that names what a node has
 _SLOW_START = "timed out during startup"
 Result = TypeVar("Result")
 
@@ -58,6 +60,18 @@ def ensure_ray(*, num_cpus: int | None = None) -> None:
     else:
         _tell_of_cluster()
         _start(num_cpus)
+
+
+def cluster_gpus() -> dict[str, int] | None:
+    """How many GPUs of each kind the cluster's nodes have, as Ray found them; None while not connected."""
+    if not ray.is_initialized():
+        return None
+    counts: Counter[str] = Counter()
+    for node in ray.nodes():
+        resources = node["Resources"] if node["Alive"] else {}
+        kinds = [name.removeprefix(_GPU_KIND) for name in resources if name.startswith(_GPU_KIND)]
+        counts[kinds[0] if kinds else "unknown"] += int(resources.get("GPU", 0))
+    return dict(+counts)
 
 
 def call_while_ray_lives(call: Callable[[], Result], *, meanwhile: Callable[[], None] = lambda: None) -> Result:
@@ -159,8 +173,8 @@ def _tell_of_cluster() -> None:
     except (OSError, ValueError):
         return  # of a Ray that was killed
     get_logger("ray").warning(
-        "this machine belongs to the Ray cluster at %s, which is not used: a Ray of this command's own starts here; set "
-        "RAY_ADDRESS=%s to run on the cluster",
+        "this machine belongs to the Ray cluster at %s, which is not used: a Ray of this command's own starts here; "
+        "set RAY_ADDRESS=%s to run on the cluster",
         address,
         address,
     )

@@ -75,8 +75,8 @@ def _check_worker_gpus(runtime: RuntimeConfig) -> None:
     found = _num_gpus()
     if found < runtime.num_workers:
         raise UserError(
-            f"--use-gpu: --num-workers {runtime.num_workers} needs as many GPUs on this machine, PyTorch finds {found}; "
-            "set RAY_ADDRESS to use a Ray cluster's, lower --num-workers, drop --use-gpu, or install a CUDA build of "
+            f"--use-gpu: --num-workers {runtime.num_workers} needs as many GPUs on this machine, PyTorch finds {found}"
+            "; set RAY_ADDRESS to use a Ray cluster's, lower --num-workers, drop --use-gpu, or install a CUDA build of "
             "PyTorch"
         )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from infra.cluster import CHECKOUT, _check_address, _start, _tell_of_cluster, ensure_ray
+from infra.cluster import CHECKOUT, _check_address, _start, _tell_of_cluster, cluster_gpus, ensure_ray
 from infra.errors import UserError
 from infra.log import get_logger
 from infra.tasks import run_tasks
@@ -101,3 +101,20 @@ def test_other_failures_of_ray_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ray, "init", broken)
     with pytest.raises(RuntimeError, match="no shared memory"):
         _start(2)
+
+
+def test_gpus_are_those_of_nodes_that_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    assert cluster_gpus() is None
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 8.0}},  # a head
+        {"Alive": True, "Resources": {"GPU": 8.0, "accelerator_type:H100": 1.0}},
+        {"Alive": True, "Resources": {"GPU": 8.0, "accelerator_type:H100": 1.0}},
+        {"Alive": True, "Resources": {"GPU": 2.0}},
+        {"Alive": False, "Resources": {"GPU": 4.0, "accelerator_type:A100": 1.0}},
+    ]
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert cluster_gpus() == {"H100": 16, "unknown": 2}
+    monkeypatch.setattr(ray, "nodes", lambda: nodes[:1])
+    assert cluster_gpus() == {}
