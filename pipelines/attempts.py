@@ -78,8 +78,10 @@ class Attempt:
         self._load.doubt()
 
     def finish(self, *, step: int) -> None:
-        """Send the rest, and how it ended; of one that noted nothing: KILLED after `step` steps."""
-        self.send()
+        """Send the rest, and how it ended; of one that noted nothing: KILLED after `step` steps. Ray is not asked here:
+        the attempt may be an earlier process's, with other GPUs.
+        """
+        self._load.send()
         if not self._end_path.exists():
             self.note_end("KILLED", step=step, error=None)
         end = json.loads(self._end_path.read_bytes())
