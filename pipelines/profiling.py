@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from infra.errors import UserError
 from infra.stopwatch import Stopwatch
 from infra.storage import publish_folder, require_space
+from pipelines.checks import check_own_gpu
 from pipelines.config import RunConfig
 from pipelines.loop import PHASES, StepInfo, Training, train_steps
 from pipelines.plan import run_chain
@@ -41,6 +42,8 @@ def profile_training(config: RunConfig, runtime: RuntimeConfig, settings: Profil
     if output.exists():
         raise UserError(f"output folder {output}: exists already; remove it or name another with --output")
     require_space(output, SPACE_BYTES)
+    if runtime.use_gpu:
+        check_own_gpu()
     inputs = run_chain(config, runtime, until="latents")
     partial = output.with_name(f".partial-{output.name}")
     if partial.exists():  # of a run that was killed

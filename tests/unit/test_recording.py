@@ -17,6 +17,7 @@ from infra.mlflow_outage import reason_of_outage
 from infra.mlflow_run import FILES_TAG, Run
 from infra.tracking import Tracking
 from pipelines import recorder, watch
+from pipelines.attempts import Attempt
 from pipelines.lines import LineReader
 from tests.recorded_training import NUM_STEPS, FakeTraining, assert_all_is_there, attempts_of, begin_attempt
 
@@ -223,6 +224,26 @@ def test_progress_goes_on_after_a_failed_look(
 def test_a_full_disk_of_the_store_is_waited_for() -> None:
     assert reason_of_outage(OSError(errno.ENOSPC, "No space left on device")) == "[Errno 28] No space left on device"
     assert reason_of_outage(FileNotFoundError(errno.ENOENT, "no such picture")) is None
+
+
+def test_an_attempt_says_which_gpus_ray_found(
+    tracking: Tracking, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it is connected, also if MLflow was away at that moment."""
+    found: list[dict[str, int] | None] = [None, {"H100": 16, "A100": 8}, {"H100": 16, "A100": 8}]
+    monkeypatch.setattr("infra.cluster.cluster_gpus", lambda: found.pop(0))
+    run, _ = begin_attempt(tracking, FakeTraining(tmp_path / "gpus"))
+    (child,) = tracking.children(run.id, tags={"viewdiff.stage": "attempt"})
+    attempt = Attempt(child, tmp_path)
+    attempt.send()
+    assert "viewdiff.gpus" not in child.client.get_run(child.id).data.tags
+    line.cut = True
+    with pytest.raises(requests.ConnectionError):
+        attempt.send()
+    line.cut = False
+    attempt.send()
+    assert child.client.get_run(child.id).data.tags["viewdiff.gpus"] == "8 A100, 16 H100"
+    attempt.send()  # asks no more
 
 
 def test_a_replaced_file_is_read_from_its_start(tmp_path: Path) -> None:
