@@ -175,7 +175,8 @@ def _lost_worker(error: Exception, max_failures: int) -> UserError | None:
     rank, reason = lost[0]
     return UserError(
         f"train: worker {rank} was lost, as happens when memory runs out, and it was so more than --max-failures "
-        f"{max_failures} times ({str(reason).strip().splitlines()[0]}); run the same command again: it resumes"
+        f"{max_failures} times ({str(reason).strip().splitlines()[0]}); run the same command again: it resumes (the "
+        "worker's output is where it ran, in /tmp/ray/session_latest/logs/worker-*.err)"
     )
 
 
