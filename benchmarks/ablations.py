@@ -50,10 +50,21 @@ def train(settings: TrainConfig, root: str) -> Path:
     return run_chain(config, RuntimeConfig(root=root), until="train")["train"].folder
 
 
+def read_lines(folder: Path) -> list[dict[str, float]]:
+    """What a training says of its steps."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def validation_loss(folder: Path) -> float:
     """The last one, of held-out objects."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return next(line["validation_loss"] for line in reversed(lines) if "validation_loss" in line)
+    return next(line["validation_loss"] for line in reversed(read_lines(folder)) if "validation_loss" in line)
+
+
+def seconds(folder: Path) -> tuple[float, float]:
+    """Of a step, and of those the ones in which the first rank waits for data; the first step is left out."""
+    lines = read_lines(folder)[1:]
+    whole, data = (statistics.mean(line[f"time/{name}"] for line in lines) for name in ("seconds", "data_seconds"))
+    return whole, data
 
 
 def plot(curves: dict[str, np.ndarray], path: Path) -> None:
@@ -91,13 +102,17 @@ def main() -> None:
     for name, end in ends.items():
         differences = " ".join(f"{mine / theirs - 1:+.1%}" for mine, theirs in zip(end, ends["full"], strict=True))
         losses = " ".join(f"{loss:.4f}" for loss in end)
-        rows.append([name, losses, f"{end.mean():.4f}", differences, f"{statistics.mean(held_out[name]):.4f}"])
+        whole, data = np.mean([seconds(folder) for folder in folders[name]], axis=0)
+        row = [name, losses, f"{end.mean():.4f}", differences, f"{statistics.mean(held_out[name]):.4f}"]
+        rows.append([*row, f"{whole:.2f} s", f"{data / whole:.2%}"])
     header = [
         "trained",
         f"loss of the last {LAST_STEPS} steps, by seed",
         "mean",
         "to full, by seed",
         "held-out objects",
+        "step",
+        "of it waiting for data",
     ]
     text = table(header, rows) + f"\n![Loss against steps]({picture.name})"
     results = {"last": {name: end.tolist() for name, end in ends.items()}, "held_out": held_out}

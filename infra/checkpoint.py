@@ -12,8 +12,8 @@ import math
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from infra.errors import UserError
 from infra.log import get_logger
 from infra.storage import atomic_write, digest_file, publish_folder
 
@@ -60,7 +61,8 @@ class SnapshotFolder:
         self._root.mkdir(parents=True, exist_ok=True)
         atomic_write(self._root / _OWNER_NAME, self._attempt.encode())
         for orphan in self._root.glob(f"{_PARTIAL_PREFIX}*"):
-            shutil.rmtree(orphan)
+            with suppress(FileNotFoundError):  # published at this very moment
+                shutil.rmtree(orphan)
 
     def save(
         self,
@@ -83,7 +85,7 @@ class SnapshotFolder:
             digests = {path.name: digest_file(path) for path in sorted(partial.iterdir())}
             manifest = {"format_version": FORMAT_VERSION, "step": step, "files": digests, "facts": dict(facts)}
             (partial / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n")
-        best = self.best()
+        best = next(iter(self._rated()), None)
         found = [(step_found, folder) for step_found, folder in self._found() if folder != in_use]
         newest = [folder for step_found, folder in found if step_found <= step][: self._keep]
         for step_found, folder in found:
@@ -107,22 +109,34 @@ class SnapshotFolder:
         publish_folder(partial, self._root / name)
 
     def best(self) -> Snapshot | None:
-        """The best checkpoint, the earlier of two that are equally good; its files are not looked at."""
-        rated = []
-        for step, folder in self._found():
-            facts = _read_manifest(folder).get("facts", {})
-            if math.isfinite(facts.get(self._best_by, math.nan)):
-                rated.append(Snapshot(folder, step, facts))
-        return min(rated, key=lambda snapshot: (snapshot.facts[self._best_by], snapshot.step), default=None)
+        """The best checkpoint that is not damaged."""
+        return _first_whole(snapshot.folder for snapshot in self._rated())
 
     def newest(self) -> Snapshot | None:
-        """The newest checkpoint whose files are what its manifest says; damaged ones are named and passed over."""
+        """The newest checkpoint that is not damaged, which is that its files are what its manifest says.
+
+        Raises:
+            UserError: all are damaged, or one cannot be read or is of another version of this program.
+        """
+        folders = [folder for _, folder in self._found()]
+        newest = _first_whole(folders)
+        if folders and newest is None:
+            raise UserError(
+                f"{self._root}: all {len(folders)} checkpoints are damaged; restore one, or remove "
+                f"{self._root.parent} to train from the first step"
+            )
+        return newest
+
+    def _rated(self) -> list[Snapshot]:
+        """The checkpoints that can be compared, best first, the earlier of two that are equally good; their files are
+        not looked at.
+        """
+        rated = []
         for step, folder in self._found():
-            problem, manifest = _read(folder, step)
-            if problem is None:
-                return Snapshot(folder, step, manifest["facts"])
-            get_logger("checkpoint").warning("%s is damaged (%s); falling back to the one before", folder, problem)
-        return None
+            facts = _facts(folder)
+            if math.isfinite(facts.get(self._best_by, math.nan)):
+                rated.append(Snapshot(folder, step, facts))
+        return sorted(rated, key=lambda snapshot: (snapshot.facts[self._best_by], snapshot.step))
 
     def _found(self) -> list[tuple[int, Path]]:
         """(step, folder) of all published checkpoints, newest first."""
@@ -138,27 +152,55 @@ def step_in(name: str) -> int | None:
     return None if match is None else int(match[1])
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Its contents; nothing of one that cannot be read."""
+def _first_whole(folders: Iterable[Path]) -> Snapshot | None:
+    """The first that is not damaged; those before it are named."""
+    for folder in folders:
+        try:
+            manifest = _read(folder)
+        except _DamagedError as error:
+            get_logger("checkpoint").warning("%s is damaged (%s); falling back to another one", folder, error)
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be read ({error.strerror}) but may be whole; mend that and run the same command again"
+            ) from error
+        else:
+            return Snapshot(folder, manifest["step"], manifest["facts"])
+    return None
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """Those of a checkpoint; none of one whose manifest is damaged."""
     try:
-        manifest = json.loads((folder / MANIFEST_NAME).read_text())
-    except (OSError, ValueError):
+        return _read_manifest(folder)["facts"]
+    except _DamagedError:
         return {}
-    return manifest if isinstance(manifest, dict) else {}
 
 
-def _read(folder: Path, step: int) -> tuple[str | None, dict[str, Any]]:
-    """What is wrong with a checkpoint, or None, and its manifest."""
+def _read(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are as it says. Raises as `_read_manifest`."""
+    manifest = _read_manifest(folder)
+    for name, digest in manifest["files"].items():
+        if not (folder / name).is_file() or digest_file(folder / name) != digest:
+            raise _DamagedError(f"{name} is missing or changed")
+    return manifest
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises _DamagedError, UserError for one of another version, and OSError when neither can be told."""
     try:
         manifest = json.loads((folder / MANIFEST_NAME).read_text())
-        version, files, named_step = manifest["format_version"], manifest["files"], manifest["step"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{MANIFEST_NAME}: {error}", {}
-    if version != FORMAT_VERSION:
-        return f"format version {version}, this program reads {FORMAT_VERSION}", {}
-    if named_step != step:
-        return f"{MANIFEST_NAME} says step {named_step}", {}
-    for name, digest in files.items():
-        if not (folder / name).is_file() or digest_file(folder / name) != digest:
-            return f"{name} is missing or changed", {}
-    return None, manifest
+        if (version := manifest["format_version"]) != FORMAT_VERSION:
+            raise UserError(
+                f"{folder} has format version {version}, this program reads {FORMAT_VERSION}; go on with the program "
+                "that wrote it"
+            )
+        found = {"step": manifest["step"], "files": dict(manifest["files"]), "facts": dict(manifest["facts"])}
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise _DamagedError(f"{MANIFEST_NAME}: {error}") from error
+    if found["step"] != step_in(folder.name):
+        raise _DamagedError(f"{MANIFEST_NAME} says step {found['step']}")
+    return found
+
+
+class _DamagedError(Exception):
+    """What is wrong with a checkpoint."""

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TypeVar
 import ray
 
 from infra.errors import UserError
+from infra.log import get_logger
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -31,6 +33,7 @@ _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the process of a submi
 _CONNECT_SECONDS = 5.0
 _SECONDS_BETWEEN_LOOKS = 0.25
 _RAYLET, _HEAD = "on this machine (raylet)", "on the head node (gcs_server)"
+_GPU_KIND = "accelerator_type:"  # prefix of the resource that names what a node has
 _SLOW_START = "timed out during startup"
 Result = TypeVar("Result")
 
@@ -39,7 +42,8 @@ def ensure_ray(*, num_cpus: int | None = None) -> None:
     """Connect this process to Ray, once: stages share the connection, because starting a cluster takes long.
 
     With RAY_ADDRESS set, as in a submitted job, its cluster is used. Otherwise a local one is started, with at least
-    `num_cpus` slots for workers, which ends with this process.
+    `num_cpus` slots for workers, which ends with this process; where a cluster's Ray runs on this machine, that it is
+    not used is said.
 
     Raises:
         UserError: the cluster at RAY_ADDRESS cannot be reached or refuses the token, or a local one starts too slowly.
@@ -54,7 +58,20 @@ def ensure_ray(*, num_cpus: int | None = None) -> None:
     if address:
         _connect(address)
     else:
+        _tell_of_cluster()
         _start(num_cpus)
+
+
+def cluster_gpus() -> dict[str, int] | None:
+    """How many GPUs of each kind the cluster's nodes have, as Ray found them; None while not connected."""
+    if not ray.is_initialized():
+        return None
+    counts: Counter[str] = Counter()
+    for node in ray.nodes():
+        resources = node["Resources"] if node["Alive"] else {}
+        kinds = [name.removeprefix(_GPU_KIND) for name in resources if name.startswith(_GPU_KIND)]
+        counts[kinds[0] if kinds else "unknown"] += int(resources.get("GPU", 0))
+    return dict(+counts)
 
 
 def call_while_ray_lives(call: Callable[[], Result], *, meanwhile: Callable[[], None] = lambda: None) -> Result:
@@ -143,6 +160,24 @@ def _check_address(address: str) -> None:
 def _unreachable(address: str, reason: str) -> UserError:
     remedy = "start it and give its token in RAY_AUTH_TOKEN, or unset RAY_ADDRESS to run locally"
     return UserError(f"Ray cluster at RAY_ADDRESS={address} cannot be used ({reason}); {remedy}")
+
+
+def _tell_of_cluster() -> None:
+    """Say that this machine belongs to a cluster, which somebody may have meant."""
+    address = ray._private.services.find_bootstrap_address(None)  # what `ray start` left, and RAY_ADDRESS=auto takes
+    if address is None:
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, ValueError):
+        return  # of a Ray that was killed
+    get_logger("ray").warning(
+        "this machine belongs to the Ray cluster at %s, which is not used: a Ray of this command's own starts here; "
+        "set RAY_ADDRESS=%s to run on the cluster",
+        address,
+        address,
+    )
 
 
 def _start(num_cpus: int | None) -> None:

@@ -92,9 +92,11 @@ def run_workers(
                 call_while_ray_lives(trainer.fit, meanwhile=look)
             if diverged.exists():
                 raise UserError(f"train: {diverged.read_text()}")
+            if stop.is_asked:  # too late for a checkpoint: nothing was left to do
+                raise KeyboardInterrupt
             return
         except TrainingFailedError as error:
-            raise _user_error(error, storage_dir) or _loss(error, workers.max_failures) or error from None
+            raise _user_error(error, storage_dir) or _lost_worker(error, workers.max_failures) or error from None
         except ray.exceptions.RayActorError as error:  # Ray Train does not restart its own controller
             num_failures += 1
             if num_failures > workers.max_failures:
@@ -163,7 +165,7 @@ class _Notices:
         return self._path.read_text().splitlines() if self._path.exists() else []
 
 
-def _loss(error: Exception, max_failures: int) -> UserError | None:
+def _lost_worker(error: Exception, max_failures: int) -> UserError | None:
     """The message for a person when workers did not fail but died."""
     failures = getattr(error, "worker_failures", {}).items()
     reasons = {rank: getattr(failure, "health_check_failure", None) for rank, failure in failures}
@@ -173,16 +175,23 @@ def _loss(error: Exception, max_failures: int) -> UserError | None:
     rank, reason = lost[0]
     return UserError(
         f"train: worker {rank} was lost, as happens when memory runs out, and it was so more than --max-failures "
-        f"{max_failures} times ({str(reason).strip().splitlines()[0]}); run the same command again: it resumes"
+        f"{max_failures} times ({str(reason).strip().splitlines()[0]}); run the same command again: it resumes (the "
+        "worker's output is where it ran, in /tmp/ray/session_latest/logs/worker-*.err)"
     )
 
 
 def _user_error(error: Exception, folder: Path) -> UserError | None:
-    """The message for a person among the workers' errors, if there is one: theirs, or of a full disk."""
-    for failure in getattr(error, "worker_failures", {}).values():
+    """The message for a person among the workers' errors, if there is one: theirs, or of a full disk or GPU."""
+    for rank, failure in getattr(error, "worker_failures", {}).items():
         cause = getattr(failure, "_base_exc", failure)  # Ray keeps the worker's exception beside its traceback's text
         if isinstance(cause, UserError):
             return cause
         if isinstance(cause, OSError) and (message := as_user_error(cause, folder.parent)):
             return message
+        if isinstance(cause, torch.OutOfMemoryError):
+            return UserError(
+                f"train: worker {rank} ran out of its GPU's memory ({str(cause).splitlines()[0]}); lower "
+                "--train.micro-batch-size or set --train.model.gradient-checkpointing (`viewdiff plan` says what "
+                "fits), and run the same command with it: it resumes"
+            )
     return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -24,6 +26,7 @@ UNREACHABLE = (
     TimeoutError,
 )
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)  # of a store on a disk, or of what is to be sent
 _LATER = (408, 429)  # HTTP: took too long, too many requests
 _LONGEST_REASON = 120
 
@@ -33,6 +36,8 @@ def reason_of_outage(error: Exception) -> str | None:
 
     MLflow tells these apart by the status of HTTP that goes with its own error code, also without a server.
     """
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return first_reason(error)
     if not isinstance(error, UNREACHABLE) or not _is_temporary(error):
         return None
     return first_reason(error)
@@ -41,9 +46,10 @@ def reason_of_outage(error: Exception) -> str | None:
 def first_reason(error: BaseException) -> str:
     """One line of what set off a chain of exceptions: each library on the way wraps it into its own, longer words."""
     cause = error.__cause__ or error.__context__
-    if cause is not None:
+    if cause is not None and not isinstance(cause, KeyError):  # which says nothing but the key
         return first_reason(cause)
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:_LONGEST_REASON]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return textwrap.shorten(line, _LONGEST_REASON, placeholder=" …")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from infra.storage import StoragePath
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # MLflow's limits for one request
 _DIGEST_LENGTH = 36  # characters, MLflow's limit
 _TABLES_TAG = "mlflow.loggedArtifacts"  # makes MLflow's page show a JSON artifact as a table
+MOMENT = "time/unix"  # key of a line: when it was written, in Unix seconds
 _MODEL = "model"  # kind of logged models whose files MLflow holds
 
 READY = "READY"  # of a logged model whose record is complete
@@ -70,12 +71,12 @@ class Run:
     def log_lines(self, lines: Sequence[Mapping[str, float]]) -> int:
         """Numbers of many steps in one request: as many of the first lines as it takes, whole; returns how many.
 
-        Each line has its `step` and may have its `time` in Unix seconds; everything else in it is a metric.
+        Each line has its `step` and its MOMENT; everything else in it is a metric.
         """
-        now, items, count = time.time(), list[Metric](), 0
+        items, count = list[Metric](), 0
         for line in lines:
-            moment, step = int(line.get("time", now) * 1000), int(line["step"])
-            added = [Metric(name, float(line[name]), moment, step) for name in line if name not in ("step", "time")]
+            moment, step = int(line[MOMENT] * 1000), int(line["step"])
+            added = [Metric(name, float(line[name]), moment, step) for name in line if name not in ("step", MOMENT)]
             if count and len(items) + len(added) > _MAX_METRICS:
                 break
             items, count = items + added, count + 1

@@ -31,6 +31,11 @@ class StopRequest:
         if self._is_main:
             signal.signal(signal.SIGTERM, self._before)
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether SIGTERM came."""
+        return self._deadline is not None
+
     def obey(self) -> None:
         """To be called now and then: raises KeyboardInterrupt when the checkpoint is there, or takes too long."""
         if self._deadline is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -26,11 +27,12 @@ from infra.mlflow_outage import UNREACHABLE, first_reason, reason_of_outage, sho
 from infra.mlflow_run import Run
 from infra.storage import require_space
 
-FINGERPRINT_TAG = "viewdiff.fingerprint"
+FINGERPRINT_TAG, FOLDER_TAG = "viewdiff.fingerprint", "viewdiff.folder"  # of a run: of the stage's result
 CHAMPION, CHALLENGER = "champion", "challenger"
 ARTIFACTS_NAME = "mlartifacts"
 SQLITE_PREFIX = "sqlite:///"
 
+_EXPERIMENT = "viewdiff"
 _NEW_DATABASE_BYTES = 1_000_000
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow's page guesses: a chat agent's
 _QUICK_SECONDS, _PATIENT_SECONDS = 5, 30
@@ -39,11 +41,12 @@ _QUICK_SECONDS, _PATIENT_SECONDS = 5, 30
 class Tracking:
     """One experiment in one MLflow store. Cheap to make in every process; nothing global is set."""
 
-    def __init__(self, uri: str, experiment: str = "viewdiff") -> None:
+    def __init__(self, uri: str) -> None:
         # A new database tells of each of its migrations, a server of what it is asked to wait for.
         for name in ("alembic", "mlflow.store.db.utils", "mlflow.store.model_registry.abstract_store"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        self.uri, self.experiment = uri, experiment
+        # MLflow's own variable, by which those who share a server keep their runs apart.
+        self.uri, self.experiment = uri, os.environ.get("MLFLOW_EXPERIMENT_NAME") or _EXPERIMENT
 
     def check(self) -> None:
         """See that the store answers, within seconds. Creates nothing: a new database is made by the first run.
@@ -77,14 +80,16 @@ class Tracking:
             raise self._unreachable(reason) from error
 
     def start(self, name: str, *, tags: Mapping[str, str], parent_run_id: str | None = None) -> Run:
-        """A run to log into: the one whose `viewdiff.fingerprint` tag equals that of `tags`, else a new one."""
+        """A run to log into: the one that has the fingerprint of `tags`, and their folder, else a new one. The same
+        work in another place is another run.
+        """
         experiment_id, client = self._experiment_id(), self._client()
         if FINGERPRINT_TAG in tags:
             wanted = f"tags.`{FINGERPRINT_TAG}` = '{tags[FINGERPRINT_TAG]}'"
-            found = client.search_runs([experiment_id], wanted, max_results=1, order_by=["start_time ASC"])
-            if found:
-                client.update_run(found[0].info.run_id, status="RUNNING")
-                return Run(id=found[0].info.run_id, client=client)
+            for run in client.search_runs([experiment_id], wanted, order_by=["start_time ASC"]):
+                if run.data.tags.get(FOLDER_TAG) == tags.get(FOLDER_TAG):
+                    client.update_run(run.info.run_id, status="RUNNING")
+                    return Run(id=run.info.run_id, client=client)
         parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
         run = client.create_run(experiment_id, run_name=name, tags={**tags, **parent})
         return Run(id=run.info.run_id, client=client)

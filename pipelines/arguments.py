@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+import re
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -24,6 +26,10 @@ from pipelines.requests import (
 from pipelines.runtime import RuntimeConfig
 
 DEFAULT_PRESET = "tiny"
+_PYTHONS_WORDS = {
+    r"invalid literal for int\(\) with base 10: ('.*?')": "whole number",
+    r"could not convert string to float: ('.*?')": "number",
+}
 Parsed = TypeVar("Parsed")
 
 
@@ -36,6 +42,9 @@ class RunArguments:
     runtime: Annotated[RuntimeConfig, tyro.conf.arg(name="")] = field(default_factory=RuntimeConfig)
     dry_run: bool = False
     """Print what would be done, its size and memory; do nothing."""
+    initial: str | None = None
+    """Folder of a model that training starts from, such as another training's model/; without it from the base model's
+    U-Net and fresh layers."""
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
 
 
@@ -173,7 +182,13 @@ def _parse(default: Parsed, arguments: Sequence[str], *, prog: str, description:
             config=(tyro.conf.AvoidSubcommands,),
         )
     if unknown:
-        raise UserError(f"unknown option {unknown[0]!r}{nearest(unknown[0], _options(default))}")
+        hint = nearest(unknown[0], _options(default))
+        if unknown[0] in PRESETS:
+            hint = f"; did you mean --preset {unknown[0]}?"
+        raise UserError(f"unknown option {unknown[0]!r}{hint}")
+    for option, value in _values(parsed):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{option} {value:g}: must be a finite number; a very large one stands for no limit")
     return parsed
 
 
@@ -192,21 +207,32 @@ def _refuse(event: tyro_errors.ParseErrorEvent) -> None:
         raise UserError(f"{_name(event.argument)} {event.value!r}: choose from {choices}")
     if isinstance(event, tyro_errors.InstantiationFailure):
         name = "" if event.argument is None else f"{_name(event.argument)}: "
-        raise UserError(name + " ".join(event.message.split()))
+        raise UserError(name + _in_plain_words(" ".join(event.message.split())))
 
 
 def _name(argument: Any) -> str:
     return argument.lowered.name_or_flags[0]
 
 
-def _options(default: object, prefix: str = "") -> list[str]:
+def _in_plain_words(message: str) -> str:
+    """What was expected, where Python's own words say what it tried."""
+    for pattern, words in _PYTHONS_WORDS.items():
+        if match := re.search(pattern, message):
+            return f"{match[1]} is no {words}"
+    return message
+
+
+def _options(default: object) -> list[str]:
     """All options of a parsed dataclass, as they are typed."""
-    names: list[str] = []
-    for name, value in vars(default).items():
+    return [option for option, _ in _values(default)]
+
+
+def _values(parsed: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Every option of a parsed dataclass, as it is typed, and its value."""
+    for name, value in vars(parsed).items():
         flat = name in ("runtime", "config", "request", "sizing", "profile")
         path = prefix if flat else f"{prefix}{name.replace('_', '-')}"
         if hasattr(value, "__dataclass_fields__"):
-            names += _options(value, path if flat else f"{path}.")
+            yield from _values(value, path if flat else f"{path}.")
         else:
-            names.append(f"--{path}")
-    return names
+            yield f"--{path}", value

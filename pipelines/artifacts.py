@@ -10,11 +10,12 @@ from typing import Any, ClassVar, TypeVar
 
 from infra.errors import UserError
 from infra.fingerprint import fingerprint
-from infra.storage import StoragePath, digest_file, open_path
+from infra.storage import StoragePath, digest_file, digest_folder, open_path
 
 RECORD_NAME = "artifact.json"
 DATA_FACT = "data"  # the fact that says where an artifact's files are when not in its folder
 CARD_NAME = "card.html"  # beside the shards
+_MODEL_CONFIG = "config.json"  # as model/pretrained.py writes it, which takes seconds to import
 _ANNOTATION_PATTERNS = (
     "category_to_subset_name_list.json",
     "*/frame_annotations.jgz",
@@ -67,6 +68,16 @@ class Latents(Artifact):
     """Cached VAE moments, caption embeddings and prior samples of one `Shards` and `Captions` under one base model."""
 
     complete_name = "latents.json"
+
+
+@dataclass(frozen=True)
+class GivenModel(Artifact):
+    """A multi-view model that no stage of this root made."""
+
+    @property
+    def model_dir(self) -> Path:
+        """As `Checkpoint.model_dir`."""
+        return self.folder
 
 
 @dataclass(frozen=True)
@@ -164,6 +175,20 @@ def read_record(folder: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; delete the folder and run its stage again")
     return record
+
+
+def external_model(folder: Path) -> GivenModel:
+    """A model that was trained elsewhere, or is that of a training that did not end. Its identity is its content.
+
+    Raises:
+        UserError: there is no model in `folder`.
+    """
+    if not (folder / _MODEL_CONFIG).is_file():
+        raise UserError(
+            f"--initial {folder}: no {_MODEL_CONFIG} in it; name the folder of a trained model, such as model/ of a "
+            "training"
+        )
+    return GivenModel(fingerprint=fingerprint({"model": digest_folder(folder)}), folder=folder.absolute())
 
 
 def external_dataset(root: StoragePath) -> RawDataset:

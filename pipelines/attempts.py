@@ -15,15 +15,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infra.log import get_logger
-from infra.mlflow_run import Run
+from infra.mlflow_run import MOMENT, Run
 from infra.storage import atomic_write
 from infra.system_metrics import PREFIX, SystemMetrics
-from infra.tracking import Tracking
+from infra.tracking import FOLDER_TAG, Tracking
 from pipelines.lines import LineSender
 
 ATTEMPTS_NAME = "attempts"  # folder below the training's, needed until all is in MLflow
-STAGE_TAG, FOLDER_TAG, ERROR_TAG = "viewdiff.stage", "viewdiff.folder", "viewdiff.error"
+STAGE_TAG, ERROR_TAG = "viewdiff.stage", "viewdiff.error"
 RAN_ON_TAG = "viewdiff.ran_on"  # of the whole training: where its newest attempt ran
+GPUS_TAG = "viewdiff.gpus"  # of an attempt: what the cluster had when it began
 ATTEMPT = "attempt"  # value of the stage's tag
 
 _MARKER = PREFIX + "cpu_utilization_percentage"
@@ -41,6 +42,7 @@ class Attempt:
         self._load = LineSender(self._load_path, run, marker=_MARKER)
         self._machine: SystemMetrics | None = None
         self._samples, self._next_sample = 0, 0.0
+        self._gpus_sent = False
 
     def sample(self) -> None:
         """Note the machine's load if it is time. Where that cannot be written, as on a full disk, it is said and given
@@ -50,7 +52,7 @@ class Attempt:
             return
         self._next_sample = time.monotonic() + _SAMPLE_SECONDS
         self._machine = self._machine or SystemMetrics(self.run)
-        line = {"step": self._samples, "time": round(time.time(), 3), **self._machine.sample()}
+        line = {"step": self._samples, MOMENT: round(time.time(), 3), **self._machine.sample()}
         try:
             with self._load_path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -66,16 +68,20 @@ class Attempt:
         atomic_write(self._end_path, json.dumps(end).encode())
 
     def send(self) -> None:
-        """Send the load that was noted since the last time."""
+        """Send the load that was noted since the last time, and once, when Ray is connected, which GPUs it found."""
         self._load.send()
+        if not self._gpus_sent:
+            self._send_gpus()
 
     def doubt(self) -> None:
         """As `LineSender.doubt`."""
         self._load.doubt()
 
     def finish(self, *, step: int) -> None:
-        """Send the rest, and how it ended; of one that noted nothing: KILLED after `step` steps."""
-        self.send()
+        """Send the rest, and how it ended; of one that noted nothing: KILLED after `step` steps. Ray is not asked here:
+        the attempt may be an earlier process's, with other GPUs.
+        """
+        self._load.send()
         if not self._end_path.exists():
             self.note_end("KILLED", step=step, error=None)
         end = json.loads(self._end_path.read_bytes())
@@ -83,6 +89,14 @@ class Attempt:
         if end["error"]:
             self.run.set_tags({ERROR_TAG: end["error"]})
         self.run.finish(end["status"])
+
+    def _send_gpus(self) -> None:
+        from infra.cluster import cluster_gpus  # Ray takes seconds to import
+
+        counts = cluster_gpus()
+        if counts:
+            self.run.set_tags({GPUS_TAG: ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))})
+        self._gpus_sent = counts is not None
 
 
 def start_attempt(

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ def write_line(info: StepInfo, work: Work) -> str:
 
 
 def _times(info: StepInfo, work: Work) -> dict[str, float]:
-    times = {"seconds": info.seconds, "views_per_second": work.num_views / info.seconds}
+    times = {"unix": time.time(), "seconds": info.seconds, "views_per_second": work.num_views / info.seconds}
     times["teraflops_per_second"] = work.flops / info.seconds / 1e12
     if work.ideal_seconds is not None:
         times["utilisation"] = work.ideal_seconds / info.seconds

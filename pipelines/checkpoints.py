@@ -130,14 +130,20 @@ class SaveCheckpoints:
         facts = {"loss": info.loss} | {k: v for k, v in info.scalars.items() if k == VALIDATION_LOSS}
         self.background.run(lambda: self._write(info, parts, facts))
 
+    def complete(self, step: int) -> None:
+        """See that the model is that of the newest checkpoint, which the network is at now, after `step` steps: a
+        killed writer may have left it out.
+        """
+        if dist.get_rank() == 0 and step_of_model(self.model_dir) != step:
+            average = {} if self.average is None else self.average.weights()
+            write_model(self.unet, _copied(self.unet.state_dict() | average), step, self.model_dir)
+
     def finish(self, step: int) -> None:
-        """Wait for what is being written, and see that the model is there, which a killed writer may have left out."""
+        """Wait for what is being written after the last step."""
         if dist.get_rank() > 0:
             return
         self.background.wait()
-        if step_of_model(self.model_dir) != step:
-            average = {} if self.average is None else self.average.weights()
-            self._publish(step, _copied(self.unet.state_dict() | average))
+        self.complete(step)
         newest = self.snapshots.newest() if self.copier is not None else None
         if self.copier is not None and newest is not None:
             self.copier.finish(newest)
@@ -147,13 +153,10 @@ class SaveCheckpoints:
         snapshot = self.snapshots.save(info.step, parts, facts, in_use=in_use)
         if self.copier is not None:
             self.copier.offer(snapshot)
-        if info.checkpoint_wanted:
+        write_model(self.unet, parts[MODEL_PART] | parts.get(AVERAGE_PART, {}), info.step, self.model_dir)
+        if info.checkpoint_wanted:  # last, because whoever asked may end this process then
             self.request_path.unlink(missing_ok=True)
             self.answering.clear()
-        self._publish(info.step, parts[MODEL_PART] | parts.get(AVERAGE_PART, {}))
-
-    def _publish(self, step: int, weights: dict[str, Tensor]) -> None:
-        write_model(self.unet, weights, step, self.model_dir)
 
 
 def write_model(unet: ViewDiffUNet, weights: dict[str, Tensor], step: int, folder: Path) -> None:

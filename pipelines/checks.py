@@ -11,6 +11,8 @@ from pipelines.config import RunConfig
 from pipelines.runtime import RuntimeConfig
 from preprocessing.config import CaptionsConfig
 
+_GPU_STAGES = {"captions", "latents", "train", "evaluate"}  # whose workers take one each with --use-gpu
+
 
 def check_settings(config: RunConfig, runtime: RuntimeConfig, *, stages: set[str]) -> None:
     """Check the settings of `stages` against each other and against this machine. Reads nothing but models' configs.
@@ -18,8 +20,8 @@ def check_settings(config: RunConfig, runtime: RuntimeConfig, *, stages: set[str
     Raises:
         UserError: something does not fit.
     """
-    if runtime.use_gpu and stages - {"synth", "preprocess"}:
-        check_gpus(runtime)
+    if runtime.use_gpu and stages & _GPU_STAGES:
+        _check_worker_gpus(runtime)
     if "captions" in stages and config.captions.source is not None:
         _check_captions_source(config.captions)
     if "base" in stages and config.base.source is None:
@@ -45,21 +47,37 @@ def check_held_out(config: RunConfig, shards_dir: StoragePath) -> None:
     choose_objects(FrameIndex.open(shards_dir), config.evaluate)
 
 
-def check_gpus(runtime: RuntimeConfig, *, num_gpus: int | None = None) -> None:
-    """Check that this process has a GPU, and that a machine on its own has `num_gpus` (by default one per worker).
+def check_own_gpu() -> None:
+    """Check that there is a GPU for what computes in this process.
 
     Raises:
-        UserError: it has not.
+        UserError: there is none.
     """
-    import torch
-
-    found = torch.cuda.device_count()
-    # On a cluster Ray finds the workers' GPUs, but the frozen parts run in this process.
-    wanted = 1 if os.environ.get("RAY_ADDRESS") else num_gpus or runtime.num_workers
-    if found < wanted:
+    if not _num_gpus():
         raise UserError(
-            f"--use-gpu: needs {wanted} GPUs here (--num-workers is {runtime.num_workers}), PyTorch finds {found}; "
-            "lower --num-workers, drop --use-gpu, or install a CUDA build of PyTorch"
+            "--use-gpu: this command computes in its own process, where PyTorch finds no GPU; run it on a machine that "
+            "has one, drop --use-gpu, or install a CUDA build of PyTorch"
+        )
+
+
+def _num_gpus() -> int:
+    import torch  # takes seconds
+
+    return torch.cuda.device_count()
+
+
+def _check_worker_gpus(runtime: RuntimeConfig) -> None:
+    """Stages compute in workers only. On a cluster these have their GPUs elsewhere, and Ray waits until there are
+    enough; a machine on its own has one for each, or never will.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    found = _num_gpus()
+    if found < runtime.num_workers:
+        raise UserError(
+            f"--use-gpu: --num-workers {runtime.num_workers} needs as many GPUs on this machine, PyTorch finds {found}"
+            "; set RAY_ADDRESS to use a Ray cluster's, lower --num-workers, drop --use-gpu, or install a CUDA build of "
+            "PyTorch"
         )
 
 

@@ -32,7 +32,7 @@ COMMANDS = {
 LAST_STAGE = {"run": "register"}  # where a command's name is not its last stage's
 HELP = """viewdiff: train and serve 3D-consistent image generation
 
-usage: viewdiff COMMAND [--preset NAME] [--root FOLDER] [--dry-run] [options]
+usage: viewdiff COMMAND [options]
 
 commands
 {commands}
@@ -45,7 +45,7 @@ common options
   --num-workers N      worker processes (default: 2)
   --num-loaders N      processes per training worker that read batches ahead (default: 0)
   --tracking-uri URI   MLflow store (default: an SQLite database below the root)
-  --dry-run            print what would be done, its size and memory; do nothing
+  --dry-run            print what would be done, its size and memory; do nothing (commands that run stages)
 
 A command runs the stages it needs, reuses finished ones and resumes interrupted ones: to go on, run it again.
 Every single setting is an option too: `viewdiff COMMAND --help` lists them.
@@ -63,22 +63,12 @@ def dispatch(arguments: Sequence[str]) -> None:
         print(main_help(), end="")
         return
     command, *rest = arguments
+    if command.startswith("-"):
+        raise UserError(f"{command} comes before the command; options follow it: viewdiff COMMAND {command} ...")
     if command not in COMMANDS:
         raise UserError(f"unknown command {command!r}{nearest(command, COMMANDS)}")
-    if command == "generate":
-        _generate(rest)
-    elif command == "retrain":
-        _retrain(rest)
-    elif command == "compare":
-        _compare(rest)
-    elif command == "inspect":
-        _inspect(rest)
-    elif command == "import":
-        _import(rest)
-    elif command == "plan":
-        _plan(rest)
-    elif command == "profile":
-        _profile(rest)
+    if command in _OTHERS:
+        _OTHERS[command](rest)
     else:
         _run_stages(command, rest)
 
@@ -89,6 +79,7 @@ def main_help() -> str:
     return HELP.format(commands=commands, presets=", ".join(PRESET_NAMES))
 
 
+# Arguments are read first, because what does the work takes seconds to import.
 def _run_stages(command: str, arguments: list[str]) -> None:
     from pipelines.arguments import parse_run
 
@@ -97,46 +88,52 @@ def _run_stages(command: str, arguments: list[str]) -> None:
     if parsed.dry_run:
         from pipelines.dry_run import print_plan
 
-        print_plan(parsed.config, parsed.runtime, until=until)
+        print_plan(parsed.config, parsed.runtime, until=until, initial=parsed.initial)
         return
-    from pipelines.plan import run_chain
+    from pipelines.plan import given_model, run_chain
     from pipelines.summary import print_summary
 
-    results = run_chain(parsed.config, parsed.runtime, until=until)
+    results = run_chain(parsed.config, parsed.runtime, until=until, extra=given_model(parsed.initial))
     if command == "run":
         print_summary(results, parsed.runtime)
 
 
 def _retrain(arguments: list[str]) -> None:
     from pipelines.arguments import parse_run
-    from pipelines.retrain import retrain
 
     parsed = parse_run("retrain", arguments, description=COMMANDS["retrain"])
+    if parsed.initial is not None:
+        raise UserError(f"--initial {parsed.initial}: retrain starts from the champion; drop it, or use viewdiff train")
+    from pipelines.retrain import retrain
+
     retrain(parsed.config, parsed.runtime, dry_run=parsed.dry_run)
 
 
 def _compare(arguments: list[str]) -> None:
     from pipelines.arguments import parse_compare
-    from pipelines.compare import compare
 
     parsed = parse_compare(arguments, description=COMMANDS["compare"])
+    from pipelines.compare import compare
+
     compare(parsed.runs, parsed.config)
 
 
 def _inspect(arguments: list[str]) -> None:
-    from infra.storage import open_path
     from pipelines.arguments import parse_inspect
-    from pipelines.inspection import inspect
 
     parsed = parse_inspect(arguments, description=COMMANDS["inspect"])
+    from infra.storage import open_path
+    from pipelines.inspection import inspect
+
     inspect(open_path(parsed.captures), parsed.config)
 
 
 def _import(arguments: list[str]) -> None:
     from pipelines.arguments import parse_import
-    from pipelines.capture_import import run_import
 
     parsed = parse_import(arguments, description=COMMANDS["import"])
+    from pipelines.capture_import import run_import
+
     run_import(Path(parsed.source), parsed.config)
 
 
@@ -161,10 +158,22 @@ def _profile(arguments: list[str]) -> None:
 
 def _generate(arguments: list[str]) -> None:
     from pipelines.arguments import parse_generate
-    from pipelines.generate import generate
 
     parsed = parse_generate(arguments, description=COMMANDS["generate"])
+    from pipelines.generate import generate
+
     generate(parsed.request, parsed.runtime)
+
+
+_OTHERS = {
+    "generate": _generate,
+    "retrain": _retrain,
+    "compare": _compare,
+    "inspect": _inspect,
+    "import": _import,
+    "plan": _plan,
+    "profile": _profile,
+}
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from infra.errors import UserError
 from infra.log import Progress
 from infra.mlflow_read import History, RecordedRun, RunReader
 from infra.storage import atomic_write, require_space
-from infra.tracking import Tracking
-from pipelines.attempts import FOLDER_TAG, STAGE_TAG
+from infra.tracking import FOLDER_TAG, Tracking
+from pipelines.attempts import STAGE_TAG
 from pipelines.comparison import LOSS, NOTHING, SECONDS, Compared, Table, choose_runs, column_names, tables
 from pipelines.comparison_page import comparison_page
 from pipelines.requests import ComparisonConfig
@@ -29,12 +29,17 @@ def compare(names: Sequence[str], config: ComparisonConfig) -> None:
         UserError: MLflow does not answer or has no training runs; or the names do not say which runs.
     """
     tracking = Tracking(RuntimeConfig(root=config.root, tracking_uri=config.tracking_uri).tracking)
+    if tracking.is_new_database():
+        raise UserError(f"compare: there is no database {tracking.uri}; name another --root or --tracking-uri")
     tracking.check()
     with tracking.answering():
         reader = RunReader(tracking)
         runs = reader.runs({STAGE_TAG: "train"})
         if not runs:
-            raise UserError(f"MLflow at {tracking.uri} has no training runs; name another --root or --tracking-uri")
+            raise UserError(
+                f"MLflow at {tracking.uri} has no training runs in experiment {tracking.experiment!r}; name another "
+                "--root or --tracking-uri, or another experiment in MLFLOW_EXPERIMENT_NAME"
+            )
         if not names:
             print("\n".join(_list(runs)))
             return

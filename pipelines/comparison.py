@@ -13,7 +13,8 @@ import numpy as np
 from infra.errors import UserError
 from infra.log import format_seconds
 from infra.mlflow_read import History, RecordedRun
-from pipelines.attempts import FOLDER_TAG, RAN_ON_TAG
+from infra.tracking import FOLDER_TAG
+from pipelines.attempts import RAN_ON_TAG
 from pipelines.lineage import COMMIT_TAG, INPUT_PREFIX, VERSION_PREFIX
 from pipelines.names import nearest
 

@@ -40,9 +40,9 @@ class TrainConfig:
     """Seed of the order of the data and of everything that is drawn per sample."""
     average_decay: float = 0.0
     """Decay of the running average of the weights that becomes the model, such as 0.999; 0: the last weights do."""
-    largest_loss: float = 10.0
+    largest_loss: float = field(default=10.0, metadata=HOW)
     """A step with a larger loss ends the training: a network that predicts nothing at all has about 1."""
-    validation_samples: int = 32
+    validation_samples: int = field(default=32, metadata=HOW)
     """Samples of the held-out sequences of split val whose loss is taken at each checkpoint; 0: none."""
     checkpoint_every_steps: int = field(default=500, metadata=HOW)
     """Steps between checkpoints, which is what a crash can cost."""
@@ -135,7 +135,7 @@ class RunConfig:
     """A whole run, stage by stage."""
 
     name: str
-    """Name of the preset, shown in reports."""
+    """Name of the preset, which `viewdiff plan` shows."""
     synth: SyntheticConfig = field(default_factory=SyntheticConfig)
     """The synthetic captures, used when no root of real ones is given."""
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)

@@ -8,15 +8,17 @@ from infra.fingerprint import plain
 from pipelines.config import RunConfig
 from pipelines.memory import GB, training_memory
 from pipelines.network_size import count_parameters
-from pipelines.plan import describe_chain
+from pipelines.plan import describe_chain, given_model
 from pipelines.runtime import RuntimeConfig
 
 
-def print_plan(config: RunConfig, runtime: RuntimeConfig, *, until: str) -> None:
-    """Print the resolved settings, what each stage would do, parameter counts and estimated memory."""
+def print_plan(config: RunConfig, runtime: RuntimeConfig, *, until: str, initial: str | None = None) -> None:
+    """Print the resolved settings, what each stage would do, parameter counts and estimated memory. `initial`: folder
+    of the model that training starts from.
+    """
     print(json.dumps(plain(config), indent=2))
     print(f"\nwhat would be done below {runtime.root_dir}")
-    for name, fingerprint, state in describe_chain(config, runtime, until=until):
+    for name, fingerprint, state in describe_chain(config, runtime, until=until, extra=given_model(initial)):
         print(f"  {name:<12} {fingerprint}  {state}")
     print("\nparameters")
     for name, count in count_parameters(config).items():

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.cluster import ensure_ray
-from infra.fingerprint import fingerprint, plain
+from infra.fingerprint import plain
 from infra.log import Progress
 from infra.mlflow_run import Run
 from infra.storage import atomic_write
-from infra.tracking import FINGERPRINT_TAG, Tracking, flatten
+from infra.tracking import FINGERPRINT_TAG, FOLDER_TAG, Tracking, flatten
 from pipelines.config import EvaluateConfig
 from pipelines.evaluation_tasks import EvaluationTask, choose_objects, choose_texts
 from pipelines.generator import SampleRequest
@@ -27,6 +27,7 @@ from pipelines.pictures import ObjectPictures, grid
 from pipelines.runtime import RuntimeConfig
 from pipelines.scoring import mean_training_image, score, summarize
 from pipelines.serve import ServeConfig, serving
+from pipelines.stage import final_dir
 from preprocessing.captions import read_sequence_captions
 from preprocessing.dataset import FrameIndex, ShardReader
 
@@ -85,10 +86,10 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Any], folder: Path, ru
     summary = summarize(columns) | {"num_objects": len(objects), "num_text_objects": len(texts)}
     pq.write_table(pa.table(columns), folder / "objects.parquet")
     atomic_write(folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
-    identity = {role: artifact.fingerprint for role, artifact in inputs.items()} | {"config": plain(config)}
+    final = final_dir(folder)
     run = tracking.start(
         "evaluate",
-        tags={FINGERPRINT_TAG: fingerprint(identity), "viewdiff.stage": "evaluate"},
+        tags={FINGERPRINT_TAG: final.name, FOLDER_TAG: str(final), "viewdiff.stage": "evaluate"},
         parent_run_id=checkpoint.facts.get("mlflow_run_id"),
     )
     log_shards(run, shards, context="evaluation")

@@ -16,7 +16,7 @@ from model.config import SamplingConfig
 from model.trajectories import from_file, orbit, orbit_like, spiral
 from model.windows import WindowConfig
 from pipelines.artifacts import RECORD_NAME, ModelVersion, Shards, load_artifact, newest, read_record
-from pipelines.checks import check_gpus
+from pipelines.checks import check_own_gpu
 from pipelines.evaluation_tasks import UNIT_CUBE, EvaluationTask, training_cameras
 from pipelines.generator import SampleGenerator
 from pipelines.names import nearest
@@ -50,7 +50,7 @@ Prepared = tuple[EvaluationTask, tuple[str, ...], ShardReader | None]
 def prepare(request: GenerateRequest, runtime: RuntimeConfig) -> GenerateInputs:
     """Find model, base model, sequence and cameras. Raises UserError naming what is wrong and what there is instead."""
     if runtime.use_gpu:
-        check_gpus(runtime, num_gpus=1)
+        check_own_gpu()
     folder = _model_dir(request, runtime)
     base = request.base or _made_from(folder, "base")
     if base is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -25,7 +26,7 @@ class LineReader:
             inode = self._path.stat().st_ino
         except FileNotFoundError:
             return []
-        if self._file is None or os.fstat(self._file.fileno()).st_ino != inode:
+        if self._file is None or _inode(self._file) != inode:
             self.close()
             self._file = self._path.open("rb")
         start = self._file.tell()
@@ -39,6 +40,16 @@ class LineReader:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _inode(file: BinaryIO) -> int | None:
+    """Of an open file; None of one that is gone, as happens on network file systems to one that was replaced."""
+    try:
+        return os.fstat(file.fileno()).st_ino
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        return None
 
 
 class LineSender:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from infra.errors import UserError
 from infra.storage import open_path
 from pipelines import artifacts
-from pipelines.artifacts import Artifact, external_dataset
+from pipelines.artifacts import Artifact, external_dataset, external_model
 from pipelines.checks import check_held_out, check_settings
 from pipelines.config import RunConfig
 from pipelines.runtime import RuntimeConfig
@@ -71,6 +72,15 @@ def run_chain(
     return results
 
 
+def given_model(folder: str | None) -> dict[str, dict[str, Artifact]]:
+    """The model to start training from, as a further input of that stage; none where no folder is named.
+
+    Raises:
+        UserError: there is no model in it.
+    """
+    return {} if folder is None else {"train": {"initial": external_model(Path(folder).expanduser())}}
+
+
 def _given_captures(runtime: RuntimeConfig, until: str) -> dict[str, Artifact]:
     """The captures of --co3d-root in the place of synthetic ones, if it was given."""
     if runtime.co3d_root is None:
@@ -128,14 +138,19 @@ def needed_steps(until: str, given: set[str]) -> list[Step]:
     return [step for step in STEPS if step.name in wanted]
 
 
-def describe_chain(config: RunConfig, runtime: RuntimeConfig, *, until: str) -> list[tuple[str, str, str]]:
-    """(stage, fingerprint, what would happen) without doing it. A fingerprint is unknown while an input's is."""
+def describe_chain(
+    config: RunConfig, runtime: RuntimeConfig, *, until: str, extra: Mapping[str, Mapping[str, Artifact]] | None = None
+) -> list[tuple[str, str, str]]:
+    """(stage, fingerprint, what would happen) without doing it. A fingerprint is unknown while an input's is. `extra`
+    as in `run_chain`.
+    """
     known = _given_captures(runtime, until)
     steps = needed_steps(until, set(known))
     check_settings(config, runtime, stages={step.name for step in steps})
     rows = []
     for step in steps:
-        stage = make_stage(step, config, {role: known[name] for role, name in step.inputs})
+        inputs = {role: known[name] for role, name in step.inputs} | dict((extra or {}).get(step.name, {}))
+        stage = make_stage(step, config, inputs)
         if is_finished(stage, runtime):
             state = "reuse"
         elif partial_dir(stage, runtime).exists():

@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from infra.errors import UserError
 from infra.stopwatch import Stopwatch
 from infra.storage import publish_folder, require_space
+from pipelines.checks import check_own_gpu
 from pipelines.config import RunConfig, TrainConfig
 from pipelines.loop import PHASES, StepInfo, Training, train_steps
 from pipelines.plan import run_chain
@@ -46,6 +47,8 @@ def profile_training(config: RunConfig, runtime: RuntimeConfig, settings: Profil
     if output.exists():
         raise UserError(f"output folder {output}: exists already; remove it or name another with --output")
     require_space(output, SPACE_BYTES)
+    if runtime.use_gpu:
+        check_own_gpu()
     inputs = run_chain(config, runtime, until="latents")
     partial = output.with_name(f".partial-{output.name}")
     if partial.exists():  # of a run that was killed
@@ -88,7 +91,7 @@ def worker_share(train: TrainConfig, num_workers: int) -> TrainConfig:
 def _refuse_ignored(runtime: RuntimeConfig) -> None:
     """One process trains for some steps and records nothing in MLflow, so say what means nothing to it."""
     defaults = RuntimeConfig()
-    for name in ("min_workers", "max_failures", "tracking_uri"):
+    for name in ("min_workers", "max_failures", "tracking_uri", "run_name"):
         value = getattr(runtime, name)
         if value != getattr(defaults, name):
             option = f"--{name.replace('_', '-')}"

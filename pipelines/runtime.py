@@ -25,6 +25,8 @@ class RuntimeConfig:
     without it shards and latents are below the root."""
     tracking_uri: str | None = None
     """MLflow server or database; without it an SQLite database below the root."""
+    run_name: str | None = None
+    """What a new training is called in MLflow; without it by the beginning of its fingerprint."""
     num_workers: int = 2
     """Worker processes for preprocessing, training and serving."""
     min_workers: int | None = None

@@ -102,7 +102,7 @@ def run_stage(stage: Stage, runtime: RuntimeConfig) -> Artifact:
     require_space(partial, stage.space_bytes)
     with _writing_below(runtime.root_dir), _locked_folder(partial, stage.name):
         if is_finished(stage, runtime):  # by the process that held the lock until now
-            shutil.rmtree(partial)
+            shutil.rmtree(partial, ignore_errors=True)
             return _reuse(stage, final)
         work = data_dir(stage, runtime)
         work.mkdir(parents=True, exist_ok=True)
@@ -115,8 +115,8 @@ def run_stage(stage: Stage, runtime: RuntimeConfig) -> Artifact:
         seconds = time.monotonic() - started
         record = _record(stage, facts) | {"seconds": round(seconds, 3), "resumed": resumed}
         atomic_write(partial / RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())
-        (partial / _LOCK_NAME).unlink()
         publish_folder(partial, final)
+        (final / _LOCK_NAME).unlink()
     print(f"{stage.name}  done in {format_seconds(seconds)} · {final}", flush=True)
     return load_artifact(final, stage.kind)
 

@@ -15,18 +15,17 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel
 
-from infra.checkpoint import Snapshot
 from infra.cluster import ensure_ray
 from infra.distributed import Workers, run_workers
 from infra.errors import UserError
-from infra.fingerprint import fingerprint, how, identity
+from infra.fingerprint import how, identity
 from infra.log import get_logger
 from infra.mlflow_run import Run
 from infra.storage import atomic_write, require_space
-from infra.tracking import FINGERPRINT_TAG, Tracking, flatten
+from infra.tracking import FINGERPRINT_TAG, FOLDER_TAG, Tracking, flatten
 from model.unet import ViewDiffUNet
 from pipelines.artifacts import CARD_NAME, RECORD_NAME
-from pipelines.attempts import ATTEMPTS_NAME, FOLDER_TAG, RAN_ON_TAG, STAGE_TAG, start_attempt
+from pipelines.attempts import ATTEMPTS_NAME, RAN_ON_TAG, STAGE_TAG, start_attempt
 from pipelines.callbacks import drop_lines_after
 from pipelines.checkpoints import AVERAGE_PART, MODEL_PART, write_model
 from pipelines.config import TrainConfig
@@ -72,8 +71,8 @@ def train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime:
     _require_same_settings(job)
     if not (folder / _FACTS_NAME).exists():
         run_id = _run(job, inputs, tracking, runtime)
+        _keep_best(job)  # before the facts: after them checkpoints may be gone
         atomic_write(folder / _FACTS_NAME, json.dumps(_facts(job) | {"mlflow_run_id": run_id}).encode())
-    _keep_best(job)
     for scratch in (job.checkpoints_dir, job.workers_dir, folder / ATTEMPTS_NAME):
         shutil.rmtree(scratch, ignore_errors=True)  # only needed until all is made and recorded
     job.request_path.unlink(missing_ok=True)
@@ -130,13 +129,12 @@ def _changes(before: Mapping[str, object], now: Mapping[str, object]) -> str:
     return ", ".join(listed) + (f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else "")
 
 
-def _start_run(tracking: Tracking, job: TrainJob, inputs: Mapping[str, Any]) -> Run:
+def _start_run(tracking: Tracking, job: TrainJob, inputs: Mapping[str, Any], name: str | None) -> Run:
     """This training's MLflow run: a new one, or the one that an earlier attempt began."""
-    made_of = {role: artifact.fingerprint for role, artifact in inputs.items()} | {"config": identity(job.config)}
     final = final_dir(job.folder)
-    tags = {FINGERPRINT_TAG: fingerprint(made_of), STAGE_TAG: "train"}
-    run = tracking.start(f"train {final.name[:8]}", tags=tags)
-    run.set_tags({**code_tags("train"), **input_tags(inputs), FOLDER_TAG: str(final)})
+    tags = {FINGERPRINT_TAG: final.name, FOLDER_TAG: str(final), STAGE_TAG: "train"}
+    run = tracking.start(name or f"train {final.name[:8]}", tags=tags)
+    run.set_tags({**code_tags("train"), **input_tags(inputs)})
     log_config(run, job.config)
     shards = inputs["shards"]
     log_shards(run, shards, context="training")
@@ -146,14 +144,13 @@ def _start_run(tracking: Tracking, job: TrainJob, inputs: Mapping[str, Any]) -> 
 
 def _run(job: TrainJob, inputs: Mapping[str, Any], tracking: Tracking, runtime: RuntimeConfig) -> str:
     """Do the steps that are missing; returns the id of the MLflow run, which has everything then."""
-    newest = _newest_checkpoint(job)
-    done = 0 if newest is None else newest.step
+    done = job.config.num_steps if job.is_over() else _steps_saved(job)
     reached = len(job.metrics_path.read_bytes().splitlines()) if job.metrics_path.exists() else 0
     drop_lines_after(job.metrics_path, done)  # workers do so too; here, so that they are neither shown nor recorded
     settings: dict[str, object] = {"num_workers": runtime.num_workers, "use_gpu": runtime.use_gpu, "start_step": done}
     settings |= flatten(how(job.config))
     with tracking.answering():
-        run = _start_run(tracking, job, inputs)
+        run = _start_run(tracking, job, inputs, runtime.run_name)
         run.set_tags({RAN_ON_TAG: _place(runtime)})
         attempt = start_attempt(tracking, run, job.folder, settings=settings, tags=code_tags("train"), step=reached)
     watched = WatchedFolder(
@@ -165,17 +162,25 @@ def _run(job: TrainJob, inputs: Mapping[str, Any], tracking: Tracking, runtime: 
     return run.id
 
 
-def _newest_checkpoint(job: TrainJob) -> Snapshot | None:
-    """The one to go on from; where the training's folder has lost it or it is damaged, its copy is brought back."""
+def _steps_saved(job: TrainJob) -> int:
+    """Steps done by the checkpoint to go on from; where the training's folder has lost it or it is damaged, its copy is
+    brought back. Workers that outlived an earlier command publish no other from here on.
+    """
     copies, snapshots = job.copies(), job.snapshots()
-    newest = snapshots.newest()
-    step = 0 if copies is None else copies.newest_step()
-    if copies is None or step <= (0 if newest is None else newest.step):
-        return newest
-    get_logger("train").info("bringing back the checkpoint after step %d from %s", step, copies.root)
     snapshots.claim()
+    copied = 0 if copies is None else copies.newest_step()
+    try:
+        newest = snapshots.newest()
+    except UserError:
+        if not copied:
+            raise
+        newest = None
+    saved = 0 if newest is None else newest.step
+    if copies is None or copied <= saved:
+        return saved
+    get_logger("train").info("bringing back the checkpoint after step %d from %s", copied, copies.root)
     copies.fetch(snapshots, job.metrics_path)
-    return snapshots.newest()
+    return copied
 
 
 def _place(runtime: RuntimeConfig) -> str:

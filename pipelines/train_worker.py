@@ -79,6 +79,8 @@ def train_in_worker(job: TrainJob) -> None:
         request_path=job.request_path,
         copier=_copier(job) if rank.is_first else None,
     )
+    if snapshot is not None:
+        save.complete(snapshot.step)
     schedule = rank_schedule(job)
     training = Training(
         engine=rank.engine,
@@ -215,12 +217,19 @@ def _tell(job: TrainJob, message: str) -> None:
 
 
 def _circumstances(rank: Rank, step: int) -> str:
-    """Where to look when a step has gone wrong."""
-    size = rank.job.config.batch_size
+    """Where to look when a step has gone wrong, and what can be done."""
+    job, size = rank.job, rank.job.config.batch_size
     names = rank.batches.names(range(step * size, (step + 1) * size))
-    newest = rank.job.snapshots().newest()
-    last = "there is no checkpoint yet" if newest is None else f"the last good checkpoint is {newest.folder}"
-    return f"its samples are of {', '.join(names)}; {last}; lower the learning rate, or look at these captures"
+    newest = job.snapshots().newest()
+    if newest is None:
+        last, remedy = "there is no checkpoint yet", "lower --train.engine.learning-rate"
+    else:
+        last = f"the last good checkpoint is {newest.folder}"
+        remedy = f"go on from its weights with --initial {job.model_dir} and a lower --train.engine.learning-rate"
+    return (
+        f"its samples are of {', '.join(names)}; {last}; look at these captures, or {remedy} (a larger "
+        "--train.largest-loss goes on with the same training)"
+    )
 
 
 def _save_adapter(rank: Rank) -> None:

@@ -94,8 +94,14 @@ class TrainingWatch:
         self._run.finish(status)
 
     def _follow(self) -> None:
+        trouble = ""
         while not self._ended.wait(POLL_SECONDS):
-            self._show()
+            try:
+                self._show()
+            except OSError as error:  # of a network file system, say: training may go on, and so does this
+                if str(error) != trouble:
+                    get_logger("train").warning("progress cannot be shown: %s", error)
+                trouble = str(error)
         self._show()
 
     def _show(self) -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Connection
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -37,6 +42,7 @@ def load_batches(batches: TrainBatches, positions: Iterable[range], *, num_worke
     # process that has only imported what they need.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    watched, _held = context.Pipe(duplex=False)  # the other end is held until this process ends, however it does
     loader = DataLoader(
         _ByPositions(batches),
         sampler=positions,
@@ -45,7 +51,7 @@ def load_batches(batches: TrainBatches, positions: Iterable[range], *, num_worke
         num_workers=num_workers,
         prefetch_factor=BATCHES_AHEAD if num_workers else None,
         multiprocessing_context=context if num_workers else None,
-        worker_init_fn=_start,
+        worker_init_fn=partial(_start, watched),
     )
     for batch in loader:
         if isinstance(batch, UserError):
@@ -57,5 +63,15 @@ def _as_is(batch: LoadedBatch | UserError) -> LoadedBatch | UserError:
     return batch
 
 
-def _start(worker: int) -> None:
+def _start(watched: Connection, worker: int) -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
+
+
+def _end_with(watched: Connection) -> None:
+    """End this process when the one that it reads for has ended, however that was: that alone holds the other end. By
+    itself it would live as long as the fork server, which lives as long as its children.
+    """
+    with suppress(EOFError):
+        watched.recv_bytes()
+    os._exit(0)

@@ -32,7 +32,8 @@ class FakeTraining:
                 if step % PREVIEW_STEPS == 0:
                     Image.fromarray(np.full((4, 4, 3), step % 256, np.uint8)).save(self.folder / "drawing.png")
                     (self.folder / "drawing.png").rename(self.folder / "previews" / f"step-{step:06d}.png")
-                file.write(json.dumps({"step": step, "loss": 1 / step, "gradient_norm": 2.0 * step}) + "\n")
+                line = {"step": step, "loss": 1 / step, "gradient_norm": 2.0 * step, "time/unix": 1000.0 + step}
+                file.write(json.dumps(line) + "\n")
                 file.flush()
                 if step % CHECKPOINT_STEPS == 0:
                     self.save_checkpoint(step)
@@ -65,8 +66,10 @@ def assert_all_is_there(run: Run) -> None:
     """Every step, picture and checkpoint, each once."""
     assert run.client.get_run(run.id).info.status == "FINISHED"
     for name, factor, power in (("loss", 1.0, -1), ("gradient_norm", 2.0, 1)):
-        history = sorted((point.step, point.value) for point in run.client.get_metric_history(run.id, name))
-        assert history == [(step, factor * float(step) ** power) for step in range(1, NUM_STEPS + 1)]
+        points = run.client.get_metric_history(run.id, name)
+        history = sorted((point.step, point.value, point.timestamp) for point in points)
+        expected = [(step, factor * float(step) ** power, 1000 * (1000 + step)) for step in range(1, NUM_STEPS + 1)]
+        assert history == expected
     assert run.picture_steps("preview") == set(range(PREVIEW_STEPS, NUM_STEPS + 1, PREVIEW_STEPS))
     files = [item.path for item in run.client.list_artifacts(run.id, "images") if item.path.endswith(".png")]
     assert len(files) == NUM_STEPS // PREVIEW_STEPS

@@ -25,11 +25,10 @@ from tests.training_inputs import train_config, write_inputs
 
 pytestmark = pytest.mark.timeout(3 * TIMEOUT_SECONDS)
 
-# Matrix products of other batch sizes and sums in another order: 1e-6 of values of order one. The first steps of AdamW
-# divide a gradient by its own size, so where it is almost zero a weight may move another way by a learning rate; a
-# wrong weighting of samples would turn far more than two in a hundred of all steps.
+# Sums in another order. The first steps of AdamW divide a gradient by its own size, so where that is all but zero a
+# weight may move another way, by less than a learning rate: measured for one in 5,000 weights.
 ENGINE = EngineConfig(learning_rate=1e-4, renderer_learning_rate=1e-4, gradient_clip=1.0)
-LOSS_TOLERANCE = 1e-5
+LOSS_TOLERANCE, NORM_TOLERANCE = 2e-7, 1e-6  # relative
 
 
 @pytest.fixture(scope="module")
@@ -57,21 +56,26 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
 
 
-def test_two_ranks_train_the_model_that_one_rank_trains(inputs: dict[str, Artifact], tmp_path: Path) -> None:
-    folders = {}
-    for num_ranks, micro_batch_size in ((2, 1), (1, 4)):  # two backward passes of two parts each, and one
+def test_however_samples_are_shared_out_the_model_is_the_same(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    """Two ranks of two passes for each part of the objective; one rank of four; one rank of one."""
+    folders = []
+    for num_ranks, micro_batch_size in ((2, 1), (1, 1), (1, 4)):
         config = train_config(num_steps=3, micro_batch_size=micro_batch_size, engine=ENGINE, preview_every_steps=100)
-        folders[num_ranks] = tmp_path / str(num_ranks)
-        run_distributed(train_in_worker, num_ranks, job(inputs, folders[num_ranks], config))
-    two, one = records(folders[2]), records(folders[1])
-    assert [record["step"] for record in one] == [1, 2, 3]
-    for a, b in zip(one, two, strict=True):
-        assert b == pytest.approx(a, rel=1e-3, abs=LOSS_TOLERANCE)
-        assert a["loss"] == pytest.approx(a["view_loss"] + 0.1 * a["prior_loss"])
-    expected, found = (load_file(folders[count] / "model" / "model.safetensors") for count in (1, 2))
-    differences = torch.cat([(found[name] - value).abs().flatten() for name, value in expected.items()])
-    assert differences.max() <= 2 * 3 * ENGINE.learning_rate
-    assert differences.mean() <= 0.02 * 3 * ENGINE.learning_rate
+        assert config.batch_size == 4
+        folders.append(tmp_path / f"{num_ranks} by {micro_batch_size}")
+        run_distributed(train_in_worker, num_ranks, job(inputs, folders[-1], config))
+    first, *others = [(records(folder), load_file(folder / "model" / "model.safetensors")) for folder in folders]
+    for lines, weights in others:
+        assert [line["step"] for line in lines] == [1, 2, 3]
+        for mine, theirs in zip(lines, first[0], strict=True):
+            for name in ("loss", "view_loss", "prior_loss"):
+                assert mine[name] == pytest.approx(theirs[name], rel=LOSS_TOLERANCE)
+            assert mine["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=NORM_TOLERANCE)
+            assert mine["loss"] == pytest.approx(mine["view_loss"] + 0.1 * mine["prior_loss"])
+        differences = torch.cat([(weights[name] - value).abs().flatten() for name, value in first[1].items()])
+        assert differences.max() < ENGINE.learning_rate
+        assert differences.mean() < 1e-3 * ENGINE.learning_rate
+        assert (differences > 0.1 * ENGINE.learning_rate).double().mean() < 1e-3
 
 
 def test_an_adapter_is_trained_on_a_frozen_base(inputs: dict[str, Artifact], tmp_path: Path) -> None:

@@ -46,6 +46,25 @@ def reads_of_a_step(stage: int) -> dict[str, int]:
     return {"sums": sums.call_count, "others": len(reads.tensors)}
 
 
+def waits_of_steps(stage: int) -> int:
+    """How often DeepSpeed itself waits for the device in four steps of two passes."""
+    _, engine = new_engine(EngineConfig(**{**vars(CONFIG), "zero_stage": stage}))
+    import deepspeed
+
+    accelerator = deepspeed.accelerator.get_accelerator()
+    with patch.object(type(accelerator), "synchronize", autospec=True) as synchronize:
+        for step in range(4):
+            for _ in range(2):
+                engine.backward(mean_error(engine.model, range(4), views=True))
+            engine.step(step, torch.zeros(1, dtype=torch.float64))
+    return synchronize.call_count
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_nothing_waits_to_measure_time(stage: int) -> None:
+    assert run_distributed(waits_of_steps, 1, stage) == [0]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_step_reads_its_sums_once_and_nothing_else(stage: int) -> None:
     assert run_distributed(reads_of_a_step, 1, stage) == [{"sums": 1, "others": 0}]

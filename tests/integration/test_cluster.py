@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -10,8 +12,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from infra.cluster import CHECKOUT, _check_address, _start, ensure_ray
+from infra.cluster import CHECKOUT, _check_address, _start, _tell_of_cluster, cluster_gpus, ensure_ray
 from infra.errors import UserError
+from infra.log import get_logger
 from infra.tasks import run_tasks
 
 
@@ -64,6 +67,22 @@ def test_an_address_of_no_cluster_is_named(address: str, message: str) -> None:
         _check_address(address)
 
 
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_cluster_that_is_not_used_is_named(
+    runs: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Unless it is gone, and only what says where it was is left."""
+    get_logger("ray")  # its first call turns propagation off
+    monkeypatch.setattr(logging.getLogger("viewdiff"), "propagate", True)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(ray._private.services, "find_bootstrap_address", lambda temp_dir: address)
+        if not runs:
+            server.close()
+        _tell_of_cluster()
+    assert (f"set RAY_ADDRESS={address}" in caplog.text) == runs
+
+
 def test_a_machine_that_is_too_busy_for_ray_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_slow(**settings: object) -> None:
         raise Exception("The current node timed out during startup. Some of the raylet failed to start")
@@ -82,3 +101,20 @@ def test_other_failures_of_ray_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ray, "init", broken)
     with pytest.raises(RuntimeError, match="no shared memory"):
         _start(2)
+
+
+def test_gpus_are_those_of_nodes_that_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    assert cluster_gpus() is None
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 8.0}},  # a head
+        {"Alive": True, "Resources": {"GPU": 8.0, "accelerator_type:H100": 1.0}},
+        {"Alive": True, "Resources": {"GPU": 8.0, "accelerator_type:H100": 1.0}},
+        {"Alive": True, "Resources": {"GPU": 2.0}},
+        {"Alive": False, "Resources": {"GPU": 4.0, "accelerator_type:A100": 1.0}},
+    ]
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert cluster_gpus() == {"H100": 16, "unknown": 2}
+    monkeypatch.setattr(ray, "nodes", lambda: nodes[:1])
+    assert cluster_gpus() == {}

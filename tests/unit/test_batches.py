@@ -278,16 +278,6 @@ def test_prior_samples_come_in_the_same_batch(root: Path) -> None:
     assert torch.equal(prior.latents, cached[drawn].float())
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_loaders_keep_the_order_and_start_anywhere(root: Path, num_workers: int) -> None:
-    made = batches(root)
-    positions = [range(start, start + 2) for start in range(100, 112, 2)]
-    loaded = list(load_batches(made, positions, num_workers=num_workers))
-    assert [batch.positions for batch in loaded] == [tuple(each) for each in positions]
-    for batch, each in zip(loaded, positions, strict=True):
-        assert_equal(batch, made.load(each))
-
-
 def test_too_many_views_are_refused(root: Path) -> None:
     with pytest.raises(UserError, match=f"has {NUM_FRAMES} frames, num_views is {NUM_FRAMES + 1}"):
         batches(root, num_views=NUM_FRAMES + 1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 
+from infra.mlflow_run import MOMENT
 from pipelines.callbacks import WatchRanks, Work, write_line
 from pipelines.loop import StepInfo
 
@@ -30,6 +32,7 @@ def test_what_depends_on_the_machine_is_named_so() -> None:
         "gradient_norm": 2.0,
         "learning_rate_unet": 0.1,
     }
+    assert abs(line[MOMENT] - time.time()) < 60
     assert line["time/seconds"] == 2.0
     assert line["time/views_per_second"] == 20.0
     assert line["time/teraflops_per_second"] == 3.0

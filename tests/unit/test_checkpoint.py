@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from infra import checkpoint
 from infra.checkpoint import MANIFEST_NAME, Snapshot, SnapshotFolder
+from infra.errors import UserError
 from infra.log import get_logger
 
 
@@ -137,3 +140,47 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(
     assert newest_step(tmp_path) == 1
     assert spoiled.name in caplog.text
     assert "falling back" in caplog.text
+
+
+def test_without_a_whole_one_nothing_starts_anew(tmp_path: Path) -> None:
+    folder = SnapshotFolder(tmp_path)
+    for step in (1, 2):
+        (save(folder, step).folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="all 2 checkpoints are damaged; restore one, or remove"):
+        folder.newest()
+
+
+def test_one_that_only_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = SnapshotFolder(tmp_path)
+    save(folder, 1)
+    unreadable = save(folder, 2).folder
+    read_text = Path.read_text
+
+    def fail_once(path: Path, *arguments: Any) -> str:
+        if path.parent == unreadable:
+            raise OSError(errno.EIO, "Input/output error")
+        return read_text(path, *arguments)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "read_text", fail_once)
+        with pytest.raises(UserError, match=r"cannot be read \(Input/output error\) but may be whole"):
+            folder.newest()
+    assert newest_step(tmp_path) == 2
+
+
+def test_one_of_another_version_is_refused(tmp_path: Path) -> None:
+    folder = SnapshotFolder(tmp_path)
+    save(folder, 1)
+    manifest = save(folder, 2).folder / MANIFEST_NAME
+    manifest.write_text(json.dumps({"format_version": 2}))
+    with pytest.raises(UserError, match="has format version 2, this program reads 1"):
+        folder.newest()
+
+
+def test_the_best_is_whole(tmp_path: Path) -> None:
+    folder = SnapshotFolder(tmp_path, keep=3)
+    found = [folder.save(step, {"model": {}}, {"validation_loss": loss}) for step, loss in ((1, 0.3), (2, 0.1))]
+    (found[1].folder / "model.safetensors").unlink()
+    best = folder.best()
+    assert best is not None
+    assert best.step == 1

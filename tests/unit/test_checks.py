@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from infra.errors import UserError
-from pipelines.checks import check_gpus, check_settings
+from pipelines.checks import check_own_gpu, check_settings
 from pipelines.presets import PRESETS, tiny
 from pipelines.runtime import RuntimeConfig
 from pipelines.steps import NAMES
@@ -52,12 +52,21 @@ def test_a_machine_on_its_own_needs_a_gpu_per_worker(found: int, fits: bool, mon
     if fits:
         check_settings(tiny(), runtime, stages=ALL)
     else:
-        with pytest.raises(UserError, match=rf"needs 2 GPUs here \(--num-workers is 2\), PyTorch finds {found}"):
+        with pytest.raises(UserError, match=f"--num-workers 2 .*, PyTorch finds {found}; set RAY_ADDRESS"):
             check_settings(tiny(), runtime, stages=ALL)
-    check_settings(tiny(), runtime, stages={"synth", "preprocess"})
+    check_settings(tiny(), runtime, stages={"synth", "preprocess", "base", "report", "register"})
 
 
-def test_on_a_cluster_only_this_process_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_has_its_gpus_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    check_settings(tiny(), RuntimeConfig(use_gpu=True, num_workers=8), stages=ALL)
+
+
+def test_what_computes_in_this_process_needs_a_gpu_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="in its own process, where PyTorch finds no GPU"):
+        check_own_gpu()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    check_gpus(RuntimeConfig(use_gpu=True, num_workers=8))
+    check_own_gpu()

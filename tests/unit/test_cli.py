@@ -89,7 +89,14 @@ def test_paper_preset_takes_overrides_too() -> None:
         ("train --preset tini", "unknown preset 'tini'; did you mean 'tiny'?"),
         ("train --preset zzz", "unknown preset 'zzz'; choose from tiny, single_gpu, released, paper, pyramid"),
         ("train --train.nun-steps 3", "unknown option '--train.nun-steps'; did you mean '--train.num-steps'?"),
-        ("train --train.num-steps many", "--train.num-steps: "),
+        ("--preset tiny train", "--preset comes before the command; options follow it: viewdiff COMMAND --preset ..."),
+        ("plan paper", "unknown option 'paper'; did you mean --preset paper?"),
+        ("plan --gpus 2.5", "--gpus: '2.5' is no whole number"),
+        ("train --train.num-steps many", "--train.num-steps: 'many' is no whole number"),
+        ("train --train.engine.learning-rate fast", "--train.engine.learning-rate: 'fast' is no number"),
+        ("train --train.largest-loss inf", "--train.largest-loss inf: must be a finite number; a very large one"),
+        ("retrain --initial model", "--initial model: retrain starts from the champion"),
+        ("train --initial /nowhere --dry-run", "--initial /nowhere: no config.json in it; name the folder of a"),
         ("train --train.num-steps", "--train.num-steps: needs a value"),
         ("captions --captions.num-captions 0", "num_captions is 0, must be at least 1"),
         ("run --captions.source /nowhere", "cannot read BLIP-2 model /nowhere (no such folder)"),
@@ -217,6 +224,22 @@ def test_further_inputs_and_given_results(tmp_path: Path, monkeypatch: pytest.Mo
     given = {name: results[name] for name in ("synth", "base")}
     run_chain(tiny(), runtime, until="train", given=given, extra={"train": {"initial": results["train"]}})
     assert log == ["train(shards,captions,latents,base,initial)"]
+
+
+def test_a_given_model_is_known_by_its_content(tmp_path: Path) -> None:
+    runtime = RuntimeConfig(root=str(tmp_path))
+    fingerprints = {}
+    for name, weights in (("none", ""), ("a", "weights"), ("copy", "weights"), ("b", "others")):
+        extra = None
+        if weights:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "config.json").touch()
+            (tmp_path / name / "model.safetensors").write_text(weights)
+            extra = plan.given_model(str(tmp_path / name))
+        *before, (_, fingerprints[name], _) = plan.describe_chain(tiny(), runtime, until="train", extra=extra)
+    assert fingerprints["a"] == fingerprints["copy"]
+    assert len(set(fingerprints.values())) == 3
+    assert before[0][1] == plan.describe_chain(tiny(), runtime, until="synth")[0][1]
 
 
 def test_a_base_model_that_is_read_does_not_depend_on_the_captures(tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ def record(tracking: Tracking, name: str, *, rate: float, slope: float) -> Run:
     tags = {"viewdiff.stage": "train", "viewdiff.folder": f"/runs/train/{name}", "mlflow.source.git.commit": name}
     run = tracking.start(f"train {name}", tags=tags)
     run.log_params({"learning_rate": rate, "batch_size": 4, "num_views": 3, "seed": 0})
-    lines = [{"step": step, "loss": 10 - slope * step, "time/seconds": 0.5} for step in range(1, STEPS)]
-    run.log_lines([*lines, {"step": STEPS, "loss": 10.0, "time/seconds": 0.5}])
+    lines = [
+        {"step": step, "loss": 10 - slope * step, "time/seconds": 0.5, "time/unix": 0.0} for step in range(1, STEPS)
+    ]
+    run.log_lines([*lines, {"step": STEPS, "loss": 10.0, "time/seconds": 0.5, "time/unix": 0.0}])
     run.finish()
     return run
 
@@ -108,6 +110,6 @@ def test_what_cannot_be_compared_is_named(root: Path, names: list[str], message:
 
 
 def test_where_nothing_was_recorded_nothing_is_made(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere/mlflow.db has no training runs; name another --root"):
+    with pytest.raises(UserError, match=r"there is no database sqlite:///\S+nowhere/mlflow.db; name another --root"):
         compare(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()

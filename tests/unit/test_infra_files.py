@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from infra.checkout import COMMIT_VARIABLE
+from infra.stop_request import SECONDS_TO_SAVE
 from pipelines.arguments import parse_run
 from pipelines.cli import COMMANDS
 
@@ -28,6 +31,10 @@ def commands(name: str) -> list[list[str]]:
     return [shlex.split(command) for command in found]
 
 
+def environment(container: dict[str, Any]) -> dict[str, str]:
+    return {variable["name"]: variable["value"] for variable in container["env"]}
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_its_commands_are_accepted(name: str) -> None:
     found = commands(name)
@@ -37,6 +44,8 @@ def test_its_commands_are_accepted(name: str) -> None:
         parsed = parse_run(command, arguments, description="")
         assert parsed.runtime.use_gpu  # the last option was reached, so the whole command was read
         assert parsed.runtime.co3d_root == "/data/co3d"
+        assert parsed.runtime.tracking_uri is not None  # a database on a file system in common may be damaged
+        assert parsed.runtime.num_workers == 16
 
 
 def test_a_wrong_option_would_be_noticed() -> None:
@@ -61,12 +70,30 @@ def test_ray_job() -> None:
     assert cluster["authOptions"]["mode"] == "token"
     pins = (INFRA.parent / "constraints.txt").read_text().splitlines()
     assert f"ray=={cluster['rayVersion']}" in pins
-    workers = cluster["workerGroupSpecs"][0]
-    assert f"--num-workers {workers['replicas']} " in spec["entrypoint"]
-    for group in (cluster["headGroupSpec"], workers):
+    head, workers = cluster["headGroupSpec"], cluster["workerGroupSpecs"][0]
+    [limits] = [container["resources"]["limits"] for container in workers["template"]["spec"]["containers"]]
+    num_gpus = workers["replicas"] * int(limits["nvidia.com/gpu"])
+    assert f"--num-workers {num_gpus} " in spec["entrypoint"]
+    for group in (head, workers):
         pod = group["template"]["spec"]
-        mounted = {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]}
-        assert mounted == {volume["name"] for volume in pod["volumes"]}
+        [container] = pod["containers"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounts.keys() == {volume["name"] for volume in pod["volumes"]}
+        assert environment(container)["VIEWDIFF_CACHE"] == mounts["cache"]
+        assert container["envFrom"] == [{"secretRef": {"name": "viewdiff-secrets"}}]
+
+
+def test_a_stopped_job_has_time_for_a_checkpoint() -> None:
+    """Ray kills the job after the training gave up waiting, the head ends after that, and its pod last."""
+    cluster = load("k8s/rayjob.yaml")["spec"]["rayClusterSpec"]
+    pod = cluster["headGroupSpec"]["template"]["spec"]
+    head = environment(pod["containers"][0])
+    stop, drain = (int(head[f"RAY_{name}_S"]) for name in ("JOB_STOP_WAIT_TIME", "GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT"))
+    assert SECONDS_TO_SAVE < stop < drain < pod["terminationGracePeriodSeconds"]
+    assert f"-e RAY_JOB_STOP_WAIT_TIME_S={stop}" in load("ray/cluster.yaml")["docker"]["run_options"]
+    workers = cluster["workerGroupSpecs"][0]["template"]["spec"]
+    announced = int(environment(workers["containers"][0])["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+    assert stop < announced < workers["terminationGracePeriodSeconds"]
 
 
 def test_cron_job_never_overlaps() -> None:
@@ -77,13 +104,24 @@ def test_cron_job_never_overlaps() -> None:
     pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     assert pod["restartPolicy"] == "Never"
     [container] = pod["containers"]
-    environment = {variable["name"]: variable for variable in container["env"]}
-    assert environment["RAY_AUTH_MODE"]["value"] == "token"
-    assert "secretKeyRef" in environment["RAY_AUTH_TOKEN"]["valueFrom"]  # never in the file itself
+    variables = {variable["name"]: variable for variable in container["env"]}
+    assert variables["RAY_AUTH_MODE"]["value"] == "token"
+    assert "secretKeyRef" in variables["RAY_AUTH_TOKEN"]["valueFrom"]  # never in the file itself
     assert "--submission-id" in container["args"][0]
+
+
+@pytest.mark.parametrize("name", ["ray/cluster.yaml", "k8s/retrain-cronjob.yaml"])
+def test_a_submission_says_its_commit(name: str) -> None:
+    text = re.sub(r"\s*\n#?\s*", " ", (INFRA / name).read_text())
+    found = re.search(r'--runtime-env-json ("(?:[^"\\]|\\.)*")', text)
+    assert found
+    [value] = shlex.split(found[1])
+    assert set(json.loads(value)["env_vars"]) == {COMMIT_VARIABLE}
 
 
 def test_image_takes_pinned_versions_and_is_not_root() -> None:
     recipe = (INFRA / "docker" / "Dockerfile").read_text()
+    assert '".[gpu]"' in recipe
+    assert f"ARG {COMMIT_VARIABLE}\n" in recipe
     assert "--constraint constraints.txt" in recipe
     assert "\nUSER ray\n" in recipe

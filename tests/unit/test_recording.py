@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 from pathlib import Path
@@ -12,9 +13,11 @@ import requests
 from mlflow import MlflowClient
 
 from infra.errors import UserError
+from infra.mlflow_outage import reason_of_outage
 from infra.mlflow_run import FILES_TAG, Run
 from infra.tracking import Tracking
 from pipelines import recorder, watch
+from pipelines.attempts import Attempt
 from pipelines.lines import LineReader
 from tests.recorded_training import NUM_STEPS, FakeTraining, assert_all_is_there, attempts_of, begin_attempt
 
@@ -195,6 +198,54 @@ def test_a_full_disk_takes_the_machines_load_and_nothing_else(
     assert attempts_of(tracking, run) == {"attempt 1": ("FINISHED", str(NUM_STEPS))}
 
 
+def test_progress_goes_on_after_a_failed_look(
+    tracking: Tracking, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [OSError(errno.ESTALE, "Stale file handle")] * 2
+    said: list[str] = []
+    monkeypatch.setattr("logging.Logger.warning", lambda logger, message, *values: said.append(message % values))
+    training = FakeTraining(tmp_path / "stale")
+    run, following = begin_attempt(tracking, training)
+    read = following._reader.read
+
+    def fail_twice() -> list[dict[str, Any]]:
+        if failures:
+            raise failures.pop()
+        return read()
+
+    monkeypatch.setattr(following._reader, "read", fail_twice)
+    with following:
+        training.go_to(NUM_STEPS, pause=0.001)
+    assert said == ["progress cannot be shown: [Errno 116] Stale file handle"]
+    assert_all_is_there(run)
+    assert attempts_of(tracking, run) == {"attempt 1": ("FINISHED", str(NUM_STEPS))}
+
+
+def test_a_full_disk_of_the_store_is_waited_for() -> None:
+    assert reason_of_outage(OSError(errno.ENOSPC, "No space left on device")) == "[Errno 28] No space left on device"
+    assert reason_of_outage(FileNotFoundError(errno.ENOENT, "no such picture")) is None
+
+
+def test_an_attempt_says_which_gpus_ray_found(
+    tracking: Tracking, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it is connected, also if MLflow was away at that moment."""
+    found: list[dict[str, int] | None] = [None, {"H100": 16, "A100": 8}, {"H100": 16, "A100": 8}]
+    monkeypatch.setattr("infra.cluster.cluster_gpus", lambda: found.pop(0))
+    run, _ = begin_attempt(tracking, FakeTraining(tmp_path / "gpus"))
+    (child,) = tracking.children(run.id, tags={"viewdiff.stage": "attempt"})
+    attempt = Attempt(child, tmp_path)
+    attempt.send()
+    assert "viewdiff.gpus" not in child.client.get_run(child.id).data.tags
+    line.cut = True
+    with pytest.raises(requests.ConnectionError):
+        attempt.send()
+    line.cut = False
+    attempt.send()
+    assert child.client.get_run(child.id).data.tags["viewdiff.gpus"] == "8 A100, 16 H100"
+    attempt.send()  # asks no more
+
+
 def test_a_replaced_file_is_read_from_its_start(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     reader = LineReader(path)
@@ -211,7 +262,7 @@ def test_a_replaced_file_is_read_from_its_start(tmp_path: Path) -> None:
 
 def test_many_steps_go_in_one_request(tracking: Tracking) -> None:
     run = tracking.start("train", tags={})
-    lines = [{"step": step, "time": 100.0 + step, "loss": 1.0, "rate": 2.0} for step in range(1, 700)]
+    lines = [{"step": step, "time/unix": 100.0 + step, "loss": 1.0, "rate": 2.0} for step in range(1, 700)]
     assert run.log_lines(lines) == 500  # of two numbers, at most 1000 in a request
     (first, *_) = run.client.get_metric_history(run.id, "loss")
     assert (first.step, first.timestamp) == (1, 101_000)

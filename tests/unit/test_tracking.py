@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import mlflow.data
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
-from infra.tracking import FINGERPRINT_TAG, Tracking, flatten
+from infra.tracking import FINGERPRINT_TAG, FOLDER_TAG, Tracking, flatten
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,31 @@ def test_a_run_is_found_again_by_its_fingerprint(tracking: Tracking) -> None:
     assert data.params == {"model.rank": "4", "model.blocks": '[["mid", 8]]', "seed": "0"}
     assert data.metrics == {"loss": 2.0}
     assert tracking.start("train", tags={FINGERPRINT_TAG: "b"}, parent_run_id=run.id).id != run.id
+
+
+def test_the_same_work_in_another_folder_is_another_run(tracking: Tracking) -> None:
+    tags = {FINGERPRINT_TAG: "same", FOLDER_TAG: "/runs/anna's/train/same"}
+    run = tracking.start("train", tags=tags)
+    assert tracking.start("train", tags=tags).id == run.id
+    assert tracking.start("train", tags=tags | {FOLDER_TAG: "/runs/ben's/train/same"}).id != run.id
+
+
+def test_teams_that_share_a_server_keep_their_runs_apart(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tracking.start("train", tags={FINGERPRINT_TAG: "shared"})
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "chairs")
+    other = Tracking(tracking.uri)
+    assert other.start("train", tags={FINGERPRINT_TAG: "shared"}).id != run.id
+    assert tracking.start("train", tags={FINGERPRINT_TAG: "shared"}).id == run.id
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"), [("nosuch://x", "unsupported URI 'nosuch://x'"), ("/", "")], ids=["scheme", "folder"]
+)
+def test_what_is_no_store_is_refused_in_whole_words(uri: str, reason: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"MLflow at {uri} cannot be reached (")) as refusal:
+        Tracking(uri).check()
+    assert reason in str(refusal.value)
+    assert re.search(r"(\w\W*| …)\); start that server", str(refusal.value))
 
 
 def test_tables_and_pictures_lie_beside_the_database(tracking: Tracking, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 
 import pytest
 import ray.train.torch
+import torch
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 import infra.cluster
-from infra.distributed import Workers, _loss, _run_in_worker, _user_error, run_workers
+from infra.distributed import Workers, _lost_worker, _run_in_worker, _user_error, run_workers
 from infra.errors import UserError
 
 
@@ -33,6 +34,10 @@ class FailedError(Exception):
     [
         (UserError("name another"), "name another"),
         (OSError(errno.ENOSPC, "No space left on device"), "output folder /runs/train: the disk is full"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"),
+            "train: worker 0 ran out of its GPU's memory (CUDA out of memory. Tried to allocate 2 GiB.); lower",
+        ),
     ],
 )
 def test_it_is_a_message(cause: Exception, message: str) -> None:
@@ -50,11 +55,11 @@ def test_workers_that_died_are_told_in_a_line() -> None:
     error = FailedError(RuntimeError("Connection closed by peer"))
     died = WorkerHealthCheckFailedError("health check", RuntimeError("The actor died\nmore"))
     error.worker_failures[1] = died
-    message = str(_loss(error, max_failures=3))
+    message = str(_lost_worker(error, max_failures=3))
     assert re.fullmatch(
         r"train: worker 1 was lost, .* more than --max-failures 3 times \(The actor died\); run the .*", message
     )
-    assert _loss(FailedError(RuntimeError("a defect")), max_failures=3) is None
+    assert _lost_worker(FailedError(RuntimeError("a defect")), max_failures=3) is None
 
 
 WORKERS = Workers(most=2, least=1, use_gpu=False, max_failures=1)
