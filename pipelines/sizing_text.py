@@ -18,7 +18,7 @@ ASSUMPTIONS = (
     "workspaces and fragmentation",
     f"each view sees {SEEN_SHARE:.0%} of a volume's voxels",
     "useful FLOPs only: forward and backward pass, not what is computed again to save memory",
-    "volumes computed in float32, all else in the configured precision",
+    "volumes in float32, without the TF32 that cuDNN may take beside bfloat16; all else in the configured precision",
     f"GPUs send along rings when they have computed, at their links' stated speed, {GPUS_PER_MACHINE} GPUs a machine",
     "waiting for data, starts, checkpoints and previews come on top",
 )
