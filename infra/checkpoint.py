@@ -123,7 +123,7 @@ class SnapshotFolder:
         if folders and newest is None:
             raise UserError(
                 f"{self._root}: all {len(folders)} checkpoints are damaged; restore one, or remove "
-                f"{self._root.parent} to train from the first step"
+                f"{self._root.parent} (and the copy below --data-root) to train from the first step"
             )
         return newest
 

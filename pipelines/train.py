@@ -180,7 +180,8 @@ def _steps_saved(job: TrainJob) -> int:
         return saved
     get_logger("train").info("bringing back the checkpoint after step %d from %s", copied, copies.root)
     copies.fetch(snapshots, job.metrics_path)
-    return copied
+    newest = snapshots.newest()
+    return 0 if newest is None else newest.step
 
 
 def _place(runtime: RuntimeConfig) -> str:

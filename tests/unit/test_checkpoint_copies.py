@@ -70,11 +70,12 @@ def test_half_a_copy_is_none(
     assert [path.name for path in (tmp_path / "copies").iterdir()] == [newer.name]
 
 
-def test_a_damaged_copy_is_passed_over(first: Path, copies: CheckpointCopies, tmp_path: Path) -> None:
+def test_a_damaged_copy_is_none(first: Path, copies: CheckpointCopies, tmp_path: Path) -> None:
     snapshot = save(first, 1)
     copies.put(snapshot.folder, first / METRICS)
     (tmp_path / "copies" / snapshot.folder.name / "model.safetensors").write_bytes(b"other")
-    assert fetched(copies, tmp_path / "second") is None
+    with pytest.raises(UserError, match="all 1 checkpoints are damaged"):
+        fetched(copies, tmp_path / "second")
 
 
 def test_a_damaged_checkpoint_is_replaced_by_its_copy(first: Path, copies: CheckpointCopies) -> None:
@@ -82,7 +83,8 @@ def test_a_damaged_checkpoint_is_replaced_by_its_copy(first: Path, copies: Check
     copies.put(snapshot.folder, first / METRICS)
     (snapshot.folder / "model.safetensors").write_bytes(b"other")
     snapshots = SnapshotFolder(first / "checkpoints")
-    assert snapshots.newest() is None
+    with pytest.raises(UserError, match="all 1 checkpoints are damaged"):
+        snapshots.newest()
     copies.fetch(snapshots, first / METRICS)
     assert snapshots.newest() == snapshot
 
