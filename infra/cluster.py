@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import ray
+from ray.util.placement_group import PlacementGroup
 
 from infra.errors import UserError
 from infra.log import get_logger
@@ -60,6 +61,17 @@ def ensure_ray(*, num_cpus: int | None = None) -> None:
     else:
         _tell_of_cluster()
         _start(num_cpus)
+
+
+def release_reservations() -> None:
+    """Free the room that actors of this process's job have reserved and left: Ray itself keeps it as long as the job.
+
+    Not to be called while an actor of it still uses its reservation.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for name, group in ray.util.placement_group_table().items():
+        if name.endswith(job) and group["state"] != "REMOVED":  # an id ends with that of its job
+            ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
 
 
 def cluster_gpus() -> dict[str, int] | None:

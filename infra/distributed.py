@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from infra.cluster import call_while_ray_lives
+from infra.cluster import call_while_ray_lives, release_reservations
 from infra.errors import UserError
 from infra.log import get_logger
 from infra.stop_request import StopRequest
@@ -106,6 +106,7 @@ def run_workers(
                     "it resumes"
                 ) from error
             get_logger("train").warning("Ray Train's controller was lost; going on from the newest checkpoint")
+            release_reservations()  # of its workers, for those of its successor
         except KeyboardInterrupt:
             ray.shutdown()  # ends the workers
             raise
@@ -116,8 +117,19 @@ def run_workers(
 def _trainer(told: dict[str, Any], workers: Workers, **run_config: Any) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-    return TorchTrainer(
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        """Without the actor that frees a lost controller's room: it asks whichever Ray it finds on its machine whether
+        the controller lives, and one that does not know it makes it end a training's workers. See
+        `release_reservations`.
+        """
+
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+
+    return Trainer(
         _run_in_worker,
         train_loop_config=told,
         torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),

@@ -192,6 +192,20 @@ def test_controller_and_raylet_that_die(tmp_path: Path, monkeypatch: pytest.Monk
         assert not alive
 
 
+def test_a_lost_controller_keeps_no_room(nodes: Nodes, tmp_path: Path) -> None:
+    """There is room for one worker: that of the lost controller must go for its successor's."""
+    nodes.add()
+    folder = tmp_path / "count"
+    with Driver("count", tmp_path, folder, most=1, least=1, address=nodes.address) as driver:
+        driver.wait_until(lambda: counted(folder))
+        family = psutil.Process().children(recursive=True)
+        next(process for process in family if "TrainController" in " ".join(process.cmdline())).kill()
+        driver.wait_until(lambda: "controller was lost; going on" in driver.said())
+        driver.wait_until(lambda: counted(folder).count([1, 1]) == 2)
+        (folder / "stop").touch()
+        assert driver.wait() == 0, driver.said()
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_driver_leaves_no_worker(stop: signal.Signals, nodes: Nodes, tmp_path: Path) -> None:
     """After SIGTERM, which comes before a machine is taken away, what was done is saved first."""
