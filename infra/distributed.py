@@ -119,7 +119,7 @@ def _trainer(told: dict[str, Any], workers: Workers, **run_config: Any) -> Any:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-    class Trainer(TorchTrainer):  # type: ignore[misc]
+    class Trainer(TorchTrainer):
         """Without the actor that frees a lost controller's room: it asks whichever Ray it finds on its machine whether
         the controller lives, and one that does not know it makes it end a training's workers. See
         `release_reservations`.
