@@ -61,8 +61,8 @@ def validation_loss(folder: Path) -> float:
 
 
 def seconds(folder: Path) -> tuple[float, float]:
-    """Of a step, and of those the ones in which the first rank waits for data; the first step is left out."""
-    lines = read_lines(folder)[1:]
+    """Of a step, and of those the ones in which the first rank waits for data; first steps of workers are left out."""
+    lines = [line for line in read_lines(folder) if "time/data_seconds" in line]
     whole, data = (statistics.mean(line[f"time/{name}"] for line in lines) for name in ("seconds", "data_seconds"))
     return whole, data
 
