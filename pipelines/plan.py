@@ -63,7 +63,7 @@ def run_chain(
     if until == "register":
         _champion(config, runtime, checkpoint=None)
     for step in steps:
-        inputs = {role: results[name] for role, name in step.inputs} | dict((extra or {}).get(step.name, {}))
+        inputs = _inputs(step, results, extra)
         if step.name == "register":
             inputs |= _champion_evaluation(config, runtime, results)
         results[step.name] = run_stage(make_stage(step, config, inputs), runtime)
@@ -79,6 +79,13 @@ def given_model(folder: str | None) -> dict[str, dict[str, Artifact]]:
         UserError: there is no model in it.
     """
     return {} if folder is None else {"train": {"initial": external_model(Path(folder).expanduser())}}
+
+
+def _inputs(
+    step: Step, results: Mapping[str, Artifact], extra: Mapping[str, Mapping[str, Artifact]] | None
+) -> dict[str, Artifact]:
+    """A step's inputs by role: other steps' results, and what is given to it alone."""
+    return {role: results[name] for role, name in step.inputs} | dict((extra or {}).get(step.name, {}))
 
 
 def _given_captures(runtime: RuntimeConfig, until: str) -> dict[str, Artifact]:
@@ -149,8 +156,7 @@ def describe_chain(
     check_settings(config, runtime, stages={step.name for step in steps})
     rows = []
     for step in steps:
-        inputs = {role: known[name] for role, name in step.inputs} | dict((extra or {}).get(step.name, {}))
-        stage = make_stage(step, config, inputs)
+        stage = make_stage(step, config, _inputs(step, known, extra))
         if is_finished(stage, runtime):
             state = "reuse"
         elif partial_dir(stage, runtime).exists():
