@@ -15,7 +15,7 @@ from plyfile import PlyData, PlyElement
 
 from infra.errors import UserError
 from pipelines import cli
-from preprocessing import capture_import
+from preprocessing.importing import writing
 from preprocessing.co3d import read_category
 from preprocessing.config import PreprocessConfig
 from preprocessing.normalize import load_points
@@ -190,7 +190,7 @@ def test_several_captures_share_a_root_and_interruptions_leave_nothing(
     write_transforms(photos.parent, capture)
     root = tmp_path / "root"
     run_import(photos.parent, root, name="one")
-    original, written = capture_import._write_entries, []
+    original, written = writing._write_entries, []
 
     def interrupted(path: Path, entries: list[Any]) -> None:
         written.append(path.name)
@@ -198,7 +198,7 @@ def test_several_captures_share_a_root_and_interruptions_leave_nothing(
             raise KeyboardInterrupt
         original(path, entries)
 
-    monkeypatch.setattr(capture_import, "_write_entries", interrupted)
+    monkeypatch.setattr(writing, "_write_entries", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_import(photos.parent, root, name="two")
     monkeypatch.undo()

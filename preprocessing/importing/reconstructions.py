@@ -1,6 +1,6 @@
 """Readers of reconstructions from elsewhere: COLMAP's models, text or binary, and nerfstudio's transforms.json.
 
-Both become posed photos and points in the conventions of `model.cameras`, so that `capture_import.py` can write them
+Both become posed photos and points in the conventions of `model.cameras`, so that `writing.py` can write them
 down as CO3Dv2 does. COLMAP's cameras are ours: OpenCV axes, pixel centres at half-integers. nerfstudio's
 `transform_matrix` takes points of the camera to the world, in OpenGL's axes: x right, y up, z backward.
 """
@@ -39,7 +39,7 @@ class Photo:
     path: Path
     mask_path: Path | None
     world_to_camera: np.ndarray  # [4, 4]
-    camera: pycolmap.Camera  # intrinsics and distortion; pixel centres at half-integers
+    camera: pycolmap.Camera  # intrinsics and distortion of the file's pixels as stored; pixel centres at half-integers
 
 
 @dataclass(frozen=True, eq=False)

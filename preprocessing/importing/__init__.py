@@ -1,0 +1,4 @@
+"""One's own captures: readers of what other tools write, and the writer that puts it down as CO3Dv2 does.
+
+May import preprocessing's captures, pictures and normalisation, and infra; shards and batches are no business of it.
+"""
