@@ -88,7 +88,7 @@ def count_generation() -> Counter[str]:
 
         return call
 
-    base = build_tiny_base(TinyBaseConfig(), words=("a", "bear"), seed=0)
+    base = build_tiny_base(TinyBaseConfig(), image_size=64, words=("a", "bear"), seed=0)
     projection = ProjectionConfig(blocks=(("mid_block", 8), ("up_blocks.1", 12)), num_samples=8)
     generator = SampleGenerator(ViewDiffUNet(base.unet, ViewDiffConfig(rank=4, projection=projection)), base)
     cameras = orbit(NUM_VIEWS, image_size=(64, 64), config=OrbitConfig())

@@ -93,7 +93,12 @@ def write_cache(folder: Path) -> None:
     captions.write_text(json.dumps(["", *(f"a photo of apple {number}" for number in range(NUM_SEQUENCES))]))
     files.append(StoredFile(captions.name, captions.stat().st_size, digest_file(captions)))
     settings = {"num_crops": 1, "smallest_crop": 1.0, "seed": 0, "num_prior_images": NUM_PRIOR}
-    manifest = {"scaling_factor": 0.18215, "shift_factor": 0.0, "files": [list(file) for file in files]}
+    manifest = {
+        "latent_shape": LATENT,
+        "scaling_factor": 0.18215,
+        "shift_factor": 0.0,
+        "files": [list(file) for file in files],
+    }
     write_manifest(folder / MANIFEST_NAME, manifest | settings | {"schema_version": LATENTS_VERSION})
 
 

@@ -26,14 +26,15 @@ from pipelines.step_cost import latent_size, text_length
 from preprocessing.config import PreprocessConfig
 from tests.factories import look_at_cameras
 
-BASE = TinyBaseConfig(image_size=256, unet_channels=(64, 128, 384), head_channels=64, text_channels=256)
+IMAGE_SIZE, MINIATURE_SIZE = 256, 64
+BASE = TinyBaseConfig(unet_channels=(64, 128, 384), head_channels=64, text_channels=256)
 
 
 def _case(name: str, *, model: ViewDiffConfig, engine: EngineConfig, **settings: object) -> RunConfig:
     train = TrainConfig(model=model, engine=engine, batch_size=2, micro_batch_size=1, num_views=4)
     return RunConfig(
         name=name,
-        preprocess=PreprocessConfig(image_size=BASE.image_size),
+        preprocess=PreprocessConfig(image_size=IMAGE_SIZE),
         base=BaseConfig(tiny=BASE),
         train=replace(train, **settings),  # type: ignore[arg-type]
     )
@@ -99,8 +100,8 @@ def measure_peak(config: RunConfig, *, num_steps: int = 2) -> int:
 
 def _miniature(config: RunConfig) -> RunConfig:
     """The same training with few channels and pixels."""
-    small = replace(config.base.tiny, image_size=64, unet_channels=(32, 32, 32), head_channels=32, text_channels=32)
-    preprocess = replace(config.preprocess, image_size=small.image_size)
+    small = replace(config.base.tiny, unet_channels=(32, 32, 32), head_channels=32, text_channels=32)
+    preprocess = replace(config.preprocess, image_size=MINIATURE_SIZE)
     return replace(config, base=replace(config.base, tiny=small), preprocess=preprocess)
 
 

@@ -8,9 +8,10 @@ made by model/tiny_base.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -37,7 +38,12 @@ class BaseModel:
     @property
     def downsampling(self) -> int:
         """Image pixels per latent pixel along a side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return downsampling(self.vae.config)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images that the U-Net was trained on, pixels."""
+        return self.unet.config.sample_size * self.downsampling
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Embeddings [N, L, D] of N captions, padded or cut to the tokenizer's length. "" is the empty caption."""
@@ -90,6 +96,11 @@ class BaseModel:
         for part in (self.vae, self.text_encoder, self.unet):
             part.requires_grad_(False).eval()
         return self
+
+
+def downsampling(vae_config: Mapping[str, Any]) -> int:
+    """Image pixels per latent pixel along a side, of the autoencoder with this config."""
+    return 2 ** (len(vae_config["block_out_channels"]) - 1)
 
 
 def scale_latents(latents: Tensor, vae: AutoencoderKL) -> Tensor:

@@ -15,10 +15,10 @@ Ablation = Literal["projection", "cross_frame", "intensity", "conditioning"]
 
 @dataclass(frozen=True, kw_only=True)
 class TinyBaseConfig:
-    """Sizes of the stand-in for Stable Diffusion. By default its latents are [4, image_size / 8, image_size / 8]."""
+    """Sizes of the stand-in for Stable Diffusion, which is made for pictures of the shards' size. By default a latent
+    has an eighth of a picture's side.
+    """
 
-    image_size: int = 64
-    """Side of the images it is made for, pixels."""
     vae_channels: tuple[int, ...] = (16, 32, 64, 64)
     """Channels of the autoencoder's levels; each level after the first halves the side."""
     unet_channels: tuple[int, ...] = (64, 128)
@@ -31,11 +31,6 @@ class TinyBaseConfig:
     """Longest caption, tokens."""
 
     def __post_init__(self) -> None:
-        if self.image_size < 1 or self.image_size % self.side_multiple:
-            raise ValueError(
-                f"base: image_size {self.image_size} must be a multiple of {self.side_multiple}, because of "
-                f"vae_channels {self.vae_channels} and unet_channels {self.unet_channels}"
-            )
         if self.head_channels < 1:
             raise ValueError(f"base: head_channels {self.head_channels} must be at least 1")
         for channels in self.unet_channels:
@@ -46,7 +41,7 @@ class TinyBaseConfig:
 
     @property
     def side_multiple(self) -> int:
-        """By how much autoencoder and U-Net together divide an image's side."""
+        """Pictures must have sides that are multiples of this many pixels, because autoencoder and U-Net halve them."""
         return 2 ** (len(self.vae_channels) + len(self.unet_channels) - 2)
 
 

@@ -22,8 +22,9 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 FIRST_LOG_VARIANCE = -6.0  # of the autoencoder's posterior: narrow, so that noise does not hide what there is to learn
 
 
-def build_tiny_base(config: TinyBaseConfig, *, words: Iterable[str], seed: int) -> BaseModel:
-    """An untrained stand-in, random but a function of `seed` alone; `words` are those that its tokenizer knows whole.
+def build_tiny_base(config: TinyBaseConfig, *, image_size: int, words: Iterable[str], seed: int) -> BaseModel:
+    """An untrained stand-in for pictures of `image_size`² pixels, random but a function of `seed` alone; `words` are
+    those that its tokenizer knows whole.
 
     It predicts velocity (Salimans and Ho 2022, as Stable Diffusion 2.1's 768-pixel model does): a short training then
     has a useful signal at every noise level, where a prediction of the noise has almost none at high noise.
@@ -32,10 +33,10 @@ def build_tiny_base(config: TinyBaseConfig, *, words: Iterable[str], seed: int) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return BaseModel(
-            vae=_tiny_vae(config),
+            vae=_tiny_vae(config, image_size),
             text_encoder=_tiny_text_encoder(config, tokenizer),
             tokenizer=tokenizer,
-            unet=tiny_unet(config),
+            unet=tiny_unet(config, image_size),
             scheduler=DDPMScheduler(
                 num_train_timesteps=1000,
                 beta_start=0.00085,
@@ -65,7 +66,7 @@ def build_tokenizer(words: Iterable[str], *, max_length: int) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=tokens, merges=merges, model_max_length=max_length)
 
 
-def _tiny_vae(config: TinyBaseConfig) -> AutoencoderKL:
+def _tiny_vae(config: TinyBaseConfig, image_size: int) -> AutoencoderKL:
     levels = len(config.vae_channels)
     vae = AutoencoderKL(
         in_channels=3,
@@ -76,7 +77,7 @@ def _tiny_vae(config: TinyBaseConfig) -> AutoencoderKL:
         block_out_channels=config.vae_channels,
         layers_per_block=1,
         norm_num_groups=1,  # more would normalise differences of colour away
-        sample_size=config.image_size,
+        sample_size=image_size,
         mid_block_add_attention=False,
         scaling_factor=1.0,
         shift_factor=0.0,
@@ -144,11 +145,11 @@ def _tiny_text_encoder(config: TinyBaseConfig, tokenizer: CLIPTokenizer) -> CLIP
     )
 
 
-def tiny_unet(config: TinyBaseConfig) -> UNet2DConditionModel:
-    """The stand-in's U-Net, untrained."""
+def tiny_unet(config: TinyBaseConfig, image_size: int) -> UNet2DConditionModel:
+    """The stand-in's U-Net, untrained, for pictures of `image_size`² pixels."""
     levels = len(config.unet_channels)
     return UNet2DConditionModel(
-        sample_size=config.image_size // 2 ** (len(config.vae_channels) - 1),
+        sample_size=image_size // 2 ** (len(config.vae_channels) - 1),
         in_channels=4,
         out_channels=4,
         down_block_types=("CrossAttnDownBlock2D",) * levels,

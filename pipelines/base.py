@@ -49,7 +49,7 @@ def train_base(config: BaseConfig, inputs: Mapping[str, Any], folder: Path, runt
     index = FrameIndex.open(inputs["shards"].data).with_captions(read_sequence_captions(inputs["captions"].folder))
     rows, captions = _training_frames(index)
     images = _read_images(inputs["shards"].data, index, rows)
-    base = build_tiny_base(config.tiny, words=_words(captions), seed=config.seed)
+    base = build_tiny_base(config.tiny, image_size=images.shape[-1], words=_words(captions), seed=config.seed)
     vae_loss = _fit_vae(base, images, config, folder)
     unet_loss = _fit_unet(base, _encode(base, images), captions, config, folder)
     save_base(base, folder)

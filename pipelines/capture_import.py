@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.requests import ImportConfig
-from preprocessing.importing.writing import import_capture
 from preprocessing.importing.reconstructions import read_reconstruction
+from preprocessing.importing.writing import import_capture
 
 
 def run_import(source: Path, config: ImportConfig) -> None:

@@ -24,7 +24,7 @@ def check_settings(config: RunConfig, runtime: RuntimeConfig, *, stages: set[str
         _check_worker_gpus(runtime)
     if "captions" in stages and config.captions.source is not None:
         _check_captions_source(config.captions)
-    if "base" in stages and config.base.source is None:
+    if "base" in stages:
         _check_image_size(config)
     if "train" in stages:
         if config.train.batch_size < runtime.num_workers:
@@ -82,10 +82,15 @@ def _check_worker_gpus(runtime: RuntimeConfig) -> None:
 
 
 def _check_image_size(config: RunConfig) -> None:
-    side, factor = config.preprocess.image_size, config.base.tiny.side_multiple
-    if side % factor:
+    """Check that the base model can take the shards' pictures, and the network their latents."""
+    from pipelines.network_size import base_sizes
+
+    side, multiple = config.preprocess.image_size, base_sizes(config.base).side_multiple
+    if side % multiple:
+        name = "the stand-in" if config.base.source is None else config.base.source
         raise UserError(
-            f"preprocess: image_size {side} must be a multiple of {factor}, by which the stand-in's levels divide it"
+            f"preprocess: image_size {side} must be a multiple of {multiple}, because autoencoder and U-Net of the "
+            f"base model, {name}, halve a picture's sides; {max(1, round(side / multiple)) * multiple} is near"
         )
 
 

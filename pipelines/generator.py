@@ -77,8 +77,8 @@ class SampleGenerator:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) of the pictures that the base model was made for."""
-        side = self._base.unet.config.sample_size * self._base.downsampling
+        """(height, width) of the pictures that the model was trained on."""
+        side = self._unet.unet.config.sample_size * self._base.downsampling
         return side, side
 
     @property

@@ -39,14 +39,7 @@ def cache_latents(
         settings = {"base_dir": base_dir, "shards": shards, "captions": captions, "config": config}
         _run_units(index, folder, settings, runtime)
     if not (folder / MANIFEST_NAME).is_file():  # not even by a run on another machine, with its data in the same place
-        vae = AutoencoderKL.load_config(base_dir, subfolder="vae")
-        commit_latents(
-            folder,
-            index,
-            config,
-            scaling_factor=vae["scaling_factor"],
-            shift_factor=vae.get("shift_factor") or 0.0,
-        )
+        commit_latents(folder, index, config, vae=AutoencoderKL.load_config(base_dir, subfolder="vae"))
     remove_records(folder)
     cache = LatentCache(folder)
     return {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from model.adapter import freeze_base
+from model.base import downsampling
 from model.config import BaseConfig, TinyBaseConfig, ViewDiffConfig
 from model.unet import ViewDiffUNet
 from pipelines.config import RunConfig
@@ -28,6 +30,21 @@ STABLE_DIFFUSION_2_UNET = {
 }
 # Its autoencoder and text encoder.
 STABLE_DIFFUSION_2_CODERS = 83_653_863 + 340_387_840
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseSizes:
+    """What a base model makes of pictures and captions."""
+
+    downsampling: int
+    """Image pixels per latent pixel along a side."""
+    side_multiple: int
+    """Pictures must have sides that are multiples of this many pixels."""
+    text_length: int
+    """Tokens of a caption."""
+
+
+STABLE_DIFFUSION_SIZES = BaseSizes(downsampling=8, side_multiple=64, text_length=77)  # of all 1.x and 2.x
 
 
 def meta_network(config: RunConfig) -> ViewDiffUNet:
@@ -64,6 +81,29 @@ def _count(base: BaseConfig, model: ViewDiffConfig, *, is_adapter: bool) -> dict
     }
 
 
+def base_sizes(base: BaseConfig) -> BaseSizes:
+    """Of the stand-in, of the diffusers folder, or of Stable Diffusion for an id that is not on this disk."""
+    if base.source is None:
+        tiny = base.tiny
+        return BaseSizes(
+            downsampling=2 ** (len(tiny.vae_channels) - 1),
+            side_multiple=tiny.side_multiple,
+            text_length=tiny.text_length,
+        )
+    if not Path(base.source).is_dir():
+        return STABLE_DIFFUSION_SIZES
+    vae, unet, tokenizer = (
+        json.loads((Path(base.source) / name).read_text())
+        for name in ("vae/config.json", "unet/config.json", "tokenizer/tokenizer_config.json")
+    )
+    factor = downsampling(vae)
+    return BaseSizes(
+        downsampling=factor,
+        side_multiple=factor * 2 ** (len(unet["block_out_channels"]) - 1),
+        text_length=tokenizer["model_max_length"],
+    )
+
+
 def base_unet_config(base: BaseConfig) -> dict[str, object]:
     """Config of the base's U-Net: from its folder, the published one of Stable Diffusion 2.x, or the stand-in's."""
     if base.source is None:
@@ -77,4 +117,4 @@ def tiny_unet_config(config: TinyBaseConfig) -> dict[str, object]:
     from model.tiny_base import tiny_unet
 
     with torch.device("meta"):
-        return dict(tiny_unet(config).config)
+        return dict(tiny_unet(config, image_size=config.side_multiple).config)  # layers are the same at any size

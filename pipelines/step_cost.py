@@ -7,10 +7,8 @@ from model.cost.products import Workload
 from model.diffusion import MIN_VIEWS_TO_HIDE_ONE
 from model.unet import ViewDiffUNet
 from pipelines.config import RunConfig, TrainConfig
+from pipelines.network_size import base_sizes
 from pipelines.schedule import Schedule
-
-STABLE_DIFFUSION_TEXT_LENGTH = 77
-STABLE_DIFFUSION_DOWNSAMPLING = 8
 
 
 def step_flops(
@@ -50,15 +48,13 @@ def view_workload(config: RunConfig, num_samples: int) -> Workload:
 
 def latent_size(config: RunConfig) -> tuple[int, int]:
     """Height and width of a run's latents, pixels."""
-    tiny = config.base.tiny
-    factor = STABLE_DIFFUSION_DOWNSAMPLING if config.base.source else 2 ** (len(tiny.vae_channels) - 1)
-    side = config.preprocess.image_size // factor
+    side = config.preprocess.image_size // base_sizes(config.base).downsampling
     return side, side
 
 
 def text_length(config: RunConfig) -> int:
     """Tokens of a run's captions."""
-    return STABLE_DIFFUSION_TEXT_LENGTH if config.base.source else config.base.tiny.text_length
+    return base_sizes(config.base).text_length
 
 
 def _workload(num_views: int, num_samples: int, latent_size: tuple[int, int], text_length: int) -> Workload:

@@ -92,7 +92,7 @@ STEPS: tuple[Step, ...] = (
         kind=artifacts.Latents,
         inputs=(*_CAPTIONED_SHARDS, ("base", "base")),
         load=_latents,
-        version=2,
+        version=3,
     ),
     Step(
         name="train",

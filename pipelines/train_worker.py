@@ -108,11 +108,11 @@ def train_in_worker(job: TrainJob) -> None:
 def start_rank(job: TrainJob, snapshot: Snapshot | None) -> Rank:
     """Network, engine and data as they are after the snapshot's steps."""
     done = 0 if snapshot is None else snapshot.step
-    unet = _build_unet(job, snapshot)
+    batches = open_batches(job)
+    unet = _build_unet(job, snapshot, latent_size=batches.latents.latent_shape[-1])
     engine = Engine(unet, unet.parameter_groups(), job.config.engine, num_steps=job.config.num_steps, device=_device())
     if snapshot is not None:
         engine.load_optimizer_state(snapshot.tensors(OPTIMIZER_PART), num_steps=done)
-    batches = open_batches(job)
     encoder = None if batches.latents.num_crops else load_base(job.base_dir).coders_to(engine.device).frozen()
     return Rank(job=job, unet=unet, engine=engine, batches=batches, encoder=encoder, done=done)
 
@@ -245,8 +245,12 @@ def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
-def _build_unet(job: TrainJob, snapshot: Snapshot | None) -> ViewDiffUNet:
-    """The network at the snapshot, else the initial model, else the base model's U-Net with fresh layers."""
+def _build_unet(job: TrainJob, snapshot: Snapshot | None, *, latent_size: int) -> ViewDiffUNet:
+    """The network at the snapshot, else the initial model, else the base model's U-Net with fresh layers.
+
+    Its config says the size of the latents that it is trained on, from which `generate` knows the size of its pictures:
+    the base model's own may be another, as 512 pixels where the training's are 256.
+    """
     if job.initial_dir is not None:
         unet = ViewDiffUNet.from_pretrained(job.initial_dir)
     else:
@@ -254,6 +258,7 @@ def _build_unet(job: TrainJob, snapshot: Snapshot | None) -> ViewDiffUNet:
             torch.manual_seed(job.config.seed)
             base = UNet2DConditionModel.from_pretrained(job.base_dir, subfolder="unet", use_safetensors=True)
             unet = ViewDiffUNet(base, job.config.model)
+    unet.unet.register_to_config(sample_size=latent_size)
     if snapshot is not None:
         unet.load_state_dict(snapshot.tensors(MODEL_PART))
     if job.config.trained == "adapter":

@@ -134,7 +134,8 @@ class TrainBatches:
             moments = _encode(frames.flatten(0, 1), base).unflatten(0, frames.shape[:2])
         else:
             moments = frames
-        shape = (moments.shape[1], *self.latents.latent_shape)
+        num_views, num_channels, *size = moments.shape[1:]
+        shape = (num_views, num_channels // 2, *size)  # half of the channels are means, half variances
         noise = torch.stack([_posterior_noise(self._seed, position, shape) for position in batch.positions])
         return ViewBatch(
             latents=self.latents.latents(moments, to_device(noise, device)),

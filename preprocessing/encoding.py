@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from infra.storage import StoragePath, atomic_write
-from model.base import BaseModel
+from model.base import BaseModel, downsampling
 from preprocessing.chunks import StoredFile, store_array
 from preprocessing.config import LatentsConfig
 from preprocessing.crops import cut, draw_crops
@@ -94,7 +96,8 @@ class LatentsWriter:
         text = self._text(prior_captions(numbers, len(self._captions)))
         empty = self._base.encode_text([""])[0]
         first = self._config.seed * self._config.num_prior_images + int(numbers[0])
-        return {"prior": _half(sample_prior(self._base, text, empty, self._config, first_seed=first))}
+        size = self._index.image_size
+        return {"prior": _half(sample_prior(self._base, text, empty, self._config, image_size=size, first_seed=first))}
 
     def _encode(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         num_crops, parts, facts = self._config.num_crops, [], []
@@ -124,10 +127,8 @@ class LatentsWriter:
         return self._base.encode_text([self._captions[number] for number in numbers])
 
 
-def commit_latents(
-    folder: StoragePath, index: FrameIndex, config: LatentsConfig, *, scaling_factor: float, shift_factor: float
-) -> None:
-    """Join the units' records into latents.json, which makes the folder count."""
+def commit_latents(folder: StoragePath, index: FrameIndex, config: LatentsConfig, *, vae: Mapping[str, Any]) -> None:
+    """Join the units' records into latents.json, which makes the folder count. `vae` is the autoencoder's config."""
     captions = distinct_captions(index)
     records = [json.loads(unit.record_path(folder).read_bytes()) for unit in plan_units(index, config)]
     files = [StoredFile(*file) for record in records for file in record["files"]]
@@ -138,6 +139,7 @@ def commit_latents(
     data = json.dumps(captions, ensure_ascii=False).encode()
     atomic_write(folder / CAPTIONS_NAME, data)
     kept.append(StoredFile(CAPTIONS_NAME, len(data), hashlib.sha256(data).hexdigest()))
+    side = index.image_size // downsampling(vae)
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "num_frames": len(index),
@@ -146,8 +148,9 @@ def commit_latents(
         "num_prior_images": config.num_prior_images,
         "smallest_crop": config.smallest_crop,
         "seed": config.seed,
-        "scaling_factor": scaling_factor,
-        "shift_factor": shift_factor,
+        "latent_shape": [vae["latent_channels"], side, side],
+        "scaling_factor": vae["scaling_factor"],
+        "shift_factor": vae.get("shift_factor") or 0.0,
         "files": [list(file) for file in kept],
     }
     write_manifest(folder / MANIFEST_NAME, manifest)

@@ -9,8 +9,8 @@ A folder of cached latents holds
     text-000000.npy ...     [CHUNK_CAPTIONS, L, D] float16: embeddings of the distinct captions, the empty one first
     captions.json           those captions
     prior-000000.npy ...    [CHUNK_PRIOR, C, h, w] float16: scaled latents that the base model made of captions
-    latents.json            written last: without it the folder does not count. Counts, the autoencoder's scaling and
-                            shift, and every file's size and digest
+    latents.json            written last: without it the folder does not count. Counts, the latents' shape, the
+                            autoencoder's scaling and shift, and every file's size and digest
 
 Written by encoding.py, a file at a time.
 """
@@ -33,7 +33,7 @@ from infra.storage import StoragePath, digest_file
 from preprocessing.chunks import ChunkedRows, StoredFile
 from preprocessing.schema import check_names, unseal
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_NAME, CAPTIONS_NAME, CROPS_NAME = "latents.json", "captions.json", "crops.npy"
 CHUNK_ROWS, CHUNK_CAPTIONS, CHUNK_PRIOR = 512, 256, 64
 CHUNKED = {"moments": CHUNK_ROWS, "text": CHUNK_CAPTIONS, "prior": CHUNK_PRIOR}
@@ -62,6 +62,8 @@ class LatentCache:
         check_names(folder, (file.name for file in self._files))
         self.scaling_factor: float = manifest["scaling_factor"]
         self.shift_factor: float = manifest["shift_factor"]
+        self.latent_shape: tuple[int, ...] = tuple(manifest["latent_shape"])
+        """(C, h, w) of the latents of one picture, of a frame and of a prior sample alike."""
         self.num_crops: int = manifest["num_crops"]
         self.smallest_crop: float = manifest["smallest_crop"]
         self.num_prior: int = manifest["num_prior_images"]
@@ -72,11 +74,17 @@ class LatentCache:
             self._moments = self._chunks("moments", rows_each=self.num_crops)
             crops = np.load(self._checked(CROPS_NAME)).reshape(-1, self.num_crops, 5)
             self._crops, self._intensity = crops[..., :3], crops[..., 3:]
+        self._check_shapes()
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of one picture's latents."""
-        return self._prior.shape
+    def _check_shapes(self) -> None:
+        """Raise ValueError when what is stored has another shape than the manifest says."""
+        channels, *size = self.latent_shape
+        expected = {"prior": (self._prior, (channels, *size))}
+        if self.num_crops:
+            expected["moments"] = (self._moments, (2 * channels, *size))
+        for name, (rows, shape) in expected.items():
+            if rows.shape != shape:
+                raise ValueError(f"{name}: rows of shape {rows.shape}, the latents' is {shape}")
 
     @property
     def num_captions(self) -> int:

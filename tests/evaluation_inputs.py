@@ -34,7 +34,7 @@ def write_evaluation_inputs(root: Path, *, train_run_id: str | None = None) -> d
     captions = _publish(root, "captions", Captions, {"shards": shards}, {})
     write_sequence_captions(captions.folder, CAPTIONS)
     base = _publish(root, "base", BaseFolder, {}, {})
-    parts = build_tiny_base(BASE, words=["red", "apple"], seed=0)
+    parts = build_tiny_base(BASE, image_size=IMAGE_SIZE, words=["red", "apple"], seed=0)
     save_base(parts, base.folder)
     facts = {} if train_run_id is None else {"mlflow_run_id": train_run_id}
     checkpoint = _publish(root, "train", Checkpoint, {"shards": shards, "captions": captions, "base": base}, facts)

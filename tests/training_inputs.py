@@ -34,7 +34,6 @@ def captions_of(splits: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 
 CAPTIONS = captions_of(SPLITS)
 BASE = TinyBaseConfig(
-    image_size=IMAGE_SIZE,
     vae_channels=(8, 8, 8),
     unet_channels=(16, 32),
     head_channels=16,
@@ -60,7 +59,10 @@ def train_config(**settings: Any) -> TrainConfig:
 
 
 def write_inputs(
-    root: Path, latents: LatentsConfig | None = None, splits: tuple[str, ...] = SPLITS
+    root: Path,
+    latents: LatentsConfig | None = None,
+    splits: tuple[str, ...] = SPLITS,
+    base_image_size: int = IMAGE_SIZE,
 ) -> dict[str, Artifact]:
     """The stage's inputs below `root`. There are no shards: training reads latents."""
     folders = {name: root / name for name in ("shards", "captions", "latents", "base")}
@@ -78,7 +80,7 @@ def write_inputs(
     write_manifest(folders["shards"] / DATASET_NAME, manifest)
     (folders["shards"] / CARD_NAME).write_text("<p>a card</p>")
     write_sequence_captions(folders["captions"], captions_of(splits))
-    base = build_tiny_base(BASE, words=["red", "apple"], seed=0).frozen()
+    base = build_tiny_base(BASE, image_size=base_image_size, words=["red", "apple"], seed=0).frozen()
     save_base(base, folders["base"])
     settings = latents or LatentsConfig(batch_size=8, num_prior_images=3, prior_num_steps=2)
     kinds = {"shards": Shards, "captions": Captions, "latents": Latents, "base": BaseFolder}
@@ -97,7 +99,7 @@ def fill_latents(index: FrameIndex, reader: Any, base: BaseModel, folder: Path, 
     writer = LatentsWriter(base, index, reader, folder, config)
     for unit in plan_units(index, config):
         writer.write(unit)
-    commit_latents(folder, index, config, scaling_factor=base.vae.config.scaling_factor, shift_factor=0.0)
+    commit_latents(folder, index, config, vae=base.vae.config)
     remove_records(folder)
 
 

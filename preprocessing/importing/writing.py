@@ -21,8 +21,8 @@ from infra.storage import atomic_write
 from preprocessing.captures import Viewpoint
 from preprocessing.co3d import FRAMES_NAME, SEQUENCES_NAME, encode_jgz, read_jgz
 from preprocessing.images import DefectError, encode_image, encode_mask, read_image, read_mask
-from preprocessing.normalize import MINIMUM_POINTS, camera_centers
 from preprocessing.importing.reconstructions import Photo, Reconstruction
+from preprocessing.normalize import MINIMUM_POINTS, camera_centers
 from preprocessing.samples import SAFE_NAME
 
 # A point is the object's if the masks of this share of the photos that show it say so.

@@ -28,7 +28,7 @@ from preprocessing.shards import write_shard
 from tests.captures import SIZE, make_capture, write_dataset
 from tests.fuzz import mutations
 from tests.fuzz.mutations import Mutation
-from tests.training_inputs import BASE, fill_latents
+from tests.training_inputs import BASE, IMAGE_SIZE, fill_latents
 
 CONFIG = PreprocessConfig(image_size=32, minimum_frames=4, sequences_per_shard=2)
 SEQUENCE = "apple/seq_1"
@@ -164,7 +164,7 @@ def _check_shards(shards: Path, truth: tuple[dict[str, Any], list[np.ndarray]]) 
 
 def _write_latents(shards: Path, folder: Path) -> None:
     index = FrameIndex.open(shards)
-    base = build_tiny_base(BASE, words=["apple"], seed=0).frozen()
+    base = build_tiny_base(BASE, image_size=IMAGE_SIZE, words=["apple"], seed=0).frozen()
     config = LatentsConfig(num_prior_images=2, prior_num_steps=1)
     fill_latents(index, ShardReader(shards, index), base, folder, config)
 

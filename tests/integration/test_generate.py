@@ -136,6 +136,6 @@ def test_a_base_model_of_another_architecture_is_refused(
     runtime: RuntimeConfig, request_: GenerateRequest, tmp_path: Path
 ) -> None:
     other = tmp_path / "base"
-    save_base(build_tiny_base(replace(BASE, text_channels=64), words=["red"], seed=0), other)
+    save_base(build_tiny_base(replace(BASE, text_channels=64), image_size=IMAGE_SIZE, words=["red"], seed=0), other)
     with pytest.raises(UserError, match="takes 32 text channels"):
         generate(replace(request_, text="x", base=str(other)), runtime)

@@ -33,7 +33,7 @@ from preprocessing.latents import LatentCache
 from preprocessing.loader import load_batches
 from tests.captures import make_capture, write_dataset
 from tests.s3_server import BUCKET, S3Server
-from tests.training_inputs import BASE
+from tests.training_inputs import BASE, IMAGE_SIZE
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -102,7 +102,9 @@ def open_batches(shards: StoragePath, latents: StoragePath) -> TrainBatches:
 
 def test_a_store_gives_what_a_disk_gives(server: S3Server, tmp_path: Path) -> None:
     write_dataset(tmp_path / "raw", [make_capture(name=f"s{i}", seed=i) for i in range(NUM_CAPTURES)])
-    save_base(build_tiny_base(BASE, words=["photo", "apple"], seed=0).frozen(), tmp_path / "base")
+    save_base(
+        build_tiny_base(BASE, image_size=IMAGE_SIZE, words=["photo", "apple"], seed=0).frozen(), tmp_path / "base"
+    )
     base = BaseFolder("base", tmp_path / "base")
     disk = RuntimeConfig(root=str(tmp_path / "disk"), num_workers=2)
     local = stages(external_dataset(tmp_path / "raw"), base, disk)

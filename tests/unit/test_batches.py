@@ -102,6 +102,30 @@ def test_latents_are_drawn_around_the_mean(root: Path) -> None:
     assert abs(noise.std().item() - 1) < 0.13
 
 
+@pytest.mark.parametrize("num_crops", [1, 0])
+def test_a_base_model_made_for_larger_pictures_fits(tmp_path: Path, num_crops: int) -> None:
+    """As Stable Diffusion 2.1 is for 512 pixels: prior samples have the frames' size, and so has the noise."""
+    latents = LatentsConfig(batch_size=8, num_prior_images=3, prior_num_steps=2, num_crops=num_crops)
+    write_inputs(tmp_path, latents, base_image_size=2 * IMAGE_SIZE)
+    made, base = batches(tmp_path), load_base(tmp_path / "base").frozen()
+    assert base.image_size == 2 * IMAGE_SIZE
+    batch = made.load([5, 6])
+    assert made.views(batch, CPU, base).latents.shape == (2, NUM_VIEWS, 4, 8, 8)
+    assert made.prior(batch, CPU).latents.shape == (2, 4, 8, 8)
+    assert made.mean_latents([0, 1, 2], base).shape == (3, 4, 8, 8)
+    assert made.latents.latent_shape == (4, 8, 8)
+
+
+def test_latents_of_two_sizes_are_refused(tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    manifest_path = tmp_path / "latents" / "latents.json"
+    manifest = json.loads(manifest_path.read_bytes())
+    del manifest["sha256"]
+    write_manifest(manifest_path, manifest | {"latent_shape": [4, 16, 16]})
+    with pytest.raises(UserError, match=r"damaged \(prior: rows of shape \(4, 8, 8\), the latents' is \(4, 16, 16\)\)"):
+        LatentCache(tmp_path / "latents")
+
+
 def test_cached_moments_are_the_encoder_s(root: Path) -> None:
     made, base = batches(root), load_base(root / "base").frozen()
     rows = [4, 0, 9]

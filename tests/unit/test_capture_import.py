@@ -15,9 +15,9 @@ from plyfile import PlyData, PlyElement
 
 from infra.errors import UserError
 from pipelines import cli
-from preprocessing.importing import writing
 from preprocessing.co3d import read_category
 from preprocessing.config import PreprocessConfig
+from preprocessing.importing import writing
 from preprocessing.normalize import load_points
 from preprocessing.plan import plan_shards
 from preprocessing.samples import store_sequence

@@ -17,7 +17,7 @@ from model.tiny_base import build_tiny_base
 from model.unet import ViewDiffUNet
 from pipelines.checkpoints import AVERAGE_PART, MODEL_PART, Cadence, SaveCheckpoints, WeightAverage
 from pipelines.loop import StepInfo
-from tests.training_inputs import BASE, train_config
+from tests.training_inputs import BASE, IMAGE_SIZE, train_config
 
 pytestmark = pytest.mark.usefixtures("one_rank_group")
 
@@ -31,7 +31,7 @@ class Optimizer:
 
 @pytest.fixture
 def unet() -> ViewDiffUNet:
-    base = build_tiny_base(BASE, words=["apple"], seed=0)
+    base = build_tiny_base(BASE, image_size=IMAGE_SIZE, words=["apple"], seed=0)
     return ViewDiffUNet(base.unet, train_config().model)
 
 

@@ -15,7 +15,7 @@ from model.sampling import RenderedDepth
 from model.tiny_base import build_tiny_base
 from pipelines.previews import DrawPreviews, depth_row
 from tests.tiny_network import random_request, tiny_config, tiny_network
-from tests.training_inputs import BASE
+from tests.training_inputs import BASE, IMAGE_SIZE
 
 
 def test_near_is_bright_and_every_view_has_its_place() -> None:
@@ -31,7 +31,7 @@ def test_near_is_bright_and_every_view_has_its_place() -> None:
 def test_depth_is_below_the_pictures_of_a_model_that_renders_it(
     tmp_path: Path, without: tuple[str, ...], num_rows: int
 ) -> None:
-    save_base(build_tiny_base(BASE, words=["apple"], seed=0).frozen(), tmp_path / "base")
+    save_base(build_tiny_base(BASE, image_size=IMAGE_SIZE, words=["apple"], seed=0).frozen(), tmp_path / "base")
     request = random_request(1, 3)
     unet = tiny_network(tiny_config(without=without))
     draw = DrawPreviews(unet, request, base_dir=tmp_path / "base", folder=tmp_path / "previews", every_steps=2)
