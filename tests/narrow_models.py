@@ -1,8 +1,8 @@
 """Stable Diffusions of the true architectures with a hundredth of the weights, saved as folders of the hub are.
 
-Depths, kinds of blocks, latents, tokens and schedules are those of the published models; only channels are fewer and the
-weights random, a function of the seed. Files carry the names and keys that the published folders have, which are older
-than what today's libraries write: see `_hub_weights`.
+Depths, kinds of blocks, latents, tokens and schedules are those of the published models; channels are fewer, and the
+weights are random, a function of the seed. Files have the names and keys of the published folders, which are older than
+those that today's libraries write: see `_hub_weights`.
 """
 
 from __future__ import annotations
