@@ -1,0 +1,152 @@
+"""Preset `released` at Stable Diffusion 2.1's true size, from the base model to a generated object, on a CPU:
+`python -m benchmarks.bench_real_job FOLDER`.
+
+The weights are random, of exactly the published shapes: time and memory do not depend on their values. Every stage is
+the command that a person would type; the training is killed after its first step and goes on. FOLDER (40 GB) may be
+removed afterwards. Only the adapter is trained: all weights with AdamW's state and their gradients take more than the
+24 GB of a machine that this is meant for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.record import REPOSITORY, table, write
+from infra.checkpoint import SnapshotFolder
+from pipelines.arguments import parse_run
+from pipelines.memory import training_memory
+from tests.kill.processes import trains
+from tests.narrow_models import save_narrow_model
+
+BASE = "2.1-base at full width"
+FEW = {
+    "num-workers": "1",
+    "synth.categories": "teddybear",
+    "synth.objects-per-category": "5",
+    "synth.frames-per-sequence": "10",
+    "synth.image-size": "256",
+    "preprocess.split-fractions": "0.6 0.2 0.2",
+    "latents.num-prior-images": "2",
+    "latents.prior-num-steps": "2",
+    "train.trained": "adapter",
+    "train.num-steps": "2",
+    "train.batch-size": "1",
+    "train.checkpoint-every-steps": "1",
+    "train.validation-samples": "1",
+}
+GENERATE = {"text": "toy", "num-views": "3", "sampling.num-steps": "2"}
+SAMPLE_SECONDS = 0.5
+GB = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One command."""
+
+    name: str
+    seconds: float
+    peak_bytes: int
+    """Memory of the process that took most, without files that are only mapped."""
+    trainer_bytes: int
+    """The same of the training worker alone; 0 where there was none."""
+
+
+def main() -> None:
+    """Run, print, write docs/benchmarks/<date>-real-job.{json,md}."""
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    folder = Path(sys.argv[1]).absolute()
+    root, base = folder / "root", folder / "base-model"
+    if not (base / "model_index.json").is_file():
+        save_narrow_model(base, BASE)
+    options = {"preset": "released", "root": str(root), "base.source": str(base)} | FEW
+    train, folders = _command("train", options), {"root": str(root), "output": str(root / "generated")}
+    results = [
+        _measure("captures, shards, captions", _command("captions", options)),
+        _measure("base", _command("base", options)),
+        _measure("latents", _command("latents", options)),
+        _measure("train: first step, then killed", train, until=lambda: _has_checkpoint(root)),
+        _measure("train: resumed, second step", train),
+        _measure("generate: 3 views, 2 denoising steps", _command("generate", folders | GENERATE)),
+    ]
+    planned = training_memory(parse_run("train", train[4:], description="").config, num_workers=1, device="cpu").peak
+    _write(results, planned)
+    shutil.rmtree(root)
+
+
+def _write(results: list[Measured], planned: float) -> None:
+    trainer = max(result.trainer_bytes for result in results)
+    rows = [[r.name, f"{r.seconds:.0f}", f"{r.peak_bytes / GB:.1f}"] for r in results]
+    text = (
+        "`released` on Stable Diffusion 2.1 base's exact shapes with random weights, only the adapter trained, one "
+        "sample of 5 views at 256 × 256 a step with a prior image, 32³ voxels in 6 places, bfloat16; prior images are "
+        "drawn at 512 × 512.\n\n"
+        + table(["command", "seconds", "memory of its largest process, GB"], rows)
+        + f"\nThe training worker took {trainer / GB:.1f} GB at most, libraries and runtime included; `viewdiff plan` "
+        f"says {planned / GB:.1f} GB, without these."
+    )
+    facts = {"results": [asdict(result) for result in results], "planned_bytes": planned, "trainer_bytes": trainer}
+    write(
+        "real-job", title="Stable Diffusion's size, from base to generated object, on a CPU", text=text, results=facts
+    )
+
+
+def _command(name: str, *options: str) -> list[str]:
+    return [sys.executable, "-m", "pipelines.cli", name, *options]
+
+
+def _has_checkpoint(root: Path) -> bool:
+    return any(SnapshotFolder(folder, keep=2).newest() for folder in root.glob("train/.partial-*/checkpoints"))
+
+
+def _measure(name: str, command: list[str], *, until: Callable[[], bool] = lambda: False) -> Measured:
+    """Run a command to its end, or kill it and all below it when `until` holds."""
+    started, peak, trainer = time.monotonic(), 0, 0
+    print(f"\n{name}", flush=True)
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    while process.poll() is None:
+        family = _family(process.pid)
+        held = {member: _own_bytes(member) for member in family}
+        peak = max([peak, *held.values()])
+        trainer = max([trainer, *(held[member] for member in family if trains(member))])
+        if until():
+            for member in family:
+                member.send_signal(signal.SIGKILL)
+            process.wait()
+            psutil.wait_procs(family, timeout=60)
+        time.sleep(SAMPLE_SECONDS)
+    if process.returncode not in (0, -signal.SIGKILL):
+        raise SystemExit(f"{name}: ended with {process.returncode}")
+    return Measured(name=name, seconds=time.monotonic() - started, peak_bytes=peak, trainer_bytes=trainer)
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _own_bytes(process: psutil.Process) -> int:
+    """Memory of a process without mapped files; 0 when it just ended."""
+    try:
+        memory: Any = process.memory_info()
+    except psutil.NoSuchProcess:
+        return 0
+    return int(memory.rss - memory.shared)
+
+
+if __name__ == "__main__":
+    main()

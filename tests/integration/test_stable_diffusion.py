@@ -1,0 +1,157 @@
+"""The presets for Stable Diffusion, run as people run them: `viewdiff run` on 256-pixel captures, from a diffusers
+folder to the registry, killed on the way, and a generated object at the end.
+
+The base models are narrow (tests/narrow_models.py); sizes of pictures and latents, types and precision are the true
+ones. Steps, views, samples along a ray and voxels are fewer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from infra.tracking import Tracking
+from pipelines import cli
+from pipelines.artifacts import newest
+from pipelines.presets import PRESETS
+from pipelines.runtime import RuntimeConfig
+from preprocessing.latents import LatentCache
+from tests.distributed.launch import TIMEOUT_SECONDS
+from tests.narrow_models import save_narrow_model
+
+pytestmark = pytest.mark.timeout(3 * TIMEOUT_SECONDS)
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+FEWER_VOXELS = 8  # times fewer along a side
+FEW = {
+    "num-workers": "1",
+    "synth.categories": "teddybear",
+    "synth.objects-per-category": "5",
+    "synth.frames-per-sequence": "10",
+    "synth.image-size": "256",
+    "preprocess.split-fractions": "0.6 0.2 0.2",
+    "latents.num-prior-images": "2",
+    "latents.prior-num-steps": "2",
+    "train.batch-size": "2",
+    "train.num-views": "3",
+    "train.validation-samples": "1",
+    "train.checkpoint-every-steps": "1",
+    "train.model.projection.num-samples": "8",
+    "evaluate.num-objects": "1",
+    "evaluate.num-text-objects": "1",
+    "evaluate.num-views": "3",
+    "evaluate.sampling.num-steps": "2",
+}
+BEFORE_TRAINING = ("synth", "preprocess", "captions", "base", "latents")
+
+
+def options(root: Path, preset: str, kind: str) -> list[str]:
+    """Of `viewdiff run` and its stages, for the narrow base model `kind`."""
+    base = root / "bases" / kind
+    if not base.is_dir():
+        save_narrow_model(base, kind)
+    blocks = PRESETS[preset]().train.model.projection.blocks
+    grids = " ".join(f"{name} {size // FEWER_VOXELS}" for name, size in blocks)
+    settings = {"preset": preset, "root": str(root), "base.source": str(base), "train.model.projection.blocks": grids}
+    return [word for name, values in (settings | FEW).items() for word in (f"--{name}", *values.split())]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Captures and shards are made by the first test, and reused by the others."""
+    return tmp_path_factory.mktemp("real")
+
+
+def steps(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without the times."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("preset", "kind"),
+    [
+        ("single_gpu", "2.1-base"),
+        ("released", "2.1-base"),
+        ("paper", "2.1-base"),
+        ("pyramid", "2.1-base"),
+        ("released", "1.5"),
+        ("released", "2.1"),
+    ],
+)
+def test_a_preset_runs_to_the_registry(root: Path, preset: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    name = f"{preset}-{kind}"
+    cli.dispatch(["run", *options(root, preset, kind), "--train.num-steps", "2", "--register.model-name", name])
+    trained = newest(root, "train")
+    assert trained is not None
+    assert [line["step"] for line in steps(trained)] == [1, 2]
+    assert all(np.isfinite(line["loss"]) for line in steps(trained))
+    unet = json.loads((trained / "model" / "config.json").read_text())["unet"]
+    assert unet["sample_size"] == 32  # of the training, whatever the base model's is
+    latents = newest(root, "latents")
+    assert latents is not None
+    assert LatentCache(latents).latent_shape == (4, 32, 32)
+    evaluation = newest(root, "evaluate")
+    assert evaluation is not None
+    assert np.isfinite(pq.read_table(evaluation / "objects.parquet").column("psnr").to_pylist()).all()
+    champion = Tracking(RuntimeConfig(root=str(root)).tracking).champion(name)
+    assert champion is not None
+    assert champion.version == 1
+
+
+def test_a_killed_training_goes_on_bit_for_bit(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16, with latents of a base model made for 512 pixels."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    chosen = [*options(root, "released", "2.1-base"), "--train.num-steps", "3"]
+    cli.dispatch(["train", *chosen])
+    peaceful = newest(root, "train")
+    assert peaceful is not None
+    for stage in BEFORE_TRAINING:
+        shutil.copytree(root / stage, tmp_path / stage)
+    chosen[chosen.index("--root") + 1] = str(tmp_path)
+    process = subprocess.Popen([sys.executable, "-m", "pipelines.cli", "train", *chosen], cwd=CHECKOUT)
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not any(path.read_bytes().count(b"\n") for path in tmp_path.glob("train/*/metrics.jsonl")):
+        assert process.poll() is None, "the training ended by itself"
+        assert time.monotonic() < deadline, "no step was made"
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive
+    cli.dispatch(["train", *chosen])
+    resumed = newest(tmp_path, "train")
+    assert resumed is not None
+    assert json.loads((resumed / "artifact.json").read_text())["resumed"]
+    assert steps(resumed) == steps(peaceful)
+
+
+def test_the_trained_model_generates_at_the_size_that_it_was_trained_on(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its shards too: 256 pixels, though the base model was made for 512."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    trained = newest(root, "train")
+    assert trained is not None
+    shutil.copytree(trained / "model", tmp_path / "model")
+    few = ["--num-views", "2", "--sampling.num-steps", "2", "--output", str(tmp_path / "pictures")]
+    base = ["--model", str(tmp_path / "model"), "--base", str(root / "bases" / "2.1-base")]
+    cli.dispatch(["generate", *base, "--text", "a toy", *few])
+    pictures = list((tmp_path / "pictures").glob("view-*.png"))
+    assert len(pictures) == 2
+    assert {Image.open(path).size for path in pictures} == {(256, 256)}
