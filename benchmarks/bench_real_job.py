@@ -23,7 +23,6 @@ from typing import Any
 import psutil
 
 from benchmarks.record import REPOSITORY, table, write
-from infra.checkpoint import SnapshotFolder
 from pipelines.arguments import parse_run
 from pipelines.memory import training_memory
 from tests.kill.processes import trains
@@ -107,7 +106,7 @@ def _command(name: str, *options: str) -> list[str]:
 
 
 def _has_checkpoint(root: Path) -> bool:
-    return any(SnapshotFolder(folder, keep=2).newest() for folder in root.glob("train/.partial-*/checkpoints"))
+    return any(root.glob("train/.partial-*/checkpoints/step-*"))
 
 
 def _measure(name: str, command: list[str], *, until: Callable[[], bool] = lambda: False) -> Measured:
