@@ -1,0 +1,56 @@
+"""Every preset for Stable Diffusion on every narrow base model, by `viewdiff run`, from captures to the registry:
+`python -m benchmarks.bench_presets FOLDER`.
+
+Pictures, latents, types and precision are the true ones; channels, steps, views, samples and voxels are fewer (see
+tests/integration/test_stable_diffusion.py, which runs a part of this).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.record import REPOSITORY, table, write
+from infra.tracking import Tracking
+from pipelines.presets import PRESETS
+from pipelines.runtime import RuntimeConfig
+from tests.integration.test_stable_diffusion import options
+from tests.narrow_models import MODELS
+
+KINDS = [kind for kind in MODELS if "full width" not in kind]
+NAMES = [name for name, preset in PRESETS.items() if preset().base.source is not None]
+
+
+def main() -> None:
+    """Run, print, write docs/benchmarks/<date>-presets.{json,md}."""
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    root = Path(sys.argv[1]).absolute()
+    root.mkdir(parents=True)
+    _run(root, "captions", NAMES[0], KINDS[0])  # captures and shards, which all share
+    seconds = {(name, kind): _run(root, "run", name, kind) for kind in KINDS for name in NAMES}
+    rows = [[name, *(f"{seconds[name, kind]:.0f}" for kind in KINDS)] for name in NAMES]
+    text = (
+        "Seconds from shards to the registry, narrow base models (random weights) at 256 × 256 pixels, two training "
+        "steps of two samples of three views in bfloat16, an eighth of each preset's voxels along a side. A base "
+        "model's first row includes reading it and caching latents, with prior images at its own 512 or 768 pixels.\n\n"
+    ) + table(["preset", *(f"Stable Diffusion {kind}" for kind in KINDS)], rows)
+    results = [{"preset": name, "base": kind, "seconds": value} for (name, kind), value in seconds.items()]
+    write("presets", title="Presets on base models", text=text, results={"results": results})
+
+
+def _run(root: Path, command: str, preset: str, kind: str) -> float:
+    """Seconds of a command; the model must be in the registry after `run`."""
+    model_name, started = f"{preset}-{kind}", time.monotonic()
+    words = [*options(root, preset, kind), "--train.num-steps", "2", "--register.model-name", model_name]
+    subprocess.run([sys.executable, "-m", "pipelines.cli", command, *words], cwd=REPOSITORY, check=True)
+    seconds = time.monotonic() - started
+    if command == "run" and Tracking(RuntimeConfig(root=str(root)).tracking).champion(model_name) is None:
+        raise SystemExit(f"{model_name} is not in the registry")
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
