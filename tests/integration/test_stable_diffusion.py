@@ -94,7 +94,7 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 )
 def test_a_preset_runs_to_the_registry(root: Path, preset: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    name = f"{preset}-{kind}"
+    name = f"{preset}-{kind}".replace(".", "-")  # MLflow takes no dots
     cli.dispatch(["run", *options(root, preset, kind), "--train.num-steps", "2", "--register.model-name", name])
     trained = newest(root, "train")
     assert trained is not None
