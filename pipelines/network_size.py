@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 
+from infra.errors import UserError
 from model.adapter import freeze_base
+from model.base_checks import check_kind
+from model.base_folder import find_folder
 from model.config import BaseConfig, TinyBaseConfig, ViewDiffConfig
 from model.unet import ViewDiffUNet
 from pipelines.config import RunConfig
@@ -65,11 +66,21 @@ def _count(base: BaseConfig, model: ViewDiffConfig, *, is_adapter: bool) -> dict
 
 
 def base_unet_config(base: BaseConfig) -> dict[str, object]:
-    """Config of the base's U-Net: from its folder, the published one of Stable Diffusion 2.x, or the stand-in's."""
+    """Config of the base's U-Net: from its folder, the published one of Stable Diffusion 2.x, or the stand-in's.
+
+    Raises:
+        UserError: the folder holds no Stable Diffusion.
+    """
     if base.source is None:
         return tiny_unet_config(base.tiny)
-    path = Path(base.source) / "unet" / "config.json"
-    return json.loads(path.read_text()) if path.is_file() else dict(STABLE_DIFFUSION_2_UNET)
+    try:
+        folder = find_folder(base.source)
+        if folder is None:
+            return dict(STABLE_DIFFUSION_2_UNET)
+        check_kind(folder)
+        return folder.read_json("unet/config.json")
+    except ValueError as error:
+        raise UserError(f"{error}; name another with --base.source") from error
 
 
 def tiny_unet_config(config: TinyBaseConfig) -> dict[str, object]:
