@@ -112,11 +112,11 @@ def _difference(folder: DiffusersFolder) -> str:
     for key in ("down_block_types", "up_block_types"):
         for kind in unet.get(key) or ():
             if kind not in _BLOCKS:
-                return f"its unet has a {kind}"
+                return f"{key} {kind}"
     for part, (key, known) in _CLASSES.items():
         kind = _config(folder, f"{part}/config.json").get(key)
         if kind is not None and kind not in known:
-            return f"its {part} is a {kind}"
+            return f"{part} {kind}"
     return ""
 
 
@@ -153,7 +153,7 @@ def _check_latents(folder: DiffusersFolder, parts: CheckedParts) -> None:
     if not vae.in_channels == vae.out_channels == 3:
         raise folder.unfit(f": its vae takes {vae.in_channels} channels and gives {vae.out_channels}, must be 3 of RGB")
     if not (isinstance(unet.sample_size, int) and unet.sample_size > 0):
-        raise folder.unfit(f": its unet's sample_size is {unet.sample_size}, must be the side of square latents")
+        raise folder.unfit(f": its unet's sample_size is {unet.sample_size}, must be the latents' side")
     if not (isinstance(vae.scaling_factor, float | int) and 0 < vae.scaling_factor < float("inf")):
         raise folder.unfit(f": its vae's scaling_factor is {vae.scaling_factor}, must be a positive number")
     if vae.latents_mean is not None or vae.latents_std is not None:

@@ -99,8 +99,9 @@ class DiffusersFolder:
                     raise self.unfit(f": {part}/{missing[0]} is missing, which {file} names; download it again")
                 return Weights(variant, tuple(folder / name for name in names))
         found = sorted(path.name for path in folder.glob("*"))
-        if any(name.endswith(_PICKLED) for name in found):
-            raise self.unfit(f": its {part} has its weights in {', '.join(found)} alone, {_CONVERT}")
+        pickled = [name for name in found if name.endswith(_PICKLED)]
+        if pickled:
+            raise self.unfit(f": its {part} has its weights in {', '.join(pickled)} alone, {_CONVERT}")
         missing_file = f"{PARTS[part].stem}.safetensors"
         raise self.unfit(f": {part}/{missing_file} is missing, there is {', '.join(found)}; download it again")
 

@@ -97,7 +97,7 @@ OTHER_MODELS: dict[str, tuple[Change, str]] = {
             setting("model_index.json", _class_name="StableDiffusionXLPipeline", text_encoder_2=["transformers", "X"]),
             setting(UNET, addition_embed_type="text_time"),
         ),
-        r" is a StableDiffusionXLPipeline \(addition_embed_type text_time\); Stable Diffusion 1.x and 2.x are supported",
+        r" is a StableDiffusionXLPipeline \(addition_embed_type text_time\); Stable Diffusion 1.x and 2.x are",
     ),
     "SDXL's U-Net": (setting(UNET, addition_embed_type="text_time"), r"no plain .* \(addition_embed_type text_time\)"),
     "Flux": (
@@ -115,13 +115,13 @@ OTHER_MODELS: dict[str, tuple[Change, str]] = {
     "a list of names": (setting("model_index.json", _class_name=["my_file", "MyPipeline"]), "MyPipeline"),
     "LCM": (setting(UNET, time_cond_proj_dim=256), r"\(time_cond_proj_dim 256\)"),
     "classes": (setting(UNET, class_embed_type="timestep"), r"\(class_embed_type timestep\)"),
-    "motion": (setting(UNET, _class_name="UNet3DConditionModel"), "its unet is a UNet3DConditionModel"),
+    "motion": (setting(UNET, _class_name="UNet3DConditionModel"), r"\(unet UNet3DConditionModel\)"),
     "blocks": (
         setting(UNET, down_block_types=["SimpleCrossAttnDownBlock2D"] * 2),
-        "its unet has a SimpleCrossAttnDownBlock2D",
+        r"\(down_block_types SimpleCrossAttnDownBlock2D\)",
     ),
-    "a tiny autoencoder": (setting("vae/config.json", _class_name="AutoencoderTiny"), "its vae is a AutoencoderTiny"),
-    "T5": (setting("text_encoder/config.json", model_type="t5"), "its text_encoder is a t5"),
+    "a tiny autoencoder": (setting("vae/config.json", _class_name="AutoencoderTiny"), r"\(vae AutoencoderTiny\)"),
+    "T5": (setting("text_encoder/config.json", model_type="t5"), r"\(text_encoder t5\)"),
     "ControlNet": (
         setting("model_index.json", controlnet=["diffusers", "ControlNetModel"]),
         r"parts that a Stable Diffusion has not \(controlnet\)",
@@ -191,10 +191,13 @@ WRONG_WEIGHTS: dict[str, tuple[Change, str]] = {
         lambda folder: void((folder / TEXT_WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid a\n")),
         "a pointer of Git LFS, not the file.*git lfs pull",
     ),
-    "none": (without(TEXT_WEIGHTS), "text_encoder/model.safetensors is missing, there is config.json; download it again"),
+    "none": (
+        without(TEXT_WEIGHTS),
+        "text_encoder/model.safetensors is missing, there is config.json; download it again",
+    ),
     "pickled": (
         lambda folder: void((folder / TEXT_WEIGHTS).rename(folder / "text_encoder" / "pytorch_model.bin")),
-        r"its text_encoder has its weights in config.json, pytorch_model.bin alone, .*save_pretrained\(FOLDER\)",
+        r"its text_encoder has its weights in pytorch_model.bin alone, .*save_pretrained\(FOLDER\)",
     ),
 }
 
