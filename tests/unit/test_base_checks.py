@@ -16,6 +16,7 @@ from torch import Tensor
 
 from infra.errors import UserError
 from model.base import check_base, load_base, save_base
+from model.base_checks import SUPPORTED
 from model.tiny_base import build_tiny_base
 from pipelines import cli
 from tests.training_inputs import BASE
@@ -97,7 +98,7 @@ OTHER_MODELS: dict[str, tuple[Change, str]] = {
             setting("model_index.json", _class_name="StableDiffusionXLPipeline", text_encoder_2=["transformers", "X"]),
             setting(UNET, addition_embed_type="text_time"),
         ),
-        r" is a StableDiffusionXLPipeline \(addition_embed_type text_time\); Stable Diffusion 1.x and 2.x are",
+        rf" is a StableDiffusionXLPipeline \(addition_embed_type text_time\); {SUPPORTED}",
     ),
     "SDXL's U-Net": (setting(UNET, addition_embed_type="text_time"), r"no plain .* \(addition_embed_type text_time\)"),
     "Flux": (
