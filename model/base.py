@@ -1,8 +1,8 @@
 """The frozen parts around the U-Net, and the pretrained U-Net itself: Stable Diffusion, or a small stand-in (the paper,
 section 3, "latent diffusion").
 
-`load_base` reads a diffusers folder or hub id (Stable Diffusion 1.x and 2.x), `save_base` writes one. The stand-in is
-made by model/tiny_base.py.
+`load_base` reads a diffusers folder or hub id (Stable Diffusion 1.x and 2.x), `save_base` writes a folder. The stand-in
+is made by model/tiny_base.py.
 """
 
 from __future__ import annotations
@@ -11,15 +11,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
+
+from model.base_checks import check_configs, check_values, check_weights
+from model.base_folder import DiffusersFolder, fetch_weights, find_folder, first_line, open_folder
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -109,30 +114,56 @@ def scale_latents(latents: Tensor, vae: AutoencoderKL) -> Tensor:
 
 
 def load_base(source: str | Path, *, revision: str | None = None) -> BaseModel:
-    """The base model in a diffusers folder, or with that id on the hub. Only safetensors weights are read.
+    """The base model in a diffusers folder, or with that id on the hub, in float32 whatever its files hold.
 
-    Raises ValueError naming the part that is missing or cannot be read.
+    Only safetensors weights are read: plain ones, in shards, or a variant's ("fp16") where the plain ones are absent.
+    Raises ValueError, in one line, when it is no Stable Diffusion 1.x or 2.x, or a part is missing, damaged or of
+    another shape.
     """
-    if Path(source).is_dir():
-        transformers_logging.disable_progress_bar()  # downloads from the hub keep theirs
-    parts = {
-        "vae": AutoencoderKL,
-        "text_encoder": CLIPTextModel,
-        "tokenizer": CLIPTokenizer,
-        "unet": UNet2DConditionModel,
-        "scheduler": DDPMScheduler,
-    }
-    loaded = {}
-    for name, kind in parts.items():
-        weights = {"use_safetensors": True} if name in ("vae", "text_encoder", "unet") else {}
-        try:
-            loaded[name] = kind.from_pretrained(str(source), subfolder=name, revision=revision, **weights)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise ValueError(
-                f"base model {source!s}: cannot read its {name} ({str(error).splitlines()[0]}); "
-                "give a diffusers folder or a hub id of Stable Diffusion 1.x or 2.x with safetensors weights"
-            ) from error
-    return BaseModel(**loaded)
+    folder = open_folder(source, revision)
+    parts = check_configs(folder)
+    fetch_weights(folder)
+    check_weights(folder, parts)
+    return BaseModel(
+        vae=_load_part(folder, "vae", AutoencoderKL),
+        text_encoder=_load_part(folder, "text_encoder", CLIPTextModel),
+        tokenizer=parts.tokenizer,
+        unet=_load_part(folder, "unet", UNet2DConditionModel),
+        scheduler=parts.scheduler,
+    )
+
+
+def check_base(source: str | Path) -> None:
+    """Check a folder as `load_base` does, but for the values of the weights: it reads their files' headers alone.
+
+    What may be an id on the hub is not looked at. Raises ValueError as `load_base`.
+    """
+    folder = find_folder(source)
+    if folder is not None:
+        check_weights(folder, check_configs(folder))
+
+
+def _load_part(folder: DiffusersFolder, part: str, kind: type[Module]) -> Module:
+    transformers_logging.disable_progress_bar()
+    dtype = {"dtype" if part == "text_encoder" else "torch_dtype": torch.float32}
+    try:
+        module, loading = kind.from_pretrained(
+            folder.path,
+            subfolder=part,
+            variant=folder.weights(part).variant,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **dtype,
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise folder.unfit(f": cannot read its {part} ({first_line(error)})") from error
+    # The headers were checked; a library that does not find its weights in them would leave them random.
+    lacking = [*loading["missing_keys"], *loading["mismatched_keys"]]
+    if lacking:
+        raise folder.unfit(f": its {part} was read without {sorted(map(str, lacking))[0]}")
+    check_values(folder, part, module)
+    return module
 
 
 def save_base(base: BaseModel, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Folders that hold a trained network (the paper, figure 2): config.json and model.safetensors. Nothing is unpickled.
 
-The only places of `model/` that touch files are this, model/adapter.py and model/base.py.
+The only places of `model/` that touch files are this, model/adapter.py, model/base.py and model/base_folder.py.
 """
 
 from __future__ import annotations

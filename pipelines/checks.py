@@ -15,7 +15,8 @@ _GPU_STAGES = {"captions", "latents", "train", "evaluate"}  # whose workers take
 
 
 def check_settings(config: RunConfig, runtime: RuntimeConfig, *, stages: set[str]) -> None:
-    """Check the settings of `stages` against each other and against this machine. Reads nothing but models' configs.
+    """Check the settings of `stages` against each other and against this machine. Of models it reads the configs and
+    the headers of weight files.
 
     Raises:
         UserError: something does not fit.
@@ -25,6 +26,8 @@ def check_settings(config: RunConfig, runtime: RuntimeConfig, *, stages: set[str
     if "captions" in stages and config.captions.source is not None:
         _check_captions_source(config.captions)
     if "base" in stages:
+        if config.base.source is not None:
+            _check_base(config.base.source)
         _check_image_size(config)
     if "train" in stages:
         if config.train.batch_size < runtime.num_workers:
@@ -101,6 +104,16 @@ def _check_captions_source(config: CaptionsConfig) -> None:
         from preprocessing.caption_model import check_source
 
         check_source(source)
+
+
+def _check_base(source: str) -> None:
+    """Look at the base model's folder, unless it is on the hub and so not known yet."""
+    from model.base import check_base
+
+    try:
+        check_base(source)
+    except ValueError as error:
+        raise UserError(f"{error}; name another with --base.source") from error
 
 
 def _check_network(config: RunConfig) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from typing import Any
 
 import torch
 
+from infra.errors import UserError
 from model.adapter import freeze_base
 from model.base import downsampling
+from model.base_checks import check_kind
+from model.base_folder import find_folder
 from model.config import BaseConfig, TinyBaseConfig, ViewDiffConfig
 from model.unet import ViewDiffUNet
 from pipelines.config import RunConfig
@@ -82,7 +84,11 @@ def _count(base: BaseConfig, model: ViewDiffConfig, *, is_adapter: bool) -> dict
 
 
 def base_sizes(base: BaseConfig) -> BaseSizes:
-    """Of the stand-in, of the diffusers folder, or of Stable Diffusion for an id that is not on this disk."""
+    """Of the stand-in, of the base's folder, or of Stable Diffusion for an id that is not on this disk.
+
+    Raises:
+        UserError: the folder holds no Stable Diffusion.
+    """
     if base.source is None:
         tiny = base.tiny
         return BaseSizes(
@@ -90,12 +96,10 @@ def base_sizes(base: BaseConfig) -> BaseSizes:
             side_multiple=tiny.side_multiple,
             text_length=tiny.text_length,
         )
-    if not Path(base.source).is_dir():
+    found = _configs(base.source, "vae/config.json", "unet/config.json", "tokenizer/tokenizer_config.json")
+    if found is None:
         return STABLE_DIFFUSION_SIZES
-    vae, unet, tokenizer = (
-        json.loads((Path(base.source) / name).read_text())
-        for name in ("vae/config.json", "unet/config.json", "tokenizer/tokenizer_config.json")
-    )
+    vae, unet, tokenizer = found
     factor = downsampling(vae)
     return BaseSizes(
         downsampling=factor,
@@ -105,11 +109,27 @@ def base_sizes(base: BaseConfig) -> BaseSizes:
 
 
 def base_unet_config(base: BaseConfig) -> dict[str, object]:
-    """Config of the base's U-Net: from its folder, the published one of Stable Diffusion 2.x, or the stand-in's."""
+    """Config of the base's U-Net: from its folder, the published one of Stable Diffusion 2.x, or the stand-in's.
+
+    Raises:
+        UserError: the folder holds no Stable Diffusion.
+    """
     if base.source is None:
         return tiny_unet_config(base.tiny)
-    path = Path(base.source) / "unet" / "config.json"
-    return json.loads(path.read_text()) if path.is_file() else dict(STABLE_DIFFUSION_2_UNET)
+    found = _configs(base.source, "unet/config.json")
+    return dict(STABLE_DIFFUSION_2_UNET) if found is None else found[0]
+
+
+def _configs(source: str, *files: str) -> list[dict[str, Any]] | None:
+    """JSON files of a base model's folder; None for an id that is not on this disk."""
+    try:
+        folder = find_folder(source)
+        if folder is None:
+            return None
+        check_kind(folder)
+        return [folder.read_json(file) for file in files]
+    except ValueError as error:
+        raise UserError(f"{error}; name another with --base.source") from error
 
 
 def tiny_unet_config(config: TinyBaseConfig) -> dict[str, object]:

@@ -222,16 +222,28 @@ def _vocabulary() -> tuple[dict[str, int], list[str]]:
     """
     characters = sorted(ByteLevel.alphabet(), key=lambda character: (ord(character) > 255, ord(character)))
     tokens = [*characters, *(f"{character}</w>" for character in characters)]
-    merges: list[str] = []
+    merges: list[tuple[str, str]] = []
     for word in WORDS:
-        left, *pieces = [*word[:-1], f"{word[-1]}</w>"]
+        left, *pieces = _merged([*word[:-1], f"{word[-1]}</w>"], merges)
         for right in pieces:
-            if f"{left} {right}" not in merges:
-                merges.append(f"{left} {right}")
+            merges.append((left, right))
             left += right
-            if left not in tokens:
-                tokens.append(left)
-    return {token: number for number, token in enumerate([*tokens, START, END])}, merges
+            tokens.append(left)
+    numbers = {token: number for number, token in enumerate([*tokens, START, END])}
+    return numbers, [f"{left} {right}" for left, right in merges]
+
+
+def _merged(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
+    """The pieces after the merges, in their order: what the tokenizer would make of a word so far."""
+    for left, right in merges:
+        joined: list[str] = []
+        for piece in pieces:
+            if joined and (joined[-1], piece) == (left, right):
+                joined[-1] += piece
+            else:
+                joined.append(piece)
+        pieces = joined
+    return pieces
 
 
 def _write_tokenizer(folder: Path, vocabulary: Mapping[str, int], merges: list[str], *, pad_token: str) -> None:
