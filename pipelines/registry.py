@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import UserError
+from infra.mlflow_registry import CHALLENGER, CHAMPION, RegisteredVersion, Registry
 from infra.storage import StoragePath
-from infra.tracking import CHALLENGER, CHAMPION, FINGERPRINT_TAG, RegisteredVersion, Tracking
+from infra.tracking import FINGERPRINT_TAG, Tracking
 from pipelines.artifacts import Artifact, BaseFolder, Checkpoint, EvaluationReport, load_artifact
 from pipelines.config import RegisterConfig
 from pipelines.runtime import RuntimeConfig
@@ -51,8 +52,9 @@ def register(config: RegisterConfig, inputs: Mapping[str, Any], folder: Path, ru
         CAPTURES_TAG: json.dumps(count_captures(inputs["raw"].data)),
         "viewdiff.held_out_psnr": f"{psnr:.4f}",
     }
-    version = tracking.register(config.model_name, model_id=model_id, run_id=run.id, tags=tags)
-    tracking.set_alias(config.model_name, alias, version.version)
+    registry = Registry(runtime.tracking, config.model_name)
+    version = registry.register(model_id=model_id, run_id=run.id, tags=tags)
+    registry.set_alias(alias, version.version)
     return {
         "model_name": config.model_name,
         "version": version.version,
@@ -74,7 +76,7 @@ def count_captures(root: StoragePath) -> dict[str, int]:
 
 def find_champion(config: RegisterConfig, runtime: RuntimeConfig) -> RegisteredVersion | None:
     """The registry's present champion."""
-    return Tracking(runtime.tracking).champion(config.model_name)
+    return Registry(runtime.tracking, config.model_name).champion()
 
 
 def find_rival(config: RegisterConfig, runtime: RuntimeConfig, checkpoint: str) -> RegisteredVersion | None:
@@ -82,7 +84,7 @@ def find_rival(config: RegisterConfig, runtime: RuntimeConfig, checkpoint: str) 
 
     So running a finished pipeline again after a newer champion compares nothing anew.
     """
-    versions = Tracking(runtime.tracking).versions(config.model_name)
+    versions = Registry(runtime.tracking, config.model_name).versions()
     for version in versions:
         if version.tags.get(CHECKPOINT_TAG) == checkpoint:
             return next((rival for rival in versions if str(rival.version) == version.tags.get(RIVAL_TAG)), None)

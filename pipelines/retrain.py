@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infra.errors import UserError
+from infra.mlflow_registry import RegisteredVersion, Registry
 from infra.storage import open_path
-from infra.tracking import RegisteredVersion, Tracking
+from infra.tracking import Tracking
 from pipelines.artifacts import external_dataset, newest
 from pipelines.config import RunConfig
 from pipelines.plan import run_chain
@@ -76,7 +77,7 @@ def retrain(config: RunConfig, runtime: RuntimeConfig, *, dry_run: bool) -> None
         open_path(runtime.co3d_root) if runtime.co3d_root else newest_synthetic(runtime.root_dir)
     )
     captures = count_captures(dataset.data)
-    versions = Tracking(runtime.tracking).versions(config.register.model_name)
+    versions = Registry(runtime.tracking, config.register.model_name).versions()
     decision = decide(captures, _seen(champion, versions), _trained_on(versions, dataset.fingerprint))
     print(f"captures   {dataset.data}")
     print(f"champion   {champion.name} version {champion.version}")
