@@ -60,14 +60,15 @@ class Tracking:
             raise self._unreachable(first_reason(error)) from error
 
     @contextmanager
-    def answering(self) -> Iterator[None]:
-        """For requests of the body that a person waits for: that the store is away is said within a minute.
+    def answering(self, *, seconds: int = _PATIENT_SECONDS) -> Iterator[None]:
+        """For requests of the body that a person waits for: that the store is away is said within a minute, or twice
+        `seconds` where an answer may take that long.
 
         Raises:
             UserError: it is.
         """
         try:
-            with short_requests(seconds=_PATIENT_SECONDS, retries=1):
+            with short_requests(seconds=seconds, retries=1):
                 yield
         except UNREACHABLE as error:
             reason = reason_of_outage(error)
