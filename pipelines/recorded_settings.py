@@ -39,9 +39,10 @@ def _evaluates(folder: Path, checkpoint: str) -> bool:
 
 
 def _recorded(kind: type[Settings], folder: Path) -> Settings:
+    record = read_record(folder)
     try:
-        return parse(kind, read_record(folder)["config"])
-    except (KeyError, TypeError, ValueError) as error:
+        return parse(kind, record["config"])
+    except (UserError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder / RECORD_NAME}: its settings are none of this checkout ({error}); use the version of the program "
             "that wrote it, or train anew with `viewdiff run`"
