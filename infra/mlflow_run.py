@@ -140,11 +140,14 @@ class Run:
         self.client.log_inputs(self.id, [DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, context)])])
 
     def log_model(self, folder: Path, *, name: str, params: Mapping[str, object] | None = None) -> str:
-        """The files of a model folder as a logged model of this run; returns its id. Repeated, the finished one's."""
-        for model in self._models(f"name = '{name}'"):
+        """The files of a model folder as a logged model of this run; returns its id. Repeated, the finished one's; one
+        that an interrupted call began is completed.
+        """
+        begun = self._models(f"name = '{name}'")
+        for model in begun:
             if str(model.status) == READY:
                 return model.model_id
-        model_id = self._create_model(name, _MODEL, params or {})
+        model_id = begun[0].model_id if begun else self._create_model(name, _MODEL, params or {})
         self.client.log_model_artifacts(model_id, str(folder))
         self._complete(model_id, step=0)
         return model_id

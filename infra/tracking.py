@@ -1,4 +1,4 @@
-"""Records of experiments and the model registry.
+"""Records of experiments in MLflow.
 
 Everything here may be repeated: a stage that was killed and runs again finds its run by fingerprint and goes on in it.
 """
@@ -11,15 +11,12 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import infra.mlflow_settings  # noqa: F401
 
 # isort: split
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 
 from infra.errors import UserError
@@ -28,7 +25,6 @@ from infra.mlflow_run import Run
 from infra.storage import require_space
 
 FINGERPRINT_TAG, FOLDER_TAG = "viewdiff.fingerprint", "viewdiff.folder"  # of a run: of the stage's result
-CHAMPION, CHALLENGER = "champion", "challenger"
 ARTIFACTS_NAME = "mlartifacts"
 SQLITE_PREFIX = "sqlite:///"
 
@@ -64,14 +60,15 @@ class Tracking:
             raise self._unreachable(first_reason(error)) from error
 
     @contextmanager
-    def answering(self) -> Iterator[None]:
-        """For requests of the body that a person waits for: that the store is away is said within a minute.
+    def answering(self, *, seconds: int = _PATIENT_SECONDS) -> Iterator[None]:
+        """For requests of the body that a person waits for: that the store is away is said within a minute, or twice
+        `seconds` where an answer may take that long.
 
         Raises:
             UserError: it is.
         """
         try:
-            with short_requests(seconds=_PATIENT_SECONDS, retries=1):
+            with short_requests(seconds=seconds, retries=1):
                 yield
         except UNREACHABLE as error:
             reason = reason_of_outage(error)
@@ -128,44 +125,6 @@ class Tracking:
             return None
         return f"{self.uri.rstrip('/')}/#/experiments/{self._experiment_id()}/runs/{run_id}"
 
-    def register(self, name: str, *, model_id: str, run_id: str, tags: Mapping[str, str]) -> RegisteredVersion:
-        """A version of the registered model `name` from a logged model; that with `tags`' fingerprint is reused."""
-        client = self._client()
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
-        for version in self.versions(name):
-            if FINGERPRINT_TAG in tags and version.tags.get(FINGERPRINT_TAG) == tags[FINGERPRINT_TAG]:
-                return version
-        # The files' own address: MLflow looks a models:/ address up in the process's default store, not in this one.
-        source = client.get_logged_model(model_id).artifact_location
-        created = client.create_model_version(name, source, run_id=run_id, model_id=model_id, tags=dict(tags))
-        return _registered(created)
-
-    def versions(self, name: str) -> list[RegisteredVersion]:
-        """All versions of a registered model, oldest first."""
-        if self.is_new_database():
-            return []
-        found = self._client().search_model_versions(f"name = '{name}'", max_results=1000)
-        return sorted((_registered(version) for version in found), key=lambda version: version.version)
-
-    def set_alias(self, name: str, alias: str, version: int) -> None:
-        """Point `alias` at a version; it leaves the one that had it."""
-        self._client().set_registered_model_alias(name, alias, str(version))
-
-    def champion(self, name: str) -> RegisteredVersion | None:
-        """The version in use, if any."""
-        if self.is_new_database():
-            return None
-        client = self._client()
-        for model in client.search_registered_models(f"name = '{name}'"):
-            if CHAMPION in model.aliases:
-                return _registered(client.get_model_version_by_alias(name, CHAMPION))
-        return None
-
-    def download(self, version: RegisteredVersion, folder: Path) -> Path:
-        """Copy a version's files below `folder` and return where they are. Nothing is unpickled or executed."""
-        return Path(download_artifacts(artifact_uri=version.source, dst_path=str(folder), tracking_uri=self.uri))
-
     def _unreachable(self, reason: str) -> UserError:
         remedy = "start that server or name another with --tracking-uri (without it a local database is used)"
         return UserError(f"MLflow at {self.uri} cannot be reached ({reason}); {remedy}")
@@ -200,33 +159,9 @@ class Tracking:
         return client.create_experiment(self.experiment, artifact_location=location, tags=_EXPERIMENT_TAGS)
 
 
-@dataclass(frozen=True)
-class RegisteredVersion:
-    """A version in the model registry."""
-
-    name: str
-    version: int
-    run_id: str
-    source: str
-    """Address of the model's files."""
-    tags: Mapping[str, str]
-    aliases: tuple[str, ...]
-
-
 def flatten(value: object, prefix: str = "") -> dict[str, object]:
     """Nested dicts as one level with dotted keys, the form that params need; lists become JSON text."""
     if isinstance(value, Mapping):
         pairs = [flatten(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items()]
         return {key: item for pair in pairs for key, item in pair.items()}
     return {prefix: json.dumps(value) if isinstance(value, list | tuple) else value}
-
-
-def _registered(version: Any) -> RegisteredVersion:
-    return RegisteredVersion(
-        name=version.name,
-        version=int(version.version),
-        run_id=version.run_id,
-        source=version.source,
-        tags=dict(version.tags),
-        aliases=tuple(version.aliases),
-    )

@@ -104,15 +104,17 @@ class CompareArguments:
     config: Annotated[ComparisonConfig, tyro.conf.arg(name="")] = field(default_factory=ComparisonConfig)
 
 
-def parse_run(command: str, arguments: Sequence[str], *, description: str) -> RunArguments:
-    """Settings of a stage command: `--preset` first, then the overrides.
+def parse_run(
+    command: str, arguments: Sequence[str], *, description: str, default: RunConfig | None = None
+) -> RunArguments:
+    """Settings of a stage command: those of `--preset` or, if it is given, `default`; then the overrides.
 
     Raises:
         UserError: unknown preset or option (with the nearest name), or a value out of range.
     """
     preset = _preset(arguments)
-    default = RunArguments(preset=preset, config=PRESETS[preset]())
-    return _parse(default, arguments, prog=f"viewdiff {command}", description=description)
+    started = RunArguments(preset=preset, config=default or PRESETS[preset]())
+    return _parse(started, arguments, prog=f"viewdiff {command}", description=description)
 
 
 def parse_plan(arguments: Sequence[str], *, description: str) -> PlanArguments:

@@ -104,9 +104,13 @@ def _retrain(arguments: list[str]) -> None:
     parsed = parse_run("retrain", arguments, description=COMMANDS["retrain"])
     if parsed.initial is not None:
         raise UserError(f"--initial {parsed.initial}: retrain starts from the champion; drop it, or use viewdiff train")
-    from pipelines.retrain import retrain
+    from pipelines.recorded_settings import settings_of
+    from pipelines.retrain import find_start, retrain
 
-    retrain(parsed.config, parsed.runtime, dry_run=parsed.dry_run)
+    start = find_start(parsed.config.register, parsed.runtime)
+    default = settings_of(start.checkpoint, parsed.runtime.root_dir, parsed.config)
+    parsed = parse_run("retrain", arguments, description=COMMANDS["retrain"], default=default)
+    retrain(parsed.config, parsed.runtime, start, dry_run=parsed.dry_run)
 
 
 def _compare(arguments: list[str]) -> None:

@@ -15,6 +15,10 @@ from infra.fingerprint import HOW
 from model.config import BaseConfig, DiffusionConfig, SamplingConfig, ViewDiffConfig
 from preprocessing.config import CaptionsConfig, LatentsConfig, PreprocessConfig, SyntheticConfig
 
+# What MLflow refuses in names of registered models or of logged ones, or misreads in a search for one.
+_NOT_IN_MODEL_NAMES = "/:.%\"'\\"
+_LONGEST_MODEL_NAME = 250
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -115,7 +119,20 @@ class RegisterConfig:
     """The model registry."""
 
     model_name: str = "viewdiff"
-    """Name of the registered model."""
+    """Name of the registered model, and of the logged models that its versions are made of."""
+
+    def __post_init__(self) -> None:
+        name = self.model_name
+        if not 1 <= len(name.strip()) <= len(name) <= _LONGEST_MODEL_NAME or not name.isprintable():
+            raise UserError(
+                f"register: model_name {name!r} has to be a line of 1 to {_LONGEST_MODEL_NAME} characters, not all of "
+                "them spaces; choose another name"
+            )
+        if refused := [character for character in _NOT_IN_MODEL_NAMES if character in name]:
+            raise UserError(
+                f"register: model_name {name!r} has a {refused[0]} in it, which MLflow refuses in names of models; "
+                f"choose a name without {' '.join(_NOT_IN_MODEL_NAMES)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +141,9 @@ class RetrainConfig:
 
     num_steps: int = 10_000
     """Optimizer steps, starting from the champion's weights."""
+    given_up_categories: tuple[str, ...] = ()
+    """Categories that the champion was trained on and that may be missing from the captures; without them retraining
+    stops."""
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:

@@ -8,7 +8,6 @@ from typing import Any
 
 from infra.errors import UserError
 from infra.storage import open_path
-from pipelines import artifacts
 from pipelines.artifacts import Artifact, external_dataset, external_model
 from pipelines.checks import check_held_out, check_settings
 from pipelines.config import RunConfig
@@ -61,12 +60,13 @@ def run_chain(
 
         Tracking(runtime.tracking).check()
     if until == "register":
-        _champion(config, runtime, checkpoint=None)
+        _require_champion(config, runtime)
     for step in steps:
         inputs = _inputs(step, results, extra)
         if step.name == "register":
-            inputs |= _champion_evaluation(config, runtime, results)
-        results[step.name] = run_stage(make_stage(step, config, inputs), runtime)
+            results[step.name] = _register(step, config, runtime, inputs, results)
+        else:
+            results[step.name] = run_stage(make_stage(step, config, inputs), runtime)
         if step.name == "preprocess" and until in ("evaluate", "report", "register"):
             check_held_out(config, results["preprocess"].data)
     return results
@@ -97,40 +97,44 @@ def _given_captures(runtime: RuntimeConfig, until: str) -> dict[str, Artifact]:
     return {"synth": external_dataset(open_path(runtime.co3d_root))}
 
 
-def _champion_evaluation(
-    config: RunConfig, runtime: RuntimeConfig, results: Mapping[str, Artifact]
-) -> dict[str, Artifact]:
-    """The scores of the champion to beat on the objects that the new model was evaluated on; empty without one."""
-    champion = _champion(config, runtime, checkpoint=results["train"].fingerprint)
-    if champion is None:
-        return {}
-    checkpoint, base = champion
-    inputs = {
-        "shards": results["preprocess"],
-        "captions": results["captions"],
-        "base": base,
-        "checkpoint": checkpoint,
-    }
-    step = next(step for step in STEPS if step.name == "evaluate")
-    return {"champion_evaluation": run_stage(make_stage(step, config, inputs), runtime)}
-
-
-def _champion(
-    config: RunConfig, runtime: RuntimeConfig, *, checkpoint: str | None
-) -> tuple[artifacts.Checkpoint, artifacts.BaseFolder] | None:
-    """The model to beat and its base model; `checkpoint` is the new one's fingerprint, if known.
+def _require_champion(config: RunConfig, runtime: RuntimeConfig) -> None:
+    """Check that the champion, if there is one, can be compared with.
 
     Raises:
-        UserError: it was trained below another root.
+        UserError: it was trained below another root, or its weights are gone.
     """
-    from pipelines.registry import find_champion, find_rival, open_champion
+    from infra.mlflow_registry import Registry
+    from pipelines.champion import open_champion
 
-    rival = (
-        find_champion(config.register, runtime)
-        if checkpoint is None
-        else find_rival(config.register, runtime, checkpoint)
-    )
-    return None if rival is None else open_champion(rival, runtime)
+    champion = Registry(runtime.tracking, config.register.model_name).champion()
+    if champion is not None:
+        open_champion(champion, runtime)
+
+
+def _register(
+    step: Step,
+    config: RunConfig,
+    runtime: RuntimeConfig,
+    inputs: Mapping[str, Artifact],
+    results: dict[str, Artifact],
+) -> Artifact:
+    """Evaluate the champion and run stage register; once more when another model becomes champion meanwhile."""
+    from pipelines.champion import ChampionChangedError, find_rival, open_champion
+
+    while True:
+        rival = find_rival(config.register, runtime, results["train"].fingerprint)
+        compared = dict(inputs)
+        if rival is not None:
+            checkpoint, base = open_champion(rival, runtime)
+            others = results | {"train": checkpoint, "base": base}  # on the objects that the new one was evaluated on
+            evaluate = next(step for step in STEPS if step.name == "evaluate")
+            compared["champion_evaluation"] = run_stage(
+                make_stage(evaluate, config, _inputs(evaluate, others, None)), runtime
+            )
+        try:
+            return run_stage(make_stage(step, config, compared), runtime)
+        except ChampionChangedError:
+            print(f"{step.name}  another model became champion meanwhile: comparing with that one", flush=True)
 
 
 def needed_steps(until: str, given: set[str]) -> list[Step]:
@@ -146,12 +150,19 @@ def needed_steps(until: str, given: set[str]) -> list[Step]:
 
 
 def describe_chain(
-    config: RunConfig, runtime: RuntimeConfig, *, until: str, extra: Mapping[str, Mapping[str, Artifact]] | None = None
+    config: RunConfig,
+    runtime: RuntimeConfig,
+    *,
+    until: str,
+    given: Mapping[str, Artifact] | None = None,
+    extra: Mapping[str, Mapping[str, Artifact]] | None = None,
 ) -> list[tuple[str, str, str]]:
-    """(stage, fingerprint, what would happen) without doing it. A fingerprint is unknown while an input's is. `extra`
-    as in `run_chain`.
+    """(stage, fingerprint, what would happen) without doing it. A fingerprint is unknown while an input's is. `given`
+    and `extra` as in `run_chain`, and so are the errors, as far as settings are their cause.
     """
-    known = _given_captures(runtime, until)
+    known = dict(given or {})
+    if "synth" not in known:
+        known |= _given_captures(runtime, until)
     steps = needed_steps(until, set(known))
     check_settings(config, runtime, stages={step.name for step in steps})
     rows = []

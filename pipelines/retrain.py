@@ -1,107 +1,113 @@
 """`viewdiff retrain`: look for captures that the champion has not seen; train it further if a category is new.
 
-The decision is a pure function of what the root holds and what the registry says, so a schedule may call this command
-as often as it likes: without anything new it ends at once.
+A schedule may call this command as often as it likes: without anything new it ends at once.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infra.errors import UserError
-from infra.storage import open_path
-from infra.tracking import RegisteredVersion, Tracking
-from pipelines.artifacts import external_dataset, newest
-from pipelines.config import RunConfig
-from pipelines.plan import run_chain
-from pipelines.registry import (
-    CAPTURES_TAG,
-    DATASET_TAG,
-    count_captures,
-    find_champion,
-    open_champion,
+from infra.mlflow_registry import RegisteredVersion, Registry
+from infra.storage import StoragePath, open_path
+from infra.tracking import Tracking
+from pipelines.artifacts import Artifact, BaseFolder, Checkpoint, RawDataset, external_dataset, newest
+from pipelines.champion import open_champion
+from pipelines.config import RegisterConfig, RunConfig
+from pipelines.plan import describe_chain, run_chain
+from pipelines.retraining import (
+    Captures,
+    Decision,
+    captures_of,
+    decide,
+    last_decided,
+    missing_categories,
+    tried_since,
 )
 from pipelines.runtime import RuntimeConfig
+from preprocessing.co3d import open_root
+from preprocessing.config import PreprocessConfig
+from preprocessing.plan import plan_shards
+from preprocessing.schema import read_manifest
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What retraining would do, and why."""
+class Start:
+    """What retraining goes on from."""
 
-    new_categories: tuple[str, ...]
-    reasons: tuple[str, ...]
-
-    @property
-    def train(self) -> bool:
-        """Whether there is anything to train."""
-        return bool(self.new_categories)
+    champion: RegisteredVersion
+    checkpoint: Checkpoint
+    base: BaseFolder
+    tried: Captures
+    """What the champion was trained on, and what versions were trained on that challenged it."""
 
 
-def decide(captures: Mapping[str, int], trained: Mapping[str, int], trained_already: str | None) -> Decision:
-    """Compare a root's captures {category: sequences} with those that the champion and its challengers were trained on.
+def find_start(config: RegisterConfig, runtime: RuntimeConfig) -> Start:
+    """The champion, its weights and its base model.
 
-    `trained_already` names a version that was trained on exactly these captures, champion or not. Only a new category
-    is a reason to train: new sequences of a known one are reported.
+    A champion whose registration was interrupted is not it yet: the one before is, so that the same training is found
+    finished and its registration is completed.
+
+    Raises:
+        UserError: there is no champion, its weights are gone, or MLflow does not answer.
     """
-    if trained_already is not None:
-        return Decision((), (f"{trained_already} was trained on exactly these captures",))
-    new = tuple(category for category in captures if category not in trained)
-    reasons = [f"category {category!r} is new: {captures[category]} sequences" for category in new]
-    for category, count in captures.items():
-        if category in trained and count != trained[category]:
-            reasons.append(f"category {category!r} has {count} sequences, {trained[category]} were trained on")
-    return Decision(new, tuple(reasons or ["all of these captures were trained on"]))
+    Tracking(runtime.tracking).check()
+    registry = Registry(runtime.tracking, config.model_name)
+    champion = registry.champion()
+    if champion is None:
+        raise UserError(
+            f"retrain: no champion of model {config.model_name!r} in {runtime.tracking}; run `viewdiff run` first"
+        )
+    versions = registry.versions()
+    start = last_decided(champion, versions)
+    return Start(start, *open_champion(start, runtime), tried_since(start, versions))
 
 
-def retrain(config: RunConfig, runtime: RuntimeConfig, *, dry_run: bool) -> None:
+def retrain(config: RunConfig, runtime: RuntimeConfig, start: Start, *, dry_run: bool) -> None:
     """Decide, say so, and (unless `dry_run`) train from the champion's weights, evaluate both, register.
 
     The captures are those of `--co3d-root`, else the newest synthetic data set below the root. Training goes over all
     of the root's categories, so that the champion does not forget the old ones.
 
+    `config` has the champion's settings.
+
     Raises:
-        UserError: there is no champion, or there are no captures.
+        UserError: there are no captures, or those of a category that the champion knows are missing; or a stage cannot
+        run.
     """
-    Tracking(runtime.tracking).check()
-    champion = find_champion(config.register, runtime)
-    if champion is None:
-        raise UserError(
-            f"retrain: no champion of model {config.register.model_name!r} in {runtime.tracking}; "
-            "run `viewdiff run` first"
-        )
     dataset = external_dataset(
         open_path(runtime.co3d_root) if runtime.co3d_root else newest_synthetic(runtime.root_dir)
     )
-    captures = count_captures(dataset.data)
-    versions = Tracking(runtime.tracking).versions(config.register.model_name)
-    decision = decide(captures, _seen(champion, versions), _trained_on(versions, dataset.fingerprint))
     print(f"captures   {dataset.data}")
-    print(f"champion   {champion.name} version {champion.version}")
-    for reason in decision.reasons:
-        print(f"           {reason}")
+    print(f"champion   {start.champion.name} version {start.champion.version}")
+    preprocess = _existing(dataset.data, config.preprocess)
+    captures = _planned(dataset.data, preprocess) if preprocess else Captures()
+    _require_all(captures, start, config, dataset)
+    if preprocess is None:
+        raise UserError(
+            f"retrain: {dataset.data} has none of the categories {', '.join(config.preprocess.categories)}; name others "
+            "with --preprocess.categories"
+        )
+    decision = decide(captures, start.tried)
+    _print_reasons(decision)
     if not decision.train:
-        print("retrain    nothing to do")
         return
-    checkpoint, base = open_champion(champion, runtime)
     names = ", ".join(decision.new_categories)
     print(f"retrain    {config.retrain.num_steps} steps from the champion's weights, for {names}")
+    config = replace(config, preprocess=preprocess, train=replace(config.train, num_steps=config.retrain.num_steps))
+    given: dict[str, Artifact] = {"synth": dataset, "base": start.base}
+    extra = {"train": {"initial": start.checkpoint}}
+    # Also looks for everything else that would stop it, before anything is done.
+    stages = describe_chain(config, runtime, until="register", given=given, extra=extra)
     if dry_run:
+        for name, fingerprint, state in stages:
+            print(f"  {name:<12} {fingerprint}  {state}")
         return
-    steps = replace(config.train, num_steps=config.retrain.num_steps)
-    results = run_chain(
-        replace(config, train=steps),
-        runtime,
-        until="register",
-        given={"synth": dataset, "base": base},
-        extra={"train": {"initial": checkpoint}},
-    )
-    facts = results["register"].facts
-    scores = f"{facts['psnr']:.2f} dB, version {champion.version} {facts['champion_psnr']:.2f} dB on the same objects"
-    print(f"retrain    {facts['model_name']} version {facts['version']} is the {facts['alias']}: {scores}")
-    print(f"report     {results['report'].folder / 'report.html'}")
+    if _stores_new(config, runtime, start, dataset):
+        _print_result(run_chain(config, runtime, until="register", given=given, extra=extra), start)
 
 
 def newest_synthetic(root: Path) -> Path:
@@ -118,18 +124,56 @@ def newest_synthetic(root: Path) -> Path:
     return folder
 
 
-def _seen(champion: RegisteredVersion, versions: Sequence[RegisteredVersion]) -> dict[str, int]:
-    """Captures of the champion, and categories of those who challenged it since: a category that was tried and did not
-    make a better model is not tried again every night.
-    """
-    seen: dict[str, int] = {}
-    for version in [*(other for other in versions if other.version > champion.version), champion]:
-        seen |= json.loads(version.tags.get(CAPTURES_TAG, "{}"))
-    return seen
+def _existing(root: StoragePath, config: PreprocessConfig) -> PreprocessConfig | None:
+    """The settings with the named categories that the root has; None if it has none of them. Tells of the others."""
+    existing = open_root(root)
+    if not config.categories:
+        return config
+    for name in existing:
+        if name not in config.categories:
+            print(f"           category {name!r} is not among --preprocess.categories, so it is left out")
+    kept = tuple(name for name in config.categories if name in existing)
+    return replace(config, categories=kept) if kept else None
 
 
-def _trained_on(versions: Sequence[RegisteredVersion], dataset: str) -> str | None:
-    for version in versions:
-        if version.tags.get(DATASET_TAG) == dataset:
-            return f"{version.name} version {version.version}"
-    return None
+def _require_all(captures: Captures, start: Start, config: RunConfig, dataset: RawDataset) -> None:
+    """Check that the champion would forget nothing that it was trained on."""
+    missing = missing_categories(captures, captures_of(start.champion), config.retrain.given_up_categories)
+    if missing:
+        raise UserError(
+            f"retrain: {start.champion.name} version {start.champion.version} was trained on {', '.join(missing)}, of "
+            f"which {dataset.data} has no usable sequence, so it would forget them; complete that folder, or give them "
+            f"up with --retrain.given-up-categories {' '.join(missing)}"
+        )
+
+
+def _planned(root: StoragePath, config: PreprocessConfig) -> Captures:
+    """What preprocessing would take and refuse, as far as the annotations tell."""
+    plan = plan_shards(root, config)
+    taken = Counter(planned.sequence.category for task in plan.tasks for planned in task.sequences)
+    return Captures(taken, Counter(item.category for item in plan.rejected))
+
+
+def _stores_new(config: RunConfig, runtime: RuntimeConfig, start: Start, dataset: RawDataset) -> bool:
+    """Preprocess, and see whether that stored a sequence of a new category, and of all old ones."""
+    shards = run_chain(config, runtime, until="preprocess", given={"synth": dataset})["preprocess"]
+    manifest = read_manifest(shards.data)
+    stored = Captures(manifest["categories"], Counter(item["category"] for item in manifest["rejected"]))
+    _require_all(stored, start, config, dataset)
+    decision = decide(stored, start.tried)
+    if not decision.train:
+        _print_reasons(decision)
+    return decision.train
+
+
+def _print_reasons(decision: Decision) -> None:
+    for reason in decision.reasons:
+        print(f"           {reason}")
+    if not decision.train:
+        print("retrain    nothing to do")
+
+
+def _print_result(results: Mapping[str, Artifact], start: Start) -> None:
+    facts = results["register"].facts
+    print(f"retrain    {facts['model_name']} version {facts['version']} is the {facts['alias']}: {facts['reason']}")
+    print(f"report     {results['report'].folder / 'report.html'}")

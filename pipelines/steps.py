@@ -121,6 +121,7 @@ STEPS: tuple[Step, ...] = (
         kind=artifacts.ModelVersion,
         inputs=(
             ("raw", "synth"),
+            ("shards", "preprocess"),
             ("base", "base"),
             ("checkpoint", "train"),
             ("evaluation", "evaluate"),

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from infra.errors import UserError
+from infra.mlflow_registry import RegisteredVersion
 from infra.storage import digest_folder
-from infra.tracking import RegisteredVersion
 from pipelines import registry, retrain
 from pipelines.artifacts import Artifact, BaseFolder, Checkpoint, EvaluationReport, ModelVersion, RawDataset, Report
 from pipelines.config import RegisterConfig, RunConfig
@@ -54,16 +54,13 @@ class FakeTracking:
     registered: list[RegisteredVersion]
     champion_version: RegisteredVersion | None
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, name: str) -> None:
         self.uri = uri
 
-    def check(self) -> None:
-        pass
-
-    def versions(self, name: str) -> list[RegisteredVersion]:
+    def versions(self) -> list[RegisteredVersion]:
         return self.registered
 
-    def champion(self, name: str) -> RegisteredVersion | None:
+    def champion(self) -> RegisteredVersion | None:
         return self.champion_version
 
 

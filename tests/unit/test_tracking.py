@@ -18,7 +18,6 @@ from infra.tracking import FINGERPRINT_TAG, FOLDER_TAG, Tracking, flatten
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
     tracking = Tracking(f"sqlite:///{tmp_path_factory.mktemp('root')}/mlflow.db")
     tracking.check()
-    assert tracking.champion("viewdiff") is None
     assert not Path(tracking.uri.removeprefix("sqlite:///")).exists()  # asking creates nothing
     return tracking
 
@@ -74,25 +73,6 @@ def test_tables_and_pictures_lie_beside_the_database(tracking: Tracking, tmp_pat
     assert table == {"columns": ["object", "psnr"], "data": [["a", 1.0], ["b", 2.0]]}
     database = Path(tracking.uri.removeprefix("sqlite:///"))
     assert (database.parent / "mlartifacts" / run.id / "artifacts" / "pictures" / "orbit.png").is_file()
-
-
-def test_a_model_becomes_a_version_with_an_alias_once(tracking: Tracking, tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "weights").write_bytes(b"weights")
-    run = tracking.start("train", tags={FINGERPRINT_TAG: "d"})
-    model_id = run.log_model(tmp_path / "model", name="viewdiff")
-    assert run.log_model(tmp_path / "model", name="viewdiff") == model_id
-    run.log_metrics({"psnr": 20.0}, model_id=model_id)
-    assert tracking.champion("viewdiff") is None
-    version = tracking.register("viewdiff", model_id=model_id, run_id=run.id, tags={FINGERPRINT_TAG: "d"})
-    assert tracking.register("viewdiff", model_id=model_id, run_id=run.id, tags={FINGERPRINT_TAG: "d"}) == version
-    assert tracking.versions("viewdiff") == [version]
-    tracking.set_alias("viewdiff", "champion", version.version)
-    champion = tracking.champion("viewdiff")
-    assert champion is not None
-    assert (champion.version, champion.run_id, champion.tags[FINGERPRINT_TAG]) == (1, run.id, "d")
-    (tmp_path / "download").mkdir()
-    assert (tracking.download(champion, tmp_path / "download") / "weights").read_bytes() == b"weights"
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "nonsense://x", "sqlite:///{}"])

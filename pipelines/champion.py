@@ -1,0 +1,177 @@
+"""Who is champion of a registered model, and what a new version has to do to become that.
+
+A version challenges once: when it was compared with the champion, what was decided is recorded with it, after the alias
+was set. A version without that record is one whose registration was interrupted: the next run finishes it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from infra.errors import UserError
+from infra.mlflow_registry import CHALLENGER, CHAMPION, RegisteredVersion, Registry
+from pipelines.artifacts import Artifact, BaseFolder, Checkpoint, load_artifact
+from pipelines.config import RegisterConfig
+from pipelines.runtime import RuntimeConfig
+
+# Tags of a version.
+CHECKPOINT_TAG = "viewdiff.checkpoint"  # fingerprint of the training's result
+BASE_TAG = "viewdiff.base"  # fingerprint of the base model
+RIVAL_TAG = "viewdiff.rival"  # version of the champion that it was compared with, "" for the first one
+DECISION_TAG = "viewdiff.decision"  # JSON of a `Decision`; written last
+
+_BASE_WEIGHTS = ("unet", "vae", "text_encoder")  # parts of a base model that have weights
+
+
+class ChampionChangedError(UserError):
+    """The champion is not the one that a new version was compared with."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of a new model and of the champion at that time, on the same held-out objects."""
+
+    psnr: float
+    """dB."""
+    rival: str | None = None
+    """Fingerprint of the champion's checkpoint; without it there was no champion."""
+    rival_psnr: float | None = None
+    """dB; given with the rival."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a version became, and why, in words."""
+
+    alias: str
+    reason: str
+
+
+def judge(version: int, champion: RegisteredVersion | None, comparison: Comparison) -> Decision | None:
+    """What a version without a decision becomes, next to the champion of now. None: it was not compared with that one.
+
+    It is the champion itself if its registration was interrupted after it got the alias.
+    """
+    psnr, rival_psnr = comparison.psnr, comparison.rival_psnr
+    if math.isnan(psnr):
+        return Decision(CHALLENGER, "its score is not a number")
+    if champion is not None and champion.version > version:
+        return Decision(CHALLENGER, f"version {champion.version}, which is newer, is the champion")
+    if champion is None:
+        return Decision(CHAMPION, "there was no champion")
+    if champion.version == version:
+        return Decision(CHAMPION, "there was no champion" if rival_psnr is None else _scores(psnr, rival_psnr))
+    if rival_psnr is None or champion.tags.get(CHECKPOINT_TAG) != comparison.rival:
+        return None
+    return Decision(CHALLENGER if psnr <= rival_psnr else CHAMPION, _scores(psnr, rival_psnr))
+
+
+def _scores(psnr: float, rival_psnr: float) -> str:
+    return f"{psnr:.2f} dB, the champion before {rival_psnr:.2f} dB on the same objects"
+
+
+def decide(registry: Registry, version: RegisteredVersion, comparison: Comparison, *, rival: str) -> Decision:
+    """Judge a version without a decision, set its alias and record that; `rival` is the value of its RIVAL_TAG.
+
+    The challenger's alias goes to newer versions only.
+
+    Raises:
+        ChampionChangedError: another version became champion since the comparison.
+    """
+    number = version.version
+    if version.tags.get(RIVAL_TAG) != rival:
+        registry.set_tag(number, RIVAL_TAG, rival)
+    challenger = registry.aliases().get(CHALLENGER, 0)
+    champion = registry.champion()
+    decision = judge(number, champion, comparison)
+    if decision is None:
+        assert champion is not None
+        raise ChampionChangedError(
+            f"{champion.name} version {champion.version} became champion meanwhile, and version {number} was not "
+            "compared with it; run the same command again"
+        )
+    if decision.alias == CHAMPION or challenger < number:
+        registry.set_alias(decision.alias, number)
+    registry.set_tag(number, DECISION_TAG, json.dumps(asdict(decision)))
+    return decision
+
+
+def recorded_decision(version: RegisteredVersion) -> Decision | None:
+    """What was decided about a version; None while its registration is not complete."""
+    text = version.tags.get(DECISION_TAG)
+    return None if text is None else Decision(**json.loads(text))
+
+
+def find_version(versions: Sequence[RegisteredVersion], checkpoint: str) -> RegisteredVersion | None:
+    """The version of a checkpoint, by its fingerprint."""
+    return next((version for version in versions if version.tags.get(CHECKPOINT_TAG) == checkpoint), None)
+
+
+def find_rival(config: RegisterConfig, runtime: RuntimeConfig, checkpoint: str) -> RegisteredVersion | None:
+    """The version that the model of a checkpoint has to beat: the champion; or the one that it was compared with, if
+    that is decided, so that running a finished pipeline again after a newer champion compares nothing anew.
+    """
+    registry = Registry(runtime.tracking, config.model_name)
+    versions, champion = registry.versions(), registry.champion()
+    own = find_version(versions, checkpoint)
+    if own is None or not (recorded_decision(own) or own == champion):
+        return champion
+    return rival_of(own, versions)
+
+
+def rival_of(version: RegisteredVersion, versions: Sequence[RegisteredVersion]) -> RegisteredVersion | None:
+    """The version that another one was compared with, if that is known and was not deleted."""
+    return next((other for other in versions if str(other.version) == version.tags.get(RIVAL_TAG)), None)
+
+
+def open_champion(version: RegisteredVersion, runtime: RuntimeConfig) -> tuple[Checkpoint, BaseFolder]:
+    """A registered version's checkpoint and base model, below the root. Their weights are there; only the beginning of
+    each file is read.
+
+    Raises:
+        UserError: they are not.
+    """
+    checkpoint = _open(runtime, "train", CHECKPOINT_TAG, Checkpoint, version)
+    base = _open(runtime, "base", BASE_TAG, BaseFolder, version)
+    _require_weights(checkpoint.model_dir)
+    for part in _BASE_WEIGHTS:
+        _require_weights(base.folder / part)
+    return checkpoint, base
+
+
+def _open(runtime: RuntimeConfig, stage: str, tag: str, kind: type[Any], version: RegisteredVersion) -> Any:
+    name = f"{version.name} version {version.version}, the champion"
+    fingerprint = version.tags.get(tag)
+    if fingerprint is None:
+        raise UserError(
+            f"{name}: it was not registered by this program (it has no tag {tag}), so nothing can be compared with it; "
+            f"give the alias {CHAMPION} to another version, or name another --register.model-name"
+        )
+    folder = runtime.root_dir / stage / fingerprint
+    if not folder.is_dir():
+        raise UserError(
+            f"{name}: its {stage} result {fingerprint} is not below {runtime.root_dir}, so nothing can be compared "
+            "with it; name the root that it was trained in with --root, or another --register.model-name"
+        )
+    artifact: Artifact = load_artifact(folder, kind)
+    return artifact
+
+
+def _require_weights(folder: Path) -> None:
+    """Check that a network's folder has its config and its weights, as far as the files' headers tell."""
+    paths = sorted(folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file() or not paths:
+        raise UserError(f"{folder}: the network's config.json or its .safetensors file is missing; restore that folder")
+    for path in paths:
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); restore that file") from error
