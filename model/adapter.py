@@ -4,7 +4,7 @@ A folder holds adapter_config.json, which PEFT's `LoraConfig` reads and writes, 
 the low-rank terms W' [x; z; e] of the attention layers (the paper, section 3.1) as `...to_q.lora_A.weight` and
 `...to_q.lora_B.weight`, where A's columns are those of x, then z, then e; and, as PEFT's `modules_to_save`, the
 projection layers and timestep codes whole. What PEFT's config has no place for is in the safetensors file's metadata:
-format version, the network's settings, and a digest of the base that the adapter was trained on.
+format version, the network's settings, and digests of the base that the adapter was trained on and of the file itself.
 
 PEFT itself can read the config, but not put the adapter onto a stock U-Net, whose linear layers do not see z and e:
 `use_adapter` does. Several adapters can be read and used one after another on one base, which stays where it is.
@@ -20,14 +20,13 @@ from pathlib import Path
 
 import torch
 from diffusers.models.attention_processor import Attention
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from model.attention import LowRankTerm, ViewAttention
 from model.config import ViewDiffConfig
 from model.pretrained import check_fit, check_version, parse_config
 from model.unet import ViewDiffUNet
+from model.weights import DIGEST, check_weights, read_weights, write_weights
 
 KIND = "viewdiff-adapter"
 FORMAT_VERSION = 1
@@ -71,9 +70,8 @@ def write_adapter(folder: Path | str, network: ViewDiffUNet, *, base: str) -> No
         "base_digest": base_digest(network),
         "viewdiff": json.dumps(dataclasses.asdict(network.config), sort_keys=True),
     }
-    weights = {key: value.detach().contiguous().cpu() for key, value in adapter_state(network).items()}
     unfinished = folder / f".{WEIGHTS_FILE}"
-    save_file(weights, unfinished, metadata=metadata)
+    write_weights(unfinished, adapter_state(network), about=_canonical(metadata), metadata=metadata)
     unfinished.replace(folder / WEIGHTS_FILE)
     rank = network.config.rank
     LoraConfig(
@@ -88,24 +86,30 @@ def write_adapter(folder: Path | str, network: ViewDiffUNet, *, base: str) -> No
 
 
 def read_adapter(folder: Path | str) -> Adapter:
-    """What `write_adapter` wrote. Raises ValueError when the folder holds something else, or a newer format."""
+    """What `write_adapter` wrote.
+
+    Raises ValueError when the folder holds something else, a newer format, or weights that are not as they were
+    written or not finite.
+    """
     folder = Path(folder)
     path = folder / WEIGHTS_FILE
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); give a folder with an adapter of this project") from error
+    weights, metadata = read_weights(path)
     if metadata.get("kind") != KIND:
         raise ValueError(f"{path}: kind is {metadata.get('kind')!r}, not {KIND!r}; it is an adapter of something else")
     version = metadata.get("format_version", "")
     check_version(path, int(version) if version.isdecimal() else version, FORMAT_VERSION)
+    digest = metadata.pop(DIGEST, None)
+    check_weights(path, weights, about=_canonical(metadata), digest=digest)
     try:
         config = parse_config(json.loads(metadata["viewdiff"]))
         return Adapter(config, metadata["base_digest"], weights, folder)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: its metadata does not describe an adapter ({error})") from error
+
+
+def _canonical(metadata: dict[str, str]) -> str:
+    """One text for the metadata of an adapter's file, which come in any order."""
+    return json.dumps(metadata, sort_keys=True)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Folders that hold a trained network (the paper, figure 2): config.json and model.safetensors. Nothing is unpickled.
 
-The only places of `model/` that touch files are this, model/adapter.py, model/base.py and model/base_folder.py.
+The weights carry a digest of themselves and of config.json. The only places of `model/` that touch files are this,
+model/weights.py, model/adapter.py, model/base.py and model/base_folder.py.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from diffusers import UNet2DConditionModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.config import ProjectionConfig, ViewDiffConfig
+from model.weights import DIGEST, check_weights, read_weights, write_weights
 
 KIND = "viewdiff-unet"
 FORMAT_VERSION = 2
@@ -33,7 +33,6 @@ def write_network(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)  # of a network that was here before
-    save_file({key: value.contiguous() for key, value in weights.items()}, folder / WEIGHTS_FILE)
     unet_config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
     record = {
         "kind": KIND,
@@ -41,6 +40,7 @@ def write_network(
         "unet": unet_config,
         "viewdiff": dataclasses.asdict(config),
     }
+    write_weights(folder / WEIGHTS_FILE, weights, about=_canonical(record))
     (folder / CONFIG_FILE).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
 
 
@@ -48,7 +48,8 @@ def read_network(folder: Path | str, build: Callable[[UNet2DConditionModel, View
     """The network in `folder`, on the CPU, in the precision that it was saved in; `build` makes it from a stock U-Net
     and its config.
 
-    Raises ValueError when the folder holds something else, a newer format, or weights that do not fit its config.
+    Raises ValueError when the folder holds something else, a newer format, weights that do not fit its config, are not
+    as they were written, or are not finite.
     """
     folder = Path(folder)
     record = _read_config(folder / CONFIG_FILE)
@@ -58,19 +59,17 @@ def read_network(folder: Path | str, build: Callable[[UNet2DConditionModel, View
         network = build(UNet2DConditionModel.from_config(record["unet"]), parse_config(record["viewdiff"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / CONFIG_FILE}: does not describe a network ({error})") from error
-    weights = read_weights(folder / WEIGHTS_FILE)
+    weights, metadata = read_weights(folder / WEIGHTS_FILE)
     check_fit(folder, network.state_dict(), weights)
+    check_weights(folder / WEIGHTS_FILE, weights, about=_canonical(record), digest=metadata.get(DIGEST))
     network.load_state_dict(weights)
     (dtype, *others) = {value.dtype for value in weights.values()}
     return network if others else network.to(dtype)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, on the CPU. Raises ValueError when it is missing or damaged."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); save the network again") from error
+def _canonical(record: dict[str, Any]) -> str:
+    """One text for a config, however its file is laid out."""
+    return json.dumps(record, sort_keys=True, separators=(",", ":"))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

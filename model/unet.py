@@ -126,7 +126,8 @@ class ViewDiffUNet(nn.Module):
     def from_pretrained(cls, folder: Path | str) -> Self:
         """The network that `save_pretrained` wrote, on the CPU.
 
-        Raises ValueError when the folder holds something else, a newer format, or weights that do not fit its config.
+        Raises ValueError when the folder holds something else, a newer format, weights that do not fit its config, are
+        not as they were written, or are not finite.
         """
         return read_network(folder, cls)
 

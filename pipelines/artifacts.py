@@ -81,6 +81,11 @@ class GivenModel(Artifact):
 
 
 @dataclass(frozen=True)
+class PretrainedModel(Artifact):
+    """A model that others trained and that a stage reads, see pipelines/sources.py."""
+
+
+@dataclass(frozen=True)
 class Checkpoint(Artifact):
     """A trained multi-view model."""
 

@@ -15,7 +15,9 @@ from typing import Any
 from infra.log import Progress
 from infra.storage import StoragePath
 from infra.tasks import run_actors
+from pipelines.artifacts import Artifact
 from pipelines.runtime import RuntimeConfig
+from pipelines.sources import ROLE, revision_to_read
 from preprocessing.captions import CAPTIONS_NAME, default_caption, read_sequence_captions, write_sequence_captions
 from preprocessing.config import CaptionsConfig
 from preprocessing.dataset import FrameIndex
@@ -34,9 +36,11 @@ def write_captions(
     if config.source is None:
         write_sequence_captions(folder, {item.key: item.captions for item in index.sequences()})
     else:
-        _describe(config, index, shards_dir, folder, runtime)
+        _describe(_for_workers(config, inputs[ROLE]), index, shards_dir, folder, runtime)
     captions = read_sequence_captions(folder)
+    source = inputs.get(ROLE)
     return {
+        **({} if source is None else source.facts),
         "num_sequences": len(captions),
         "num_captions": sum(map(len, captions.values())),
         "num_distinct_captions": len({text for texts in captions.values() for text in texts}),
@@ -64,7 +68,7 @@ def _describe(
         done = sum(size for name, size in sizes.items() if name not in pending)
         settings = {
             "shards_dir": shards_dir.absolute(),
-            "config": _for_workers(config),
+            "config": config,
         }
         results = run_actors(
             ShardCaptioner,
@@ -84,7 +88,10 @@ def _describe(
     remove_parts(folder)
 
 
-def _for_workers(config: CaptionsConfig) -> CaptionsConfig:
-    """The same with the model's folder, if it is one, as an absolute path: workers have other working directories."""
-    source = Path(str(config.source))
-    return replace(config, source=str(source.absolute())) if source.is_dir() else config
+def _for_workers(config: CaptionsConfig, model: Artifact) -> CaptionsConfig:
+    """The same with the model's folder, if it is one, as an absolute path, since workers have other working
+    directories, and with the very commit that a hub id stands for.
+    """
+    source = str(config.source)
+    revision = revision_to_read(source, model)
+    return replace(config, source=source if revision else str(Path(source).absolute()), revision=revision)

@@ -19,7 +19,7 @@ def print_plan(config: RunConfig, runtime: RuntimeConfig, *, until: str, initial
     print(json.dumps(plain(config), indent=2))
     print(f"\nwhat would be done below {runtime.root_dir}")
     for name, fingerprint, state in describe_chain(config, runtime, until=until, extra=given_model(initial)):
-        print(f"  {name:<12} {fingerprint}  {state}")
+        print(f"  {name:<12} {fingerprint:<16}  {state}")
     print("\nparameters")
     for name, count in count_parameters(config).items():
         print(f"  {name:<40} {count / 1e6:10.2f} M")

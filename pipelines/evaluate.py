@@ -25,7 +25,7 @@ from pipelines.generator import SampleRequest
 from pipelines.lineage import log_shards
 from pipelines.pictures import ObjectPictures, grid
 from pipelines.runtime import RuntimeConfig
-from pipelines.scoring import mean_training_image, score, summarize
+from pipelines.scoring import OBJECTS_SCHEMA, mean_training_image, score, summarize
 from pipelines.serve import ServeConfig, serving
 from pipelines.stage import final_dir
 from preprocessing.captions import read_sequence_captions
@@ -84,7 +84,7 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Any], folder: Path, ru
             generate_objects(missing, client, reader, pictures_dir, progress=progress, max_in_flight=limit)
     columns = score_objects(objects, index, reader, pictures_dir)
     summary = summarize(columns) | {"num_objects": len(objects), "num_text_objects": len(texts)}
-    pq.write_table(pa.table(columns), folder / "objects.parquet")
+    pq.write_table(pa.table(columns, schema=OBJECTS_SCHEMA), folder / "objects.parquet")
     atomic_write(folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     final = final_dir(folder)
     run = tracking.start(

@@ -12,14 +12,15 @@ from pipelines.artifacts import Artifact, external_dataset, external_model
 from pipelines.checks import check_held_out, check_settings
 from pipelines.config import RunConfig
 from pipelines.runtime import RuntimeConfig
+from pipelines.sources import NOT_KNOWN, ROLE, pretrained_models
 from pipelines.stage import Stage, is_finished, partial_dir, run_stage
 from pipelines.steps import STEPS, Step
 
 
 def make_stage(step: Step, config: RunConfig, inputs: Mapping[str, Artifact]) -> Stage:
-    """The step with its settings and inputs. A base model that is read does not depend on the shards."""
+    """The step with its settings and inputs. A base model that is read depends on nothing else."""
     if step.name == "base" and config.base.source is not None:
-        inputs = {}
+        inputs = {ROLE: inputs[ROLE]}
 
     def run(*arguments: Any) -> Mapping[str, Any]:
         return step.load()(*arguments)
@@ -48,7 +49,7 @@ def run_chain(
     are further inputs of stages, by stage and role.
 
     Raises:
-        UserError: bad captures or settings, or MLflow does not answer (said before any work is done).
+        UserError: bad captures or settings, or MLflow or the hub does not answer (said before any work is done).
     """
     results: dict[str, Artifact] = dict(given or {})
     if "synth" not in results:
@@ -61,8 +62,9 @@ def run_chain(
         Tracking(runtime.tracking).check()
     if until == "register":
         _require_champion(config, runtime)
+    models = pretrained_models(config, runtime, stages={step.name for step in steps})
     for step in steps:
-        inputs = _inputs(step, results, extra)
+        inputs = _inputs(step, results, extra, models)
         if step.name == "register":
             results[step.name] = _register(step, config, runtime, inputs, results)
         else:
@@ -82,10 +84,13 @@ def given_model(folder: str | None) -> dict[str, dict[str, Artifact]]:
 
 
 def _inputs(
-    step: Step, results: Mapping[str, Artifact], extra: Mapping[str, Mapping[str, Artifact]] | None
+    step: Step, results: Mapping[str, Artifact], *given: Mapping[str, Mapping[str, Artifact]] | None
 ) -> dict[str, Artifact]:
-    """A step's inputs by role: other steps' results, and what is given to it alone."""
-    return {role: results[name] for role, name in step.inputs} | dict((extra or {}).get(step.name, {}))
+    """A step's inputs by role: other steps' results, and what is given to it alone, by step and role."""
+    inputs = {role: results[name] for role, name in step.inputs}
+    for group in given:
+        inputs |= (group or {}).get(step.name, {})
+    return inputs
 
 
 def _given_captures(runtime: RuntimeConfig, until: str) -> dict[str, Artifact]:
@@ -157,17 +162,22 @@ def describe_chain(
     given: Mapping[str, Artifact] | None = None,
     extra: Mapping[str, Mapping[str, Artifact]] | None = None,
 ) -> list[tuple[str, str, str]]:
-    """(stage, fingerprint, what would happen) without doing it. A fingerprint is unknown while an input's is. `given`
-    and `extra` as in `run_chain`, and so are the errors, as far as settings are their cause.
+    """(stage, fingerprint, what would happen) without doing it, or asking the hub: a fingerprint is not known where an
+    input's is not. `given` and `extra` as in `run_chain`, and so are the errors, as far as settings are their cause.
     """
     known = dict(given or {})
     if "synth" not in known:
         known |= _given_captures(runtime, until)
     steps = needed_steps(until, set(known))
     check_settings(config, runtime, stages={step.name for step in steps})
+    models = pretrained_models(config, runtime, stages={step.name for step in steps}, ask_hub=False)
     rows = []
     for step in steps:
-        stage = make_stage(step, config, _inputs(step, known, extra))
+        stage = make_stage(step, config, _inputs(step, known, extra, models))
+        if NOT_KNOWN in {item.fingerprint for item in stage.inputs.values()}:
+            known[step.name] = step.kind(fingerprint=NOT_KNOWN, folder=Path())
+            rows.append((step.name, NOT_KNOWN, "run"))
+            continue
         if is_finished(stage, runtime):
             state = "reuse"
         elif partial_dir(stage, runtime).exists():

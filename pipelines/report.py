@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from infra.storage import atomic_write
 from infra.tracking import Tracking
@@ -22,7 +21,7 @@ from pipelines.report_charts import strip_chart
 from pipelines.report_page import ObjectCard, facts, objects, page, section, table
 from pipelines.report_run import curves, read_chain, records_section, rejected_section, runs_section
 from pipelines.runtime import RuntimeConfig
-from pipelines.scoring import METHODS, psnr_per_view
+from pipelines.scoring import METHODS, psnr_per_view, read_objects
 from preprocessing.schema import read_manifest
 
 SHORT_NAMES = {
@@ -42,7 +41,7 @@ def write_report(
     """
     evaluation, checkpoint = inputs["evaluation"], inputs["checkpoint"]
     summary = json.loads(evaluation.summary_path.read_bytes())
-    columns = pq.read_table(evaluation.objects_path).to_pydict()
+    columns = read_objects(evaluation.objects_path)
     records = read_chain(list(inputs.values()))
     tracking = Tracking(runtime.tracking)
     html = page(

@@ -8,13 +8,16 @@ better.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from infra.errors import UserError
+from infra.tables import read_table
 from model.metrics import psnr, ssim
 from pipelines.generator import as_floats
 from pipelines.pictures import ObjectPictures
@@ -22,6 +25,15 @@ from preprocessing.dataset import FrameIndex, ShardReader
 
 METHODS = {"": "ours", "_copy": "given view, copied", "_mean": "mean training image", "_vae": "autoencoder (ceiling)"}
 SCORE_COLUMNS = tuple(f"{metric}{suffix}" for metric in ("psnr", "ssim") for suffix in METHODS)
+OBJECTS_SCHEMA = pa.schema(
+    [
+        ("category", pa.string()),
+        ("sequence", pa.string()),
+        ("known_frame", pa.int64()),
+        ("target_frames", pa.list_(pa.int64())),
+        *((column, pa.float64()) for column in SCORE_COLUMNS),
+    ]
+)
 MAX_MEAN_FRAMES = 10_000  # the mean image of more differs by less than one grey level
 
 
@@ -76,6 +88,17 @@ def summarize(columns: Mapping[str, Sequence[Any]]) -> dict[str, float]:
         summary[f"psnr_gain_{baseline}_error"] = float(gain.std() / np.sqrt(len(gain)))
     summary["share_ahead_of_both"] = float(np.mean((gains["copy"] > 0) & (gains["mean"] > 0)))
     return summary
+
+
+def read_objects(path: Path) -> dict[str, list[Any]]:
+    """The columns of an evaluation's objects.parquet, a value per object.
+
+    Raises:
+        UserError: it is damaged, or has other columns than this code writes.
+    """
+    remedy = f"delete {path.parent} and evaluate again"
+    columns: dict[str, list[Any]] = read_table(path, OBJECTS_SCHEMA, name=str(path), remedy=remedy).to_pydict()
+    return columns
 
 
 def _mean(values: Tensor) -> float:

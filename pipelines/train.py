@@ -214,13 +214,21 @@ def _keep_best(job: TrainJob) -> None:
     if best is None or best.step == job.config.num_steps or job.best_dir.exists():
         return
     weights = best.tensors(MODEL_PART) | (best.tensors(AVERAGE_PART) if job.config.average_decay else {})
-    write_model(ViewDiffUNet.from_pretrained(job.model_dir), weights, best.step, job.best_dir)
+    write_model(_read_model(job.model_dir), weights, best.step, job.best_dir)
+
+
+def _read_model(folder: Path) -> ViewDiffUNet:
+    """The network that this training wrote. Raises UserError when it cannot be used."""
+    try:
+        return ViewDiffUNet.from_pretrained(folder)
+    except ValueError as error:
+        raise UserError(f"train: {error}") from error
 
 
 def _facts(job: TrainJob) -> dict[str, Any]:
     """What the finished training says of itself."""
     records = [json.loads(line) for line in job.metrics_path.read_text().splitlines()]
-    network = ViewDiffUNet.from_pretrained(job.model_dir)
+    network = _read_model(job.model_dir)
     return {
         "steps": len(records),
         "final_loss": records[-1]["loss"],

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from infra.errors import UserError
 from infra.fetch import local_copy
 from infra.storage import StoragePath, digest_file
+from infra.tables import read_table
 from model.cameras import Cameras
 from preprocessing.images import DefectError, decode_image, decode_mask
-from preprocessing.schema import INDEX_NAME, SPLITS, check_names, read_manifest
+from preprocessing.schema import INDEX_NAME, INDEX_SCHEMA, SPLITS, check_names, read_manifest
 
 Rows = Sequence[int] | np.ndarray
 Decoder = Callable[[bytes, tuple[int, int]], np.ndarray]  # (file, expected (height, width)) -> pixels
@@ -74,7 +74,13 @@ class FrameIndex:
         # By its digest, since a flipped bit often gives another number instead of an error.
         if digest_file(path) != manifest["index_sha256"]:
             raise UserError(f"shards {folder}: {INDEX_NAME} is damaged; restore it or preprocess again")
-        return FrameIndex(pq.read_table(path), manifest)
+        table = read_table(
+            path,
+            INDEX_SCHEMA,
+            name=f"shards {folder}: {INDEX_NAME}",
+            remedy="use only folders that this project wrote, or preprocess again",
+        )
+        return FrameIndex(table, manifest)
 
     def __len__(self) -> int:
         return len(self.frame_numbers)

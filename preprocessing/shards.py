@@ -23,9 +23,11 @@ import pyarrow.parquet as pq
 import torch
 import webdataset
 
+from infra.errors import UserError
 from infra.fetch import fetched
 from infra.memory import keep_freed_memory
 from infra.storage import StoragePath, atomic_write, digest_file, num_bytes, publishing
+from infra.tables import footer_entries, read_table
 from preprocessing.config import PreprocessConfig
 from preprocessing.normalize import RejectionError
 from preprocessing.plan import PlannedSequence, RejectedSequence, ShardTask
@@ -42,6 +44,7 @@ from preprocessing.schema import (
 )
 
 _METADATA_KEY = b"viewdiff"
+_REMEDY = "delete it and run the same command again: the shard is made again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,21 +79,33 @@ def record_path(folder: StoragePath, number: int) -> StoragePath:
 
 
 def committed_record(folder: StoragePath, task: ShardTask, config: PreprocessConfig) -> ShardRecord | None:
-    """The record of a shard that an earlier run finished for this very task; None if it is still to be written."""
+    """The record of a shard that an earlier run finished for this very task; None if it is still to be written.
+
+    Raises:
+        UserError: there is a damaged one.
+    """
     path = record_path(folder, task.number)
     if not path.is_file():
         return None
-    fields = json.loads(pq.read_schema(io.BytesIO(path.read_bytes())).metadata[_METADATA_KEY])
-    fields["rejected"] = tuple(RejectedSequence(**item) for item in fields["rejected"])
-    fields["defects"] = tuple(tuple(item) for item in fields["defects"])
-    record = ShardRecord(**fields)
+    try:
+        fields = json.loads(footer_entries(path.read_bytes())[_METADATA_KEY])
+        fields["rejected"] = tuple(RejectedSequence(**item) for item in fields["rejected"])
+        fields["defects"] = tuple(tuple(item) for item in fields["defects"])
+        record = ShardRecord(**fields)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
     whole = not record.num_sequences or num_bytes(folder / record.name) == record.num_bytes
     return record if whole and record.task == task.digest(config) else None
 
 
 def read_rows(folder: StoragePath, number: int) -> pa.Table:
-    """The index rows in the record of a committed shard."""
-    return pq.read_table(io.BytesIO(record_path(folder, number).read_bytes()), schema=INDEX_SCHEMA)
+    """The index rows in the record of a committed shard.
+
+    Raises:
+        UserError: they are damaged, or other columns than these.
+    """
+    path = record_path(folder, number)
+    return read_table(path.read_bytes(), INDEX_SCHEMA, name=str(path), remedy=_REMEDY)
 
 
 def require_record(folder: StoragePath, task: ShardTask, config: PreprocessConfig) -> ShardRecord:

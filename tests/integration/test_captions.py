@@ -17,7 +17,7 @@ from infra.errors import UserError
 from model.base import load_base
 from model.config import BaseConfig, FitConfig
 from pipelines import captions as stage
-from pipelines.artifacts import Artifact, BaseFolder, Captions, Shards
+from pipelines.artifacts import Artifact, BaseFolder, Captions, PretrainedModel, Shards
 from pipelines.base import train_base
 from pipelines.latents import cache_latents
 from pipelines.runtime import RuntimeConfig
@@ -99,7 +99,8 @@ def describe(
 ) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     runtime = RuntimeConfig(root=str(folder), num_workers=num_workers)
-    return stage.write_captions(config, inputs, folder, runtime)
+    model = PretrainedModel("blip", Path(str(config.source)))
+    return stage.write_captions(config, inputs | {"source": model}, folder, runtime)
 
 
 @pytest.fixture
@@ -201,8 +202,11 @@ def test_workers_write_what_one_process_writes(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     facts = describe(config, inputs, tmp_path / "ray", num_workers=2)
     assert "captions  5/5 sequences" in capfd.readouterr().err
-    broken = replace(config, source=str(tmp_path / "none"))
-    with pytest.raises(UserError, match=f"^captions: cannot read BLIP-2 model {tmp_path / 'none'} "):
+    broken = replace(config, source=str(tmp_path / "empty"))
+    with pytest.raises(UserError, match=r"empty: the folder is not there any more"):
+        describe(broken, inputs, tmp_path / "broken", num_workers=2)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=f"^captions: cannot read BLIP-2 model {tmp_path / 'empty'} "):
         describe(broken, inputs, tmp_path / "broken", num_workers=2)
     monkeypatch.setattr(stage, "run_actors", HereAndNow())
     assert describe(config, inputs, tmp_path / "here") == facts

@@ -193,9 +193,10 @@ def test_a_chain_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     run_chain(changed, runtime, until="evaluate")
     assert log == ["evaluate(shards,captions,base,checkpoint)"]
     log.clear()
-    described = replace(tiny(), captions=replace(tiny().captions, source="a/b"))
+    described = replace(tiny(), captions=replace(tiny().captions, source="a/b", revision="0" * 40))
     run_chain(described, runtime, until="evaluate")
-    assert [line.partition("(")[0] for line in log] == ["captions", "base", "latents", "train", "evaluate"]
+    assert log[0] == "captions(shards,source)"
+    assert [line.partition("(")[0] for line in log[1:]] == ["base", "latents", "train", "evaluate"]
 
 
 def test_a_plan_tells_what_would_be_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +244,7 @@ def test_a_given_model_is_known_by_its_content(tmp_path: Path) -> None:
 
 
 def test_a_base_model_that_is_read_does_not_depend_on_the_captures(tmp_path: Path) -> None:
-    config = replace(tiny(), base=replace(tiny().base, source="a/b"))
+    config = replace(tiny(), base=replace(tiny().base, source="a/b", revision="0" * 40))
     other = replace(config, preprocess=replace(config.preprocess, image_size=32))
     runtime = RuntimeConfig(root=str(tmp_path))
     fingerprints = [
