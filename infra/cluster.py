@@ -74,6 +74,15 @@ def release_reservations() -> None:
             ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
 
 
+def ended_jobs() -> set[str]:
+    """Ids of the cluster's jobs whose driver has ended, however it did: Ray notes it at once. None are known to a
+    driver that is no node of the cluster itself (ray://).
+    """
+    if ray.util.client.ray.is_connected():
+        return set()
+    return {job["JobID"] for job in ray._private.state.jobs() if job["IsDead"]}
+
+
 def cluster_gpus() -> dict[str, int] | None:
     """How many GPUs of each kind the cluster's nodes have, as Ray found them; None while not connected."""
     if not ray.is_initialized():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from model.config import SamplingConfig
 from pipelines import evaluate as evaluate_module
 from pipelines.artifacts import Artifact
 from pipelines.config import EvaluateConfig
-from pipelines.evaluate import evaluate, generate_objects, score_objects
+from pipelines.evaluate import evaluate, score_objects
 from pipelines.evaluation_tasks import EvaluationTask, choose_frames, choose_objects, choose_texts
 from pipelines.generator import SampleGenerator, SampleRequest
+from pipelines.object_generation import ATTEMPTS_ALONE, Answer, Failures, generate_objects
 from pipelines.pictures import ObjectPictures, pictures_path
 from pipelines.runtime import RuntimeConfig
 from pipelines.scoring import SCORE_COLUMNS, mean_training_image
@@ -57,18 +59,35 @@ class Now:
         return self._value
 
 
-class LocalClient:
-    """A served model without a server; dies after `lifetime` requests."""
+class Never:
+    """An answer that does not come."""
 
-    def __init__(self, generator: SampleGenerator, *, lifetime: int = 1000) -> None:
-        self._generator, self._lifetime = generator, lifetime
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def result(self) -> Any:
+        raise self._error
+
+
+class LocalClient:
+    """A served model without a server; dies after `lifetime` requests. `trouble` decides which get no answer."""
+
+    def __init__(
+        self,
+        generator: SampleGenerator,
+        *,
+        lifetime: int = 1000,
+        trouble: Callable[[SampleRequest, int], Exception | None] = lambda request, number: None,
+    ) -> None:
+        self._generator, self._lifetime, self._trouble = generator, lifetime, trouble
         self.requests: list[SampleRequest] = []
 
-    def generate(self, request: SampleRequest) -> Now:
+    def generate(self, request: SampleRequest) -> Answer:
         if len(self.requests) == self._lifetime:
             raise ConnectionError("killed")
         self.requests.append(request)
-        return Now(self._generator.generate([request])[0])
+        error = self._trouble(request, len(self.requests))
+        return Now(self._generator.generate([request])[0]) if error is None else Never(error)
 
     def reconstruct(self, images: np.ndarray) -> Now:
         return Now(self._generator.reconstruct(images))
@@ -79,10 +98,25 @@ def tasks_of(inputs: dict[str, Artifact], config: EvaluateConfig) -> list[Evalua
     return [*choose_objects(index, config), *choose_texts(index, config)]
 
 
-def run_tasks(tasks: list[EvaluationTask], client: LocalClient, inputs: dict[str, Artifact], folder: Path) -> None:
+def run_tasks(
+    tasks: list[EvaluationTask],
+    client: LocalClient,
+    inputs: dict[str, Artifact],
+    folder: Path,
+    *,
+    max_in_flight: int = 1,
+    most_failures: int = 0,
+) -> Failures:
     folder.mkdir(exist_ok=True)
-    progress = Progress("evaluate", total=len(tasks), unit="objects")
-    generate_objects(tasks, client, open_shards(inputs)[1], folder, progress=progress, max_in_flight=1)
+    return generate_objects(
+        tasks,
+        client,
+        open_shards(inputs)[1],
+        folder,
+        progress=Progress("evaluate", total=len(tasks), unit="objects"),
+        max_in_flight=max_in_flight,
+        most_failures=most_failures,
+    )
 
 
 def test_the_choice_is_a_function_of_the_seed(inputs: dict[str, Artifact]) -> None:
@@ -177,7 +211,7 @@ def test_scores_are_those_of_the_right_pictures(
     assert pictures.truth is not None
     assert pictures.known is not None
     replace(pictures, generated=pictures.truth).save(task.path(tmp_path))
-    columns = score_objects([task], index, reader, tmp_path)
+    columns = score_objects([task], index, reader, tmp_path, {})
     assert columns["known_frame"] == [int(index.frame_numbers[task.rows[0]])]
     assert columns["target_frames"] == [[int(index.frame_numbers[row]) for row in task.rows[1:]]]
     assert columns["psnr"] == [pytest.approx(100.0)]
