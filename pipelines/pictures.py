@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass, fields
@@ -17,8 +18,9 @@ from infra.storage import atomic_write
 
 GRID_GAP = 4  # pixels between the pictures of a grid
 WHITE = 255
-# What a file raises that is cut off, has a flipped bit, or holds other arrays.
-_LOAD_ERRORS = (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
+# What a file raises that is cut off, has a flipped bit, also where it says how it is packed, or holds other arrays.
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError)
+_LOAD_ERRORS = (*_ZIP_ERRORS, OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -15,7 +15,6 @@ from pipelines.pictures import ObjectPictures, color_depth, grid, pictures_path
 from pipelines.report_charts import curve, strip_chart
 from pipelines.report_page import ObjectCard, data_url, folded, objects, page, table
 from pipelines.report_run import curves, read_chain, records_section, rejected_section
-from pipelines.scoring import SCORE_COLUMNS, summarize
 from tests.evaluated_run import CAPTION, NUM_STEPS, NUM_VIEWS, SIDE, write_evaluated_run
 
 RUN_IDS = {"train": "a" * 32, "evaluate": "b" * 32}
@@ -187,13 +186,3 @@ def test_the_time_of_an_interrupted_stage_is_marked() -> None:
     html = records_section(records)
     assert html.count("<td>1 min 30 s</td>") == 1
     assert html.count("<td>1 min 30 s, after a break</td>") == 1
-
-
-def test_summary_says_how_far_ahead() -> None:
-    columns = {name: [10.0, 12.0, 14.0] for name in SCORE_COLUMNS}
-    columns |= {"psnr": [11.0, 12.0, 16.0], "psnr_mean": [10.5, 11.0, 17.0]}
-    summary = summarize(columns)
-    assert summary["psnr"] == pytest.approx(13.0)
-    assert summary["psnr_gain_copy"] == pytest.approx(1.0)  # of 1, 0 and 2
-    assert summary["psnr_gain_copy_error"] == pytest.approx(np.std([1, 0, 2]) / np.sqrt(3))
-    assert summary["share_ahead_of_both"] == pytest.approx(1 / 3)  # only the first; the second equals the copy
