@@ -8,11 +8,13 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,11 +58,28 @@ def ensure_ray(*, num_cpus: int | None = None) -> None:
     _require_token()
     ray._private.auto_init_hook.enable_auto_connect = False  # threads of a Ray that was killed would start another
     address = os.environ.get("RAY_ADDRESS")
-    if address:
-        _connect(address)
-    else:
-        _tell_of_cluster()
-        _start(num_cpus)
+    with _signals_kept():
+        if address:
+            _connect(address)
+        else:
+            _tell_of_cluster()
+            _start(num_cpus)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself when it is started, and a closed terminal would end its processes, before those have
+    ended orderly that use them: they start without SIGHUP.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler, mask = signal.getsignal(signal.SIGTERM), signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def release_reservations() -> None:
