@@ -1,4 +1,4 @@
-"""What asks a process to end, before somebody ends it: SIGTERM, as before a machine is taken away, and SIGHUP, as when the
+"""What asks a process to end, before it is killed: SIGTERM, as before a machine is taken away, and SIGHUP, as when the
 terminal is closed. What a training did since its last checkpoint is saved first.
 """
 

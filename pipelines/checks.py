@@ -51,8 +51,8 @@ def check_held_out(config: RunConfig, shards_dir: StoragePath) -> None:
 
 
 def check_sampling(config: RunConfig, source: str | None, *, stages: set[str]) -> None:
-    """Check that `stages` denoise in no more steps than the noise schedule of the base model `source` has, unless that is
-    on the hub and so not known yet.
+    """Check that `stages` denoise in no more steps than the noise schedule of the base model `source` has, unless that
+    is on the hub and so not known yet.
 
     Raises:
         UserError: they take more.

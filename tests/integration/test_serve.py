@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,12 +105,16 @@ def running() -> list[str]:
 
 
 def replicas() -> list[psutil.Process]:
-    processes = psutil.Process().children(recursive=True)  # the cluster's nodes are this process's children
-    return [process for process in processes if "ray::ServeReplica" in " ".join(process.cmdline())]
+    """Those that run; the cluster's nodes are children of this process."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # ended meanwhile
+            found += [process] if "ray::ServeReplica" in " ".join(process.cmdline()) else []
+    return found
 
 
 def test_an_application_ends_with_its_driver(address: str, inputs: dict[str, Artifact], tmp_path: Path) -> None:
-    """However that ends: of a killed one the replica takes notice, and one whose terminal is closed sees to it itself."""
+    """However that ends: if it is killed the replica notices, if its terminal is closed it sees to that itself."""
     for stop in (signal.SIGKILL, signal.SIGHUP):
         with Driver(inputs["shards"].folder.parents[1], tmp_path / stop.name, LONG) as driver:
             wait_until(lambda: running() or driver.process.poll() is not None, driver)
