@@ -34,15 +34,17 @@ def new_name(model: str) -> str:
 
 def end_orphans() -> list[str]:
     """Take down the applications whose driver has ended, without waiting for it; returns their names."""
-    names = {name: _NAME.fullmatch(name) for name in serve.status().applications}
+    applications = serve.status().applications.items()
+    names = [name for name, application in applications if application.status != ApplicationStatus.DELETING]
     jobs = ended_jobs()
-    orphans = [name for name, match in names.items() if match and match["job"] in jobs]
+    orphans = [name for name in names if (match := _NAME.fullmatch(name)) and match["job"] in jobs]
     for name in orphans:
         serve.delete(name, _blocking=False)
     return orphans
 
 
 def take_down(name: str) -> None:
+    """Take an application down and wait for that, a minute at most. If it fails, that is said: it ends all the same."""
     try:
         call_while_ray_lives(partial(serve.delete, name))
     except (UserError, TimeoutError, RayError, RayServeException) as error:  # and perhaps that is why it ends

@@ -21,7 +21,7 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 
-from infra.cluster import CHECKOUT, _require_token, ensure_ray
+from infra.cluster import CHECKOUT, _require_token, ended_jobs, ensure_ray
 from infra.errors import UserError
 from infra.log import Progress
 from pipelines import serve as serve_module
@@ -31,6 +31,7 @@ from pipelines.generator import GeneratedSample, SampleGenerator, SampleRequest
 from pipelines.object_generation import generate_objects
 from pipelines.pictures import ObjectPictures
 from pipelines.serve import RequestError, ServeConfig, _Replica, serving
+from pipelines.served_application import end_orphans, new_name
 from tests.evaluation_driver import config
 from tests.evaluation_inputs import open_shards, write_evaluation_inputs
 
@@ -205,3 +206,28 @@ def test_an_application_that_somebody_takes_down_is_missed(
             answer.result()
         with pytest.raises(UserError, match=r"somebody took down .* run the same command again"):
             client.generate(task.request(reader)).result()
+
+
+class Anything:
+    """A deployment that never runs."""
+
+
+def test_what_waits_for_room_is_taken_down_by_others(address: str) -> None:
+    """It has no replica that could notice the end of its driver. Nobody else's is touched."""
+    serve.start(proxy_location="Disabled")
+    before = ended_jobs()
+    connect = "from infra.cluster import ensure_ray; ensure_ray()"
+    subprocess.run([sys.executable, "-c", connect], cwd=CHECKOUT, check=True, timeout=200)
+    (ended,) = ended_jobs() - before
+    names = [f"viewdiff-m-{ended}-0000abcd", new_name("m"), f"other-m-{ended}-0000abcd"]
+    deployment = serve.deployment(Anything, ray_actor_options={"num_cpus": 100})
+    for name in names:
+        target = serve.RunTarget(deployment.bind(), name=name, route_prefix=None)
+        serve.run_many([target], wait_for_applications_running=False)
+    assert end_orphans() == names[:1]
+    deadline = time.monotonic() + SECONDS_TO_END
+    while set(serve.status().applications) != set(names[1:]):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    for name in names[1:]:
+        serve.delete(name)
