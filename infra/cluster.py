@@ -8,11 +8,13 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,11 +58,28 @@ def ensure_ray(*, num_cpus: int | None = None) -> None:
     _require_token()
     ray._private.auto_init_hook.enable_auto_connect = False  # threads of a Ray that was killed would start another
     address = os.environ.get("RAY_ADDRESS")
-    if address:
-        _connect(address)
-    else:
-        _tell_of_cluster()
-        _start(num_cpus)
+    with _signals_kept():
+        if address:
+            _connect(address)
+        else:
+            _tell_of_cluster()
+            _start(num_cpus)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself when it is started, and a closed terminal would end its processes, before those have
+    ended orderly that use them: they start without SIGHUP.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler, mask = signal.getsignal(signal.SIGTERM), signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def release_reservations() -> None:
@@ -72,6 +91,15 @@ def release_reservations() -> None:
     for name, group in ray.util.placement_group_table().items():
         if name.endswith(job) and group["state"] != "REMOVED":  # an id ends with that of its job
             ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
+
+
+def ended_jobs() -> set[str]:
+    """Ids of the cluster's jobs whose driver has ended, however it did: Ray notes it at once. None are known to a
+    driver that is no node of the cluster itself (ray://).
+    """
+    if ray.util.client.ray.is_connected():
+        return set()
+    return {job["JobID"] for job in ray._private.state.jobs() if job["IsDead"]}
 
 
 def cluster_gpus() -> dict[str, int] | None:

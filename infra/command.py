@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,14 +11,17 @@ from contextlib import suppress
 import psutil
 
 from infra.errors import UserError
+from infra.stop_request import stop_signals_call
 
 
 def run_command(program: str, call: Callable[[], object]) -> None:
-    """Carry a command out and end this process.
+    """Carry a command out and end this process. SIGTERM and a closed terminal end it as Ctrl-C does.
 
     Exit codes: 0 done, 2 bad input or environment, 130 interrupted, 1 nobody reads what is printed; else a defect.
     """
-    if code := exit_code(program, call):
+    with stop_signals_call(_interrupt):
+        code = exit_code(program, call)
+    if code:
         _end(code)
 
 
@@ -35,6 +39,10 @@ def exit_code(program: str, call: Callable[[], object]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too
         return 1
     return 0
+
+
+def _interrupt(number: signal.Signals) -> None:
+    raise KeyboardInterrupt(number.name)
 
 
 def _end(code: int) -> None:

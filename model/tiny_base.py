@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from model.base import BaseModel
-from model.config import TinyBaseConfig
+from model.config import STAND_IN_TIMESTEPS, TinyBaseConfig
 
 BYTE_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"-_()/&%+#"
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -38,7 +38,7 @@ def build_tiny_base(config: TinyBaseConfig, *, image_size: int, words: Iterable[
             tokenizer=tokenizer,
             unet=tiny_unet(config, image_size),
             scheduler=DDPMScheduler(
-                num_train_timesteps=1000,
+                num_train_timesteps=STAND_IN_TIMESTEPS,
                 beta_start=0.00085,
                 beta_end=0.012,
                 beta_schedule="scaled_linear",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 from infra.errors import UserError
 from infra.storage import StoragePath
+from model.config import STAND_IN_TIMESTEPS
 from pipelines.config import RunConfig
 from pipelines.runtime import RuntimeConfig
 from preprocessing.config import CaptionsConfig
@@ -29,6 +31,7 @@ def check_settings(config: RunConfig, runtime: RuntimeConfig, *, stages: set[str
         if config.base.source is not None:
             _check_base(config.base.source)
         _check_image_size(config)
+    check_sampling(config, config.base.source, stages=stages)
     if "train" in stages:
         if config.train.batch_size < runtime.num_workers:
             raise UserError(
@@ -48,6 +51,24 @@ def check_held_out(config: RunConfig, shards_dir: StoragePath) -> None:
     from preprocessing.dataset import FrameIndex
 
     choose_objects(FrameIndex.open(shards_dir), config.evaluate)
+
+
+def check_sampling(config: RunConfig, source: str | None, *, stages: set[str]) -> None:
+    """Check that `stages` denoise in no more steps than the noise schedule of the base model `source` has, unless that
+    is on the hub and so not known yet.
+
+    Raises:
+        UserError: they take more.
+    """
+    num_timesteps = _num_timesteps(source)
+    for stage, option, num_steps in (
+        ("latents", "--latents.prior-num-steps", config.latents.prior_num_steps),
+        ("evaluate", "--evaluate.sampling.num-steps", config.evaluate.sampling.num_steps),
+    ):
+        if stage in stages and num_timesteps is not None and num_steps > num_timesteps:
+            raise UserError(
+                f"{option} {num_steps}: the base model's noise schedule has only {num_timesteps} steps; take fewer"
+            )
 
 
 def check_own_gpu() -> None:
@@ -95,6 +116,18 @@ def _check_image_size(config: RunConfig) -> None:
             f"preprocess: image_size {side} must be a multiple of {multiple}, because autoencoder and U-Net of the "
             f"base model, {name}, halve a picture's sides; {max(1, round(side / multiple)) * multiple} is near"
         )
+
+
+def _num_timesteps(source: str | None) -> int | None:
+    """Steps of a base model's noise schedule; None where they are not known before it is read."""
+    if source is None:
+        return STAND_IN_TIMESTEPS
+    path = Path(source) / "scheduler" / "scheduler_config.json"
+    try:
+        number = json.loads(path.read_bytes())["num_train_timesteps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # on the hub; or what is wrong with it is told when it is read
+    return number if isinstance(number, int) and number > 0 else None
 
 
 def _check_captions_source(config: CaptionsConfig) -> None:

@@ -95,6 +95,9 @@ class EvaluateConfig:
     the first of the others; for these preprocess with a subset."""
     seed: int = 0
     """Seed of frames and noise."""
+    max_failed_share: float = field(default=0.1, metadata=HOW)
+    """Objects that may fail, as a share of all, in [0, 1): they are listed with the reasons and are in no mean. When
+    more do, the evaluation fails."""
 
     def __post_init__(self) -> None:
         if self.views not in ("around", "eval_batches"):
@@ -104,6 +107,8 @@ class EvaluateConfig:
         for name, smallest in (("num_objects", 1), ("num_text_objects", 0), ("num_views", 2), ("max_batch_size", 1)):
             if getattr(self, name) < smallest:
                 raise UserError(f"evaluate: {name} is {getattr(self, name)}, must be at least {smallest}")
+        if not 0 <= self.max_failed_share < 1:
+            raise UserError(f"evaluate: max_failed_share is {self.max_failed_share}, must be at least 0 and below 1")
 
 
 @dataclass(frozen=True, kw_only=True)

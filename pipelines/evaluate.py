@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections import deque
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.cluster import ensure_ray
-from infra.fingerprint import plain
-from infra.log import Progress
+from infra.errors import UserError
+from infra.fingerprint import identity
+from infra.log import Progress, get_logger
 from infra.mlflow_run import Run
 from infra.storage import atomic_write
 from infra.tracking import FINGERPRINT_TAG, FOLDER_TAG, Tracking, flatten
 from pipelines.config import EvaluateConfig
 from pipelines.evaluation_tasks import EvaluationTask, choose_objects, choose_texts
-from pipelines.generator import SampleRequest
 from pipelines.lineage import log_shards
+from pipelines.object_generation import Failures, generate_objects, require_few
 from pipelines.pictures import ObjectPictures, grid
 from pipelines.runtime import RuntimeConfig
-from pipelines.scoring import OBJECTS_SCHEMA, mean_training_image, score, summarize
+from pipelines.scoring import OBJECTS_SCHEMA, REASON, SCORE_COLUMNS, mean_training_image, score, summarize
 from pipelines.serve import ServeConfig, serving
 from pipelines.stage import final_dir
 from preprocessing.captions import read_sequence_captions
@@ -34,33 +33,14 @@ from preprocessing.dataset import FrameIndex, ShardReader
 BATCHES_IN_FLIGHT = 3  # one that is being denoised, one that fills meanwhile, one whose pictures are being read
 
 
-class Answer(Protocol):
-    """A result that may not be there yet."""
-
-    def result(self) -> Any:
-        """Wait for it."""
-
-
-class Client(Protocol):
-    """What evaluation asks of a served model, see `pipelines.serve.GeneratorClient`."""
-
-    def generate(self, request: SampleRequest) -> Answer: ...
-
-    def reconstruct(self, images: np.ndarray) -> Answer: ...
-
-
-@dataclass(frozen=True)
-class _Pending:
-    task: EvaluationTask
-    sample: Answer
-    reconstructed: Answer | None
-
-
 def evaluate(config: EvaluateConfig, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
     """Generate what is not in `folder` yet, score it, write objects.parquet and summary.json, tell MLflow.
 
-    `inputs`: shards, captions, base, checkpoint. Raises UserError when the split holds no object or MLflow does not
-    answer.
+    `inputs`: shards, captions, base, checkpoint. An object that fails is recorded with the reason, and is in no mean.
+
+    Raises:
+        UserError: the split holds no object, more objects failed than `config.max_failed_share` allows, or MLflow does
+            not answer.
     """
     tracking = Tracking(runtime.tracking)
     tracking.check()
@@ -71,19 +51,18 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Any], folder: Path, ru
     pictures_dir.mkdir(exist_ok=True)
     objects, texts = choose_objects(index, config), choose_texts(index, config)
     tasks = [*objects, *texts]
-    missing = [task for task in tasks if not task.path(pictures_dir).exists()]
-    if missing:
-        served = _serve_config(config, inputs, runtime)
-        done = len(tasks) - len(missing)
-        ensure_ray()
-        with (
-            serving(served) as client,
-            Progress("evaluate", total=len(tasks), unit="objects", done=done) as progress,
-        ):
-            limit = BATCHES_IN_FLIGHT * served.max_batch_size * served.num_replicas
-            generate_objects(missing, client, reader, pictures_dir, progress=progress, max_in_flight=limit)
-    columns = score_objects(objects, index, reader, pictures_dir)
-    summary = summarize(columns) | {"num_objects": len(objects), "num_text_objects": len(texts)}
+    most_failures = math.floor(config.max_failed_share * len(tasks) + 1e-9)
+    failures = _generate(config, inputs, runtime, tasks, reader=reader, pictures_dir=pictures_dir, most=most_failures)
+    columns = score_objects(objects, index, reader, pictures_dir, failures)
+    unscored = {task.name: reason for task, reason in zip(objects, columns[REASON], strict=True) if reason is not None}
+    failures |= unscored
+    require_few(failures, most=most_failures)
+    require_few(unscored, most=len(objects) - 1)
+    summary = summarize(columns) | {
+        "num_objects": len(objects),
+        "num_text_objects": len(texts),
+        "failed_texts": {"/".join(task.name): failures[task.name] for task in texts if task.name in failures},
+    }
     pq.write_table(pa.table(columns, schema=OBJECTS_SCHEMA), folder / "objects.parquet")
     atomic_write(folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     final = final_dir(folder)
@@ -93,57 +72,79 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Any], folder: Path, ru
         parent_run_id=checkpoint.facts.get("mlflow_run_id"),
     )
     log_shards(run, shards, context="evaluation")
-    _record(run, config, tasks, pictures_dir, summary=summary, columns=columns)
+    made = [task for task in tasks if task.name not in failures]
+    _record(run, config, made, pictures_dir, summary=summary, columns=columns)
     return {"mlflow_run_id": run.id, **summary}
 
 
-def generate_objects(
-    tasks: Sequence[EvaluationTask],
-    client: Client,
-    reader: ShardReader,
-    pictures_dir: Path,
-    *,
-    progress: Progress,
-    max_in_flight: int,
-) -> None:
-    """Keep requests in flight to the model; write each object's pictures, complete or not at all, when they arrive."""
-    waiting: deque[_Pending] = deque()
-
-    def finish_one() -> None:
-        pending = waiting.popleft()
-        reconstructed = pending.reconstructed.result() if pending.reconstructed else None
-        pictures = pending.task.pictures(pending.sample.result(), reader, reconstructed=reconstructed)
-        pictures.save(pending.task.path(pictures_dir))
-        progress.advance(object="/".join(pending.task.name))
-
-    for task in tasks:
-        reconstructed = client.reconstruct(task.truth(reader)) if task.rows else None
-        waiting.append(_Pending(task, client.generate(task.request(reader)), reconstructed))
-        if len(waiting) >= max_in_flight:
-            finish_one()
-    while waiting:
-        finish_one()
-
-
 def score_objects(
-    tasks: Sequence[EvaluationTask], index: FrameIndex, reader: ShardReader, pictures_dir: Path
+    tasks: Sequence[EvaluationTask], index: FrameIndex, reader: ShardReader, pictures_dir: Path, failures: Failures
 ) -> dict[str, list[Any]]:
-    """Columns of objects.parquet: names, frames, PSNR and SSIM of every method."""
+    """Columns of objects.parquet: names, frames, PSNR and SSIM of every method, or the reason why there are none."""
     mean_image = mean_training_image(index, reader)
     rows = []
     for task in tasks:
         category, sequence = task.name
         frames = [int(index.frame_numbers[row]) for row in task.rows]
         names = {"category": category, "sequence": sequence, "known_frame": frames[0], "target_frames": frames[1:]}
-        rows.append(names | score(ObjectPictures.load(task.path(pictures_dir)), mean_image))
-    return {name: [row[name] for row in rows] for name in rows[0]}
+        scores: dict[str, float | None] = dict.fromkeys(SCORE_COLUMNS)
+        reason = failures.get(task.name)
+        if reason is None:
+            try:
+                scores |= score(ObjectPictures.load(task.path(pictures_dir)), mean_image)
+            except UserError as error:
+                reason = str(error)
+        rows.append(names | scores | {REASON: reason})
+    return {name: [row[name] for row in rows] for name in OBJECTS_SCHEMA.names}
+
+
+def _is_made(task: EvaluationTask, pictures_dir: Path) -> bool:
+    """Whether an earlier evaluation has left the task's pictures, whole."""
+    path = task.path(pictures_dir)
+    if not path.exists():
+        return False
+    try:
+        ObjectPictures.load(path)
+    except UserError as error:
+        get_logger("evaluate").warning("%s is made again: %s", "/".join(task.name), error)
+        return False
+    return True
+
+
+def _generate(
+    config: EvaluateConfig,
+    inputs: Mapping[str, Any],
+    runtime: RuntimeConfig,
+    tasks: Sequence[EvaluationTask],
+    *,
+    reader: ShardReader,
+    pictures_dir: Path,
+    most: int,
+) -> Failures:
+    """Make the pictures that are not there yet. Raises UserError when more than `most` objects fail."""
+    missing = [task for task in tasks if not _is_made(task, pictures_dir)]
+    if not missing:
+        return {}
+    ensure_ray()
+    served = _serve_config(config, inputs, runtime)
+    done = len(tasks) - len(missing)
+    with serving(served) as client, Progress("evaluate", total=len(tasks), unit="objects", done=done) as progress:
+        return generate_objects(
+            missing,
+            client,
+            reader,
+            pictures_dir,
+            progress=progress,
+            max_in_flight=BATCHES_IN_FLIGHT * served.max_batch_size * served.num_replicas,
+            most_failures=most,
+        )
 
 
 def _serve_config(config: EvaluateConfig, inputs: Mapping[str, Any], runtime: RuntimeConfig) -> ServeConfig:
     """One replica on CPUs, where it uses all cores; one per GPU otherwise."""
     checkpoint = inputs["checkpoint"]
     return ServeConfig(
-        name=f"viewdiff-{checkpoint.fingerprint}",
+        model=checkpoint.fingerprint,
         model_dir=checkpoint.model_dir,
         base_dir=inputs["base"].folder,
         max_batch_size=config.max_batch_size,
@@ -158,11 +159,12 @@ def _record(
     tasks: Sequence[EvaluationTask],
     pictures_dir: Path,
     *,
-    summary: Mapping[str, float],
+    summary: Mapping[str, Any],
     columns: Mapping[str, Sequence[Any]],
 ) -> None:
-    run.log_params(flatten(plain(config)))
-    run.log_scores(summary)
+    """Tell MLflow, which keeps a run's params for good: what may change before the stage is done is none."""
+    run.log_params(flatten(identity(config)))
+    run.log_scores({name: value for name, value in summary.items() if not isinstance(value, dict)})
     run.log_table(columns, "objects")
     for task in tasks:
         run.log_picture(grid(ObjectPictures.load(task.path(pictures_dir))), "--".join(task.name))

@@ -65,6 +65,11 @@ def prepare(request: GenerateRequest, runtime: RuntimeConfig) -> GenerateInputs:
         )
     captured = _from_capture(request, folder) if from_capture else None
     generator = SampleGenerator.load(folder, base, device="cuda" if runtime.use_gpu else "cpu")
+    if request.sampling.num_steps > generator.num_timesteps:
+        raise UserError(
+            f"--sampling.num-steps {request.sampling.num_steps}: the model's noise schedule has only "
+            f"{generator.num_timesteps} steps; take fewer"
+        )
     task, names, reader = captured or _from_text(request, generator, _trained_on(folder))
     _check_size(task.cameras.image_size, generator)
     title = " / ".join(task.name)

@@ -82,6 +82,11 @@ class SampleGenerator:
         return side, side
 
     @property
+    def num_timesteps(self) -> int:
+        """Steps of the noise schedule: denoising has no more."""
+        return int(self._base.scheduler.config.num_train_timesteps)
+
+    @property
     def side_multiple(self) -> int:
         """Pictures must have sides that are multiples of this many pixels."""
         return self._base.downsampling * 2 ** (len(self._base.unet.config.block_out_channels) - 1)

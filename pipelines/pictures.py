@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
+import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from urllib.parse import quote
@@ -10,10 +13,14 @@ from urllib.parse import quote
 import cv2
 import numpy as np
 
+from infra.errors import UserError
 from infra.storage import atomic_write
 
 GRID_GAP = 4  # pixels between the pictures of a grid
 WHITE = 255
+# What a file raises that is cut off, has a flipped bit, also where it says how it is packed, or holds other arrays.
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError)
+_LOAD_ERRORS = (*_ZIP_ERRORS, OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -40,10 +47,19 @@ class ObjectPictures:
 
     @staticmethod
     def load(path: Path) -> ObjectPictures:
-        """Read what `save` wrote. Nothing is unpickled."""
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        return ObjectPictures(caption=str(arrays.pop("caption")), **arrays)
+        """Read what `save` wrote. Nothing is unpickled.
+
+        Raises UserError when the file is missing, truncated, or anything else than what `save` writes.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            pictures = ObjectPictures(caption=str(arrays.pop("caption")), **arrays)
+        except _LOAD_ERRORS as error:
+            raise UserError(
+                f"{path} cannot be read ({error}); delete {path.parent.parent} and evaluate again"
+            ) from error
+        return pictures
 
 
 def pictures_path(folder: Path, *name: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 from infra.errors import UserError
 from infra.storage import open_path
 from pipelines.artifacts import Artifact, external_dataset, external_model
-from pipelines.checks import check_held_out, check_settings
+from pipelines.checks import check_held_out, check_sampling, check_settings
 from pipelines.config import RunConfig
 from pipelines.runtime import RuntimeConfig
 from pipelines.sources import NOT_KNOWN, ROLE, pretrained_models
@@ -71,6 +71,8 @@ def run_chain(
             results[step.name] = run_stage(make_stage(step, config, inputs), runtime)
         if step.name == "preprocess" and until in ("evaluate", "report", "register"):
             check_held_out(config, results["preprocess"].data)
+        if step.name == "base":
+            check_sampling(config, str(results["base"].folder), stages={step.name for step in steps})
     return results
 
 

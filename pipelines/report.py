@@ -21,7 +21,7 @@ from pipelines.report_charts import strip_chart
 from pipelines.report_page import ObjectCard, facts, objects, page, section, table
 from pipelines.report_run import curves, read_chain, records_section, rejected_section, runs_section
 from pipelines.runtime import RuntimeConfig
-from pipelines.scoring import METHODS, psnr_per_view, read_objects
+from pipelines.scoring import METHODS, REASON, psnr_per_view, read_objects, scored
 from preprocessing.schema import read_manifest
 
 SHORT_NAMES = {
@@ -41,18 +41,21 @@ def write_report(
     """
     evaluation, checkpoint = inputs["evaluation"], inputs["checkpoint"]
     summary = json.loads(evaluation.summary_path.read_bytes())
-    columns = read_objects(evaluation.objects_path)
+    objects_read = read_objects(evaluation.objects_path)
+    columns = scored(objects_read)
+    failed_texts = summary["failed_texts"]
     records = read_chain(list(inputs.values()))
     tracking = Tracking(runtime.tracking)
     html = page(
-        title=f"{summary['num_objects']} unseen objects, one picture each",
+        title=f"{_count(columns, objects_read)} unseen objects, one picture each",
         eyebrow=f"{config.title} · {records[-1]['created'][:10]}",
         lead=_lead(summary, columns),
         content=[
             _headline(summary, records),
             _objects_section(evaluation.pictures_dir, columns),
-            _scores_section(columns, summary),
-            _texts_section(evaluation.pictures_dir, summary["num_text_objects"]),
+            _scores_section(columns, summary, of=_count(columns, objects_read)),
+            _texts_section(evaluation.pictures_dir, summary["num_text_objects"], failed_texts),
+            _failed_section(objects_read, failed_texts),
             section("Training", curves(checkpoint.metrics_path), note="Faint: every step. Bold: smoothed."),
             records_section(records),
             rejected_section(read_manifest(inputs["shards"].data), card=_card_link(inputs["shards"], folder)),
@@ -129,17 +132,40 @@ def _objects_section(pictures_dir: Path, columns: Mapping[str, Sequence[Any]]) -
     return section("Unseen objects", objects(cards), note=note)
 
 
-def _texts_section(pictures_dir: Path, count: int) -> str:
-    if count == 0:
+def _texts_section(pictures_dir: Path, count: int, failed: Mapping[str, str]) -> str:
+    names = [name for name in (f"text-{number}" for number in range(count)) if name not in failed]
+    if not names:
         return ""
-    loaded = [ObjectPictures.load(pictures_path(pictures_dir, f"text-{number}")) for number in range(count)]
+    loaded = [ObjectPictures.load(pictures_path(pictures_dir, name)) for name in names]
     cards = [ObjectCard(title=f"“{pictures.caption}”", pictures=pictures) for pictures in loaded]
     return section(
         "From text alone", objects(cards), note="No picture given: captions of held-out objects, with guidance."
     )
 
 
-def _scores_section(columns: Mapping[str, Sequence[Any]], summary: Mapping[str, Any]) -> str:
+def _failed_section(columns: Mapping[str, Sequence[Any]], failed_texts: Mapping[str, str]) -> str:
+    """Objects without a result, and why."""
+    names = map(" / ".join, zip(columns["category"], columns["sequence"], strict=True))
+    reasons = {name: reason for name, reason in zip(names, columns[REASON], strict=True) if reason is not None}
+    reasons |= failed_texts
+    if not reasons:
+        return ""
+    head = '<tr><th scope="col">Object</th><th class="text" scope="col">Reason</th></tr>'
+    rows = [
+        f'<tr><th scope="row">{escape(name)}</th><td class="text">{escape(reason)}</td></tr>'
+        for name, reason in reasons.items()
+    ]
+    note = "These objects could not be generated or scored. They are in no mean."
+    return section("Failed", table(head, rows, label="Objects without a result"), note=note)
+
+
+def _count(columns: Mapping[str, Sequence[Any]], all_columns: Mapping[str, Sequence[Any]]) -> str:
+    """How many objects have scores, and of how many where some have none."""
+    scored_objects, all_objects = len(columns["category"]), len(all_columns["category"])
+    return f"{scored_objects}" if scored_objects == all_objects else f"{scored_objects} of {all_objects}"
+
+
+def _scores_section(columns: Mapping[str, Sequence[Any]], summary: Mapping[str, Any], *, of: str) -> str:
     chart = strip_chart(
         {label: (SHORT_NAMES[suffix], columns[f"psnr{suffix}"]) for suffix, label in METHODS.items()}, unit="dB"
     )
@@ -151,7 +177,7 @@ def _scores_section(columns: Mapping[str, Sequence[Any]], summary: Mapping[str, 
     names = [
         f"{category} / {sequence}" for category, sequence in zip(columns["category"], columns["sequence"], strict=True)
     ]
-    rows = [_score_row("All objects, mean", summary, kind="all")]
+    rows = [_score_row(f"Mean of {of} objects", summary, kind="all")]
     rows += [_score_row(name, {key: values[i] for key, values in columns.items()}) for i, name in enumerate(names)]
     note = (
         "Two baselines that need no model, and a ceiling: the real frame through the autoencoder and back, since "

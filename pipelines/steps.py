@@ -108,6 +108,7 @@ STEPS: tuple[Step, ...] = (
         inputs=(*_CAPTIONED_SHARDS, ("base", "base"), ("checkpoint", "train")),
         load=_evaluate,
         tracks=True,
+        version=2,
     ),
     Step(
         name="report",

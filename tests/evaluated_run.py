@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipelines.artifacts import RECORD_NAME, Artifact, BaseFolder, Checkpoint, EvaluationReport, RawDataset, Shards
 from pipelines.pictures import ObjectPictures, pictures_path
-from pipelines.scoring import SCORE_COLUMNS, summarize
+from pipelines.scoring import OBJECTS_SCHEMA, REASON, SCORE_COLUMNS, summarize
 from preprocessing.schema import DATASET_NAME, SCHEMA_VERSION, write_manifest
 
 NUM_VIEWS, SIDE, NUM_STEPS = 5, 16, 30
@@ -59,7 +59,8 @@ def _write_objects(evaluation: EvaluationReport) -> None:
         "target_frames": [list(range(10, 10 + NUM_VIEWS))] * 2,
     }
     columns |= {name: [1.25 + number, 2.5 + number] for number, name in enumerate(SCORE_COLUMNS)}
-    pq.write_table(pa.table(columns), evaluation.objects_path)
+    columns[REASON] = [None, None]
+    pq.write_table(pa.table(columns, schema=OBJECTS_SCHEMA), evaluation.objects_path)
     summary = summarize(columns) | {"num_objects": len(OBJECTS), "num_text_objects": 1}
     evaluation.summary_path.write_text(json.dumps(summary))
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +15,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.errors import UserError
-from infra.log import Progress
+from infra.log import Progress, get_logger
 from infra.tracking import Tracking
 from model.config import SamplingConfig
 from pipelines import evaluate as evaluate_module
-from pipelines.artifacts import Artifact
+from pipelines.artifacts import Artifact, EvaluationReport
 from pipelines.config import EvaluateConfig
-from pipelines.evaluate import evaluate, generate_objects, score_objects
+from pipelines.evaluate import evaluate, score_objects
 from pipelines.evaluation_tasks import EvaluationTask, choose_frames, choose_objects, choose_texts
 from pipelines.generator import SampleGenerator, SampleRequest
+from pipelines.object_generation import ATTEMPTS_ALONE, Answer, Failures, generate_objects
 from pipelines.pictures import ObjectPictures, pictures_path
 from pipelines.runtime import RuntimeConfig
 from pipelines.scoring import SCORE_COLUMNS, mean_training_image
-from tests.evaluation_inputs import HELD_OUT, open_shards, write_evaluation_inputs
+from pipelines.serve import RequestError
+from pipelines.stage import Stage
+from tests.evaluation_inputs import HELD_OUT, SHARD, open_shards, write_evaluation_inputs
 from tests.training_inputs import IMAGE_SIZE, NUM_FRAMES
 
 CONFIG = EvaluateConfig(
@@ -35,6 +41,9 @@ CONFIG = EvaluateConfig(
     num_views=4,
     max_batch_size=2,
 )
+
+
+MANY = replace(CONFIG, split="train", num_text_objects=2)  # two objects and two texts
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +66,35 @@ class Now:
         return self._value
 
 
-class LocalClient:
-    """A served model without a server; dies after `lifetime` requests."""
+class Never:
+    """An answer that does not come."""
 
-    def __init__(self, generator: SampleGenerator, *, lifetime: int = 1000) -> None:
-        self._generator, self._lifetime = generator, lifetime
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def result(self) -> Any:
+        raise self._error
+
+
+class LocalClient:
+    """A served model without a server; dies after `lifetime` requests. `trouble` decides which get no answer."""
+
+    def __init__(
+        self,
+        generator: SampleGenerator,
+        *,
+        lifetime: int = 1000,
+        trouble: Callable[[SampleRequest, int], Exception | None] = lambda request, number: None,
+    ) -> None:
+        self._generator, self._lifetime, self._trouble = generator, lifetime, trouble
         self.requests: list[SampleRequest] = []
 
-    def generate(self, request: SampleRequest) -> Now:
+    def generate(self, request: SampleRequest) -> Answer:
         if len(self.requests) == self._lifetime:
             raise ConnectionError("killed")
         self.requests.append(request)
-        return Now(self._generator.generate([request])[0])
+        error = self._trouble(request, len(self.requests))
+        return Now(self._generator.generate([request])[0]) if error is None else Never(error)
 
     def reconstruct(self, images: np.ndarray) -> Now:
         return Now(self._generator.reconstruct(images))
@@ -79,10 +105,25 @@ def tasks_of(inputs: dict[str, Artifact], config: EvaluateConfig) -> list[Evalua
     return [*choose_objects(index, config), *choose_texts(index, config)]
 
 
-def run_tasks(tasks: list[EvaluationTask], client: LocalClient, inputs: dict[str, Artifact], folder: Path) -> None:
+def run_tasks(
+    tasks: list[EvaluationTask],
+    client: LocalClient,
+    inputs: dict[str, Artifact],
+    folder: Path,
+    *,
+    max_in_flight: int = 1,
+    most_failures: int = 0,
+) -> Failures:
     folder.mkdir(exist_ok=True)
-    progress = Progress("evaluate", total=len(tasks), unit="objects")
-    generate_objects(tasks, client, open_shards(inputs)[1], folder, progress=progress, max_in_flight=1)
+    return generate_objects(
+        tasks,
+        client,
+        open_shards(inputs)[1],
+        folder,
+        progress=Progress("evaluate", total=len(tasks), unit="objects"),
+        max_in_flight=max_in_flight,
+        most_failures=most_failures,
+    )
 
 
 def test_the_choice_is_a_function_of_the_seed(inputs: dict[str, Artifact]) -> None:
@@ -177,7 +218,7 @@ def test_scores_are_those_of_the_right_pictures(
     assert pictures.truth is not None
     assert pictures.known is not None
     replace(pictures, generated=pictures.truth).save(task.path(tmp_path))
-    columns = score_objects([task], index, reader, tmp_path)
+    columns = score_objects([task], index, reader, tmp_path, {})
     assert columns["known_frame"] == [int(index.frame_numbers[task.rows[0]])]
     assert columns["target_frames"] == [[int(index.frame_numbers[row]) for row in task.rows[1:]]]
     assert columns["psnr"] == [pytest.approx(100.0)]
@@ -187,6 +228,131 @@ def test_scores_are_those_of_the_right_pictures(
     assert columns["psnr_copy"] == [pytest.approx(expected, abs=1e-4)]  # the pictures are float32 in between
     train = [reader.image(row) for item in index.sequences("train") for row in item.rows]
     assert np.abs(mean_training_image(index, reader) - np.mean(train, axis=0)).max() <= 0.5
+
+
+def pictures_of(tasks: list[EvaluationTask], folder: Path) -> dict[tuple[str, ...], bytes]:
+    made = [task for task in tasks if task.path(folder).exists()]
+    return {task.name: ObjectPictures.load(task.path(folder)).generated.tobytes() for task in made}
+
+
+def test_only_what_fails_alone_has_failed(
+    inputs: dict[str, Artifact], generator: SampleGenerator, tmp_path: Path
+) -> None:
+    """A replica that dies takes every request with it that it has; one of these kills it each time."""
+    tasks = tasks_of(inputs, MANY)
+    run_tasks(tasks, LocalClient(generator), inputs, tmp_path / "whole")
+    killer, lost = tasks[1], RequestError("it died", replica_lost=True)
+    in_flight = len(tasks) - 1
+
+    def die(request: SampleRequest, number: int) -> Exception | None:
+        return lost if number <= in_flight or request.seed == killer.seed else None
+
+    client = LocalClient(generator, trouble=die)
+    failures = run_tasks(tasks, client, inputs, tmp_path / "some", max_in_flight=in_flight, most_failures=1)
+    assert failures == {killer.name: f"whoever generates it dies of it, also alone, {ATTEMPTS_ALONE} times (it died)"}
+    asked = [request.seed for request in client.requests]
+    assert [asked.count(task.seed) for task in tasks] == [2, 1 + ATTEMPTS_ALONE, 2, 1]
+    expected = pictures_of(tasks, tmp_path / "whole")
+    del expected[killer.name]
+    assert pictures_of(tasks, tmp_path / "some") == expected
+
+
+def test_what_the_model_refuses_is_not_asked_for_again_and_again(
+    inputs: dict[str, Artifact], generator: SampleGenerator, tmp_path: Path
+) -> None:
+    tasks = tasks_of(inputs, MANY)
+    refused = RequestError("ValueError: no such text", replica_lost=False)
+    client = LocalClient(generator, trouble=lambda request, _: refused if request.seed == tasks[0].seed else None)
+    failures = run_tasks(tasks, client, inputs, tmp_path, max_in_flight=2, most_failures=1)
+    assert failures == {tasks[0].name: "ValueError: no such text"}
+    assert [request.seed for request in client.requests].count(tasks[0].seed) == 2  # in company and alone
+
+
+def test_too_many_failures_end_it_soon(inputs: dict[str, Artifact], generator: SampleGenerator, tmp_path: Path) -> None:
+    tasks = tasks_of(inputs, MANY)
+    client = LocalClient(generator, trouble=lambda *_: RequestError("out of memory", replica_lost=False))
+    message = r"2 objects failed, at most 1 may \(apple/sequence_\d and others: out of memory\); mend that"
+    with pytest.raises(UserError, match=message):
+        run_tasks(tasks, client, inputs, tmp_path, max_in_flight=1, most_failures=1)
+    assert len(client.requests) == 4  # of two objects, in company and alone; the others were not asked for
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> dict[str, Artifact]:
+    """Inputs with a training frame that cannot be read: the first one of sequence_0."""
+    inputs = write_evaluation_inputs(tmp_path / "root")
+    [offset, _] = open_shards(inputs)[0].image_spans[0]
+    path = inputs["shards"].folder / SHARD
+    data = bytearray(path.read_bytes())
+    data[offset + 50] ^= 1
+    path.write_bytes(data)
+    return inputs
+
+
+def test_the_mean_image_is_that_of_the_frames_that_can_be_read(
+    damaged: dict[str, Artifact], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, reader = open_shards(damaged)
+    get_logger("evaluate")  # its first call turns propagation off
+    monkeypatch.setattr(logging.getLogger("viewdiff"), "propagate", True)
+    train = [reader.image(row) for item in index.sequences("train") for row in item.rows if row != 0]
+    assert np.abs(mean_training_image(index, reader) - np.mean(train, axis=0)).max() <= 0.5
+    assert "without 1 of 10 frames" in caplog.text
+
+
+def test_the_stage_records_what_fails_and_does_the_rest(
+    damaged: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two objects one has a frame that cannot be read; one of two texts is refused; a file was cut off."""
+    runtime, folder = RuntimeConfig(root=str(tmp_path)), tmp_path / "evaluation"
+    config = replace(MANY, num_views=NUM_FRAMES, max_failed_share=0.5)  # every object shows all its frames
+    generator = SampleGenerator.load(damaged["checkpoint"].folder / "model", damaged["base"].folder)
+    first, second, _, text = tasks_of(damaged, config)
+    bad, good = (first, second) if 0 in first.rows else (second, first)
+    refused = RequestError("ValueError: no such text", replica_lost=False)
+    client = LocalClient(generator, trouble=lambda request, _: refused if request.seed == text.seed else None)
+    monkeypatch.setattr(evaluate_module, "serving", lambda served: nullcontext(client))
+    monkeypatch.setattr(evaluate_module, "ensure_ray", lambda: None)
+    folder.mkdir()
+    run_tasks([good], LocalClient(generator), damaged, folder / "pictures")
+    whole = good.path(folder / "pictures").read_bytes()
+    good.path(folder / "pictures").write_bytes(whole[: len(whole) // 2])
+
+    facts = evaluate(config, damaged, folder, runtime)
+    assert pictures_of([good], folder / "pictures")
+    rows = {row["sequence"]: row for row in pq.read_table(folder / "objects.parquet").to_pylist()}
+    assert "frame in row 0 is damaged" in rows[bad.name[1]]["reason"]
+    assert {rows[bad.name[1]][name] for name in SCORE_COLUMNS} == {None}
+    assert rows[good.name[1]]["reason"] is None
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {name: summary[name] for name in SCORE_COLUMNS} == {name: rows[good.name[1]][name] for name in SCORE_COLUMNS}
+    assert (summary["num_scored_objects"], summary["num_objects"]) == (1, 2)
+    assert summary["failed_texts"] == {"text-1": "ValueError: no such text"}
+    run = Tracking(runtime.tracking).resume(facts["mlflow_run_id"]).client.get_run(facts["mlflow_run_id"])
+    assert run.data.metrics["num_scored_objects"] == 1
+
+    strict = replace(config, max_failed_share=0.25)
+    assert Stage(name="evaluate", run=evaluate, kind=EvaluationReport, config=strict).fingerprint == (
+        Stage(name="evaluate", run=evaluate, kind=EvaluationReport, config=config).fingerprint
+    )
+    with pytest.raises(UserError, match="2 objects failed, at most 1 may"):
+        evaluate(strict, damaged, folder, runtime)
+
+
+def test_an_evaluation_without_any_score_fails(
+    inputs: dict[str, Artifact], generator: SampleGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the only object there is none, and a text has no truth: there is no mean."""
+    config = replace(CONFIG, max_failed_share=0.9)
+    broken = RequestError("broken", replica_lost=False)
+    client = LocalClient(generator, trouble=lambda request, _: broken if len(request.known_images) else None)
+    monkeypatch.setattr(evaluate_module, "serving", lambda served: nullcontext(client))
+    monkeypatch.setattr(evaluate_module, "ensure_ray", lambda: None)
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    with pytest.raises(UserError, match="1 object failed, at most 0 may"):
+        evaluate(config, inputs, folder, RuntimeConfig(root=str(tmp_path)))
+    assert not (folder / "objects.parquet").exists()
 
 
 @pytest.mark.timeout(600)

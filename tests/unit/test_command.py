@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -12,6 +15,7 @@ import pytest
 
 from infra.command import exit_code
 from infra.errors import UserError
+from infra.stop_request import STOP_SIGNALS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -61,3 +65,46 @@ def test_a_dead_ray_has_no_say() -> None:
     with suppress(psutil.NoSuchProcess):
         child = psutil.Process(int(result.stdout))  # what was printed has arrived
         child.wait(60)  # and nothing is left
+
+
+# Says when it can be stopped, and cleans up for a while, in which it prints.
+STOPPED = """
+import sys, time
+from infra.command import run_command
+
+def work():
+    try:
+        print("working", flush=True)
+        time.sleep(600)
+    finally:
+        print("cleaning up", flush=True)
+        open(sys.argv[1], "w").close()
+
+run_command("viewdiff", work)
+"""
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_stop_signals_end_it_as_ctrl_c_does(number: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STOPPED, str(tmp_path / "clean")]
+    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "working\n"
+        process.send_signal(number)
+        said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == ("cleaning up\n", "viewdiff: interrupted; run the same command again to go on\n")
+    assert (tmp_path / "clean").exists()
+
+
+def test_a_closed_terminal_lets_it_clean_up(tmp_path: Path) -> None:
+    """Though what it prints meanwhile cannot be written any more."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(CHECKOUT)
+        os.execv(sys.executable, [sys.executable, "-c", STOPPED, str(tmp_path / "clean")])
+    assert os.read(terminal, 100).startswith(b"working")
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 130
+    assert (tmp_path / "clean").exists()

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pipelines import report
+from pipelines.config import ReportConfig
 from pipelines.pictures import ObjectPictures, color_depth, grid, pictures_path
 from pipelines.report_charts import curve, strip_chart
 from pipelines.report_page import ObjectCard, data_url, folded, objects, page, table
 from pipelines.report_run import curves, read_chain, records_section, rejected_section
-from pipelines.scoring import SCORE_COLUMNS, summarize
+from pipelines.runtime import RuntimeConfig
+from pipelines.scoring import OBJECTS_SCHEMA
 from tests.evaluated_run import CAPTION, NUM_STEPS, NUM_VIEWS, SIDE, write_evaluated_run
 
 RUN_IDS = {"train": "a" * 32, "evaluate": "b" * 32}
@@ -189,11 +196,47 @@ def test_the_time_of_an_interrupted_stage_is_marked() -> None:
     assert html.count("<td>1 min 30 s, after a break</td>") == 1
 
 
-def test_summary_says_how_far_ahead() -> None:
-    columns = {name: [10.0, 12.0, 14.0] for name in SCORE_COLUMNS}
-    columns |= {"psnr": [11.0, 12.0, 16.0], "psnr_mean": [10.5, 11.0, 17.0]}
-    summary = summarize(columns)
-    assert summary["psnr"] == pytest.approx(13.0)
-    assert summary["psnr_gain_copy"] == pytest.approx(1.0)  # of 1, 0 and 2
-    assert summary["psnr_gain_copy_error"] == pytest.approx(np.std([1, 0, 2]) / np.sqrt(3))
-    assert summary["share_ahead_of_both"] == pytest.approx(1 / 3)  # only the first; the second equals the copy
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No MLflow: what a report tells it is of no interest, and what it asks is answered."""
+    tracking = SimpleNamespace(
+        uri="sqlite:///mlflow.db",
+        experiment="viewdiff",
+        run_url=lambda run_id: None,
+        resume=lambda run_id: SimpleNamespace(log_artifact=lambda path: None),
+    )
+    monkeypatch.setattr(report, "Tracking", lambda uri: tracking)
+
+
+def test_failed_objects_are_listed_and_in_no_mean(tmp_path: Path, offline: None) -> None:
+    inputs = write_evaluated_run(tmp_path, RUN_IDS)
+    evaluation = inputs["evaluation"]
+    path, summary_path = evaluation.folder / "objects.parquet", evaluation.folder / "summary.json"
+    failed = {
+        "category": "apple",
+        "sequence": "7",
+        "known_frame": 0,
+        "target_frames": [1],
+        "reason": "frame <0> is bad",
+    }
+    table = pa.Table.from_pylist([*pq.read_table(path).to_pylist(), failed], schema=OBJECTS_SCHEMA)
+    pq.write_table(table, path)
+    told = {"num_objects": 3, "num_text_objects": 2, "failed_texts": {"text-1": "ValueError: no such text"}}
+    summary_path.write_text(json.dumps(json.loads(summary_path.read_text()) | told))
+    report.write_report(ReportConfig(), inputs, tmp_path, RuntimeConfig(root=str(tmp_path)))
+    html = (tmp_path / "report.html").read_text()
+    assert "2 of 3 unseen objects" in html
+    assert "Mean of 2 of 3 objects" in html
+    assert '<th scope="row">apple / 7</th><td class="text">frame &lt;0&gt; is bad</td>' in html
+    assert '<th scope="row">text-1</th><td class="text">ValueError: no such text</td>' in html
+    assert html.count('<figure class="object') == 3  # two objects and a text
+    check_nesting(html)
+
+
+def test_a_report_of_an_evaluation_without_failures_says_nothing_of_them(tmp_path: Path, offline: None) -> None:
+    report.write_report(
+        ReportConfig(), write_evaluated_run(tmp_path, RUN_IDS), tmp_path, RuntimeConfig(root=str(tmp_path))
+    )
+    html = (tmp_path / "report.html").read_text()
+    assert "2 unseen objects" in html
+    assert "Failed" not in html

@@ -1,4 +1,4 @@
-"""After SIGTERM a training ends with a checkpoint of what it did."""
+"""After SIGTERM, or when its terminal is closed, a training ends with a checkpoint of what it did."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from pathlib import Path
 import pytest
 
 from infra import stop_request
-from infra.stop_request import StopRequest
+from infra.stop_request import STOP_SIGNALS, StopRequest
+
+either = pytest.mark.parametrize("number", STOP_SIGNALS)
 
 
-def test_it_waits_for_the_checkpoint(tmp_path: Path) -> None:
+@either
+def test_it_waits_for_the_checkpoint(number: signal.Signals, tmp_path: Path) -> None:
     request = tmp_path / "request"
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with StopRequest(request) as stop:
         stop.obey()
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert request.exists()
         stop.obey()
         request.unlink()
         with pytest.raises(KeyboardInterrupt):
             stop.obey()
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
 
 
 def test_it_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,8 +39,21 @@ def test_it_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             stop.obey()
 
 
-def test_a_second_one_stops_at_once(tmp_path: Path) -> None:
+@either
+def test_a_second_one_stops_at_once(number: signal.Signals, tmp_path: Path) -> None:
     with StopRequest(tmp_path / "request"):
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
+
+
+def test_what_is_ignored_stays_so(tmp_path: Path) -> None:
+    """A training that was started with `nohup` goes on when the terminal is closed."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest(tmp_path / "request") as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.is_asked
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
