@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TextIO
 
 import psutil
 
 from infra.errors import UserError
+from infra.limits import as_limit_error, raise_file_limit
 from infra.stop_request import stop_signals_call
 
 
@@ -19,6 +22,8 @@ def run_command(program: str, call: Callable[[], object]) -> None:
 
     Exit codes: 0 done, 2 bad input or environment, 130 interrupted, 1 nobody reads what is printed; else a defect.
     """
+    raise_file_limit()
+    sys.stdout, sys.stderr = _told_apart(sys.stdout, "output"), _told_apart(sys.stderr, "error")
     with stop_signals_call(_interrupt):
         code = exit_code(program, call)
     if code:
@@ -29,20 +34,72 @@ def exit_code(program: str, call: Callable[[], object]) -> int:
     """Carry a command out, and say on standard error why it ended early."""
     try:
         call()
+        if sys.stdout is not None:  # as in a process that was started with it closed
+            sys.stdout.flush()
     except UserError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        return 2
+        return _ended(2, f"{program}: error: {error}")
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+        return _ended(130, f"{program}: interrupted; run the same command again to go on")
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too
-        return 1
+        return _ended(1)
+    except OSError as error:
+        if (message := as_limit_error(error)) is None:
+            raise
+        return _ended(2, f"{program}: error: {message}")
     return 0
 
 
 def _interrupt(number: signal.Signals) -> None:
     raise KeyboardInterrupt(number.name)
+
+
+def _ended(code: int, line: str | None = None) -> int:
+    """`code`, after saying why to whoever can still be told. What cannot be written is dropped, or the interpreter
+    would try once more at its end and fail.
+    """
+    if line is not None:
+        with suppress(OSError, UserError):
+            print(line, file=sys.stderr, flush=True)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, UserError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code
+
+
+class _Written(io.FileIO):
+    """A standard stream of which it is said by name that it cannot be written to: its error is like that of an output
+    folder on a full disk.
+    """
+
+    def __init__(self, descriptor: int, title: str) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._title = title
+
+    def write(self, data: object) -> int:
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UserError(
+                f"standard {self._title} cannot be written to ({error.strerror}); send it to another file or device, "
+                "or make space where it leads, and run the same command again"
+            ) from error
+
+
+def _told_apart(stream: TextIO, title: str) -> TextIO:
+    """The same standard stream through `_Written`; None stays what it is in a process that was started without."""
+    if stream is None:
+        return stream
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Written(stream.fileno(), title)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.isatty() or title == "error",
+    )
 
 
 def _end(code: int) -> None:
@@ -51,8 +108,6 @@ def _end(code: int) -> None:
     """
     if "ray" not in sys.modules:
         raise SystemExit(code)
-    sys.stdout.flush()
-    sys.stderr.flush()
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             child.kill()

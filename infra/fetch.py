@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Generator, Iterable, Sequence
@@ -11,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 from infra.errors import UserError
+from infra.locks import take_lock
 from infra.s3 import S3Path
 from infra.storage import StoragePath, digest_file, num_bytes, publishing
 
@@ -91,7 +91,8 @@ def local_copy(path: StoragePath, *, sha256: str, size: int) -> Path:
 def _fill(copy: Path, path: S3Path, sha256: str, size: int) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     with copy.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait instead of downloading it too
+        # The others wait instead of downloading it too.
+        take_lock(lock, wait=True, remedy=f"name a folder on another one in {CACHE_VARIABLE}")
         if num_bytes(copy) == size:
             return
         for orphan in copy.parent.glob(f".{sha256}-*.tmp"):  # of a process that was killed

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from infra.errors import UserError
+from infra.limits import as_limit_error
 from infra.s3 import SCHEME, S3Path
 
 StoragePath = Path | S3Path
@@ -168,7 +169,9 @@ def require_space(folder: StoragePath, num_bytes: int) -> None:
 
 
 def as_user_error(error: OSError, folder: StoragePath) -> UserError | None:
-    """The message for a person when `error` says that `folder` cannot take more, else None."""
+    """The message for a person when `error` says that `folder` cannot take more, or that no more files can be opened;
+    else None.
+    """
     if error.errno in _FULL:
         return UserError(
             f"output folder {folder}: the disk is full; make space and run the same command again, it resumes"
@@ -178,7 +181,7 @@ def as_user_error(error: OSError, folder: StoragePath) -> UserError | None:
             f"output folder {folder}: no permission to write {error.filename}; "
             "change its owner or choose another folder"
         )
-    return None
+    return as_limit_error(error)
 
 
 def _umask() -> int:

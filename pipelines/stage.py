@@ -8,7 +8,6 @@ own, written last, says that they are complete), and only the record of where th
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from typing import Any
 from infra.checkout import git_commit, package_versions
 from infra.errors import UserError
 from infra.fingerprint import fingerprint, identity, plain
+from infra.locks import take_lock
 from infra.log import format_seconds
 from infra.storage import StoragePath, as_user_error, atomic_write, publish_folder, require_space
 from pipelines.artifacts import DATA_FACT, RECORD_NAME, Artifact, load_artifact
@@ -152,13 +152,17 @@ def _locked_folder(folder: Path, name: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _LOCK_NAME).open("a+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take_lock(lock, wait=False, remedy="choose a --root on another one")
         except BlockingIOError as error:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
             raise UserError(
                 f"stage {name}: process {holder} is running it in {folder}; wait for it to end, then run this again"
             ) from error
+        except UserError:
+            if not _holds_work(folder):
+                _remove_new_folders(folder, new)
+            raise
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -50,6 +52,56 @@ def test_what_is_said(error: BaseException, code: int, said: str, capsys: pytest
 
     assert exit_code("viewdiff", fail) == code
     assert capsys.readouterr().err == said
+
+
+PRINTING = """
+import sys
+from infra.command import run_command
+
+def work():
+    for number in range(int(sys.argv[1])):
+        print("line", number)
+    print("progress", file=sys.stderr)
+
+run_command("viewdiff", work)
+"""
+
+
+def printing(num_lines: int, **streams: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PRINTING, str(num_lines)]
+    return subprocess.run(command, cwd=CHECKOUT, text=True, check=False, timeout=60, **streams)
+
+
+@pytest.mark.parametrize("num_lines", [1, 100_000])  # written at the end, and in between
+def test_a_full_output_is_not_an_output_folder(num_lines: int) -> None:
+    with Path("/dev/full").open("w") as full:
+        result = printing(num_lines, stdout=full, stderr=subprocess.PIPE)
+        assert result.returncode == 2
+        *before, said = result.stderr.splitlines()
+        assert before == (["progress"] if num_lines == 1 else [])
+        assert said.startswith("viewdiff: error: standard output cannot be written to (No space left on device); send")
+        assert printing(1, stdout=subprocess.PIPE, stderr=full).returncode == 2
+        assert printing(1, stdout=full, stderr=full).returncode == 2
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = printing(100_000, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+def test_closed_streams_are_no_error() -> None:
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(PRINTING)} 1"
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        result = subprocess.run(f"{command} {closed}", shell=True, cwd=CHECKOUT, check=False, timeout=60)
+        assert result.returncode == 0, closed
+
+
+def test_what_is_printed_arrives_as_it_is() -> None:
+    result = printing(3, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "line 0\nline 1\nline 2\n", "progress\n")
 
 
 def test_a_defect_keeps_its_traceback() -> None:

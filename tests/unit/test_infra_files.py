@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 
 from infra.checkout import COMMIT_VARIABLE
 from infra.stop_request import SECONDS_TO_SAVE
@@ -125,3 +127,35 @@ def test_image_takes_pinned_versions_and_is_not_root() -> None:
     assert f"ARG {COMMIT_VARIABLE}\n" in recipe
     assert "--constraint constraints.txt" in recipe
     assert "\nUSER ray\n" in recipe
+
+
+def secret_files() -> set[str]:
+    """Names of the files that the cluster files and the documentation have a person write secrets into."""
+    checkout = INFRA.parent
+    paths = [
+        *(path for path in INFRA.rglob("*") if path.is_file()),
+        *checkout.glob("*.md"),
+        *checkout.rglob("docs/**/*.md"),
+    ]
+    given = r"--from-(?:env-)?file=(?:\S+=)?([\w./~-]+)"
+    telling = r"\b([\w.-]*(?:secret|token|credential|password)[\w-]*\.(?:env|json|yaml|txt))\b"
+    texts = [path.read_text(encoding="utf-8") for path in paths if path.suffix != ".pyc"]
+    return {name for text in texts for pattern in (given, telling) for name in re.findall(pattern, text)}
+
+
+def test_files_with_secrets_stay_out_of_commits_images_and_jobs(tmp_path: Path) -> None:
+    """A submitted working folder leaves out what .gitignore names, an image what .dockerignore names."""
+    names = secret_files()
+    assert "secrets.env" in names
+    ignored = (INFRA.parent / ".dockerignore").read_text().splitlines()
+    for name in names:
+        found = subprocess.run(["git", "check-ignore", "--quiet", name], cwd=INFRA.parent, check=False)
+        assert found.returncode == 0, f".gitignore lacks {name}"
+        assert name in ignored or f"**/{name}" in ignored, f".dockerignore lacks {name}"
+    (tmp_path / ".gitignore").write_bytes((INFRA.parent / ".gitignore").read_bytes())
+    for name in (*names, "kept.py"):
+        (tmp_path / name).touch()
+    excluded = get_excludes_from_ignore_files(tmp_path, include_gitignore=True)
+    kept = [path.name for path in tmp_path.iterdir() if not any(excludes(path) for excludes in excluded)]
+    assert "kept.py" in kept
+    assert not names & set(kept)
