@@ -112,7 +112,8 @@ def sample_depths(
 def sample_volume(volume: Tensor, grid_points: Tensor) -> Tensor:
     """Trilinear samples of a volume [B, C, G, G, G] at grid coordinates [B, V, R, S, 3] -> [B, V, R, S, C].
 
-    In the points' dtype. Zero where a point's index, 0 at the first voxel's centre, lies outside [0, G): at once before
+    Part of the plain version; the tiled one samples by `trilinear_corners` of model/kernels/marching.py, Triton's by
+    `place` and `sample` of triton_marching_parts.py. In the points' dtype. Zero where a point's index, 0 at the first voxel's centre, lies outside [0, G): at once before
     the first centre, fading over one voxel behind the last.
     """
     first_center = 1 / volume.shape[-1] - 1
@@ -123,7 +124,10 @@ def sample_volume(volume: Tensor, grid_points: Tensor) -> Tensor:
 
 
 def composite(density: Tensor, intervals: Tensor) -> Tensor:
-    """Weights [..., S] of the positions on a ray: transmittance before minus after each, from densities [..., S]."""
+    """Weights [..., S] of the positions on a ray: transmittance before minus after each, from densities [..., S].
+
+    Part of the plain version; the fast ones do so in `march` of model/kernels/marching.py and triton_marching.py.
+    """
     transmittance = torch.exp(-torch.cumsum(density * intervals, dim=-1))
     return F.pad(transmittance[..., :-1], (1, 0), value=1.0) - transmittance
 
@@ -206,7 +210,9 @@ class VolumeRenderer(nn.Module):
         return MarchWeights(*(parameter for layer in layers for parameter in layer.parameters()))
 
     def march(self, volume: Tensor, codes: Tensor, rays: RaySamples, noise: Tensor | None) -> Tensor:
-        """The plain version: colour, opacity and depth [B, V, R, C + 2]; codes [B, V, R, C] of the rays."""
+        """Colour, opacity and depth [B, V, R, C + 2]; codes [B, V, R, C] of the rays: the plain version, in whose place
+        model/kernels/marching.py (tiled) or triton_marching.py runs, see model/kernels/selection.py.
+        """
         hidden = self.trunk(sample_volume(volume, rays.points))
         density = self.density(hidden)[..., 0]
         if noise is not None:

@@ -91,12 +91,36 @@ def voxel_grid(grid_size: int, foreground_fraction: float | None, device: torch.
 
     In float32; callers cast it.
     """
-    centers = (torch.arange(grid_size, dtype=torch.float32, device=device) + 0.5) * (2 / grid_size) - 1
-    z, y, x = torch.meshgrid(centers, centers, centers, indexing="ij")
-    points = torch.stack([x, y, z], dim=-1).reshape(-1, 3)
+    points = _on_three_axes(voxel_centers(grid_size).to(device, non_blocking=True))
     if foreground_fraction is None:
         return VoxelGrid(points, torch.ones_like(points[:, 0], dtype=torch.bool))
-    return VoxelGrid(uncontract(points, foreground_fraction), reachable(points, foreground_fraction))
+    outside = _on_three_axes(outside_scene(grid_size, foreground_fraction).to(device, non_blocking=True))
+    return VoxelGrid(uncontract(points, foreground_fraction), outside.sum(-1) < 2)
+
+
+# Whether two coordinates are equal, and so where `uncontract` puts a corner's voxel, hangs on the last bit of the two:
+# it must be the same on every device. On a GPU, and in what the compiler makes of it, a division by a number becomes a
+# multiplication by its inverse, which rounds differently.
+@torch.compiler.assume_constant_result
+def voxel_centers(grid_size: int) -> Tensor:
+    """Grid coordinates [G] of the voxels along an axis, in (-1, 1): float32 on the CPU."""
+    return (torch.arange(grid_size, dtype=torch.float32, device="cpu") + 0.5) / grid_size * 2 - 1
+
+
+@torch.compiler.assume_constant_result
+def outside_scene(grid_size: int, foreground_fraction: float) -> Tensor:
+    """Whether the voxels along an axis have their centre outside the part that holds the scene: bool [G] on the CPU.
+
+    In whole numbers, so that a centre on the border, where |2i + 1 - G| = p·G, never counts as outside.
+    """
+    distance = (2 * torch.arange(grid_size, device="cpu") + 1 - grid_size).abs()  # from the middle, in half voxels
+    return distance > foreground_fraction * grid_size
+
+
+def _on_three_axes(values: Tensor) -> Tensor:
+    """Values [G] along an axis -> those of all voxels on the axes x, y, z: [N, 3] in the order of storage."""
+    z, y, x = torch.meshgrid(values, values, values, indexing="ij")
+    return torch.stack([x, y, z], dim=-1).reshape(-1, 3)
 
 
 def contract(points: Tensor, foreground_fraction: float) -> Tensor:
@@ -117,19 +141,17 @@ def contract(points: Tensor, foreground_fraction: float) -> Tensor:
 def uncontract(grid_points: Tensor, foreground_fraction: float) -> Tensor:
     """Inverse of `contract`: grid coordinates [..., 3] in (-1, 1) -> normalised points.
 
-    Defined for every cell of the grid, but only those that are `reachable` come back from `contract`.
+    Defined for every cell of the grid, but where more than one axis lies outside the scene's part, no point of space
+    is contracted to it.
     """
+    magnitude = grid_points.abs()
+    is_largest = magnitude == magnitude.amax(dim=-1, keepdim=True)
     scaled = grid_points / foreground_fraction
     largest = scaled.abs().amax(dim=-1, keepdim=True)
     outer = 1 / foreground_fraction
     radius = (outer - 1) / (outer - largest).clamp(min=torch.finfo(scaled.dtype).tiny)
-    outside = torch.where(scaled.abs() == largest, scaled.sign() * radius, scaled * radius)
+    outside = torch.where(is_largest, scaled.sign() * radius, scaled * radius)
     return torch.where(largest <= 1, scaled, outside)
-
-
-def reachable(grid_points: Tensor, foreground_fraction: float) -> Tensor:
-    """Whether grid coordinates [..., 3] are the image of a point: at most one axis lies outside the scene's part."""
-    return (grid_points.abs() > foreground_fraction).sum(-1) < 2
 
 
 def project_voxels(
@@ -145,7 +167,8 @@ def project_voxels(
 
 
 def unproject(features: Tensor, voxels: VoxelProjections) -> ViewSamples:
-    """Sample every view's features [B, V, C, h, w] at the voxels, in the projections' dtype.
+    """Sample every view's features [B, V, C, h, w] at the voxels, in the projections' dtype: the plain version. The
+    fast ones sample and merge at once, in model/kernels/aggregation.py and triton_aggregation.py.
 
     Bilinear, with zeros beyond the image. Ray directions are sampled together with the features. At voxels that are not
     reachable features and rays are zero, but depth and validity are not: nothing renders those voxels, but the 3D CNN
@@ -201,7 +224,9 @@ class ViewAggregator(nn.Module):
         return AggregationWeights(*(parameter for layer in layers for parameter in layer.parameters()))
 
     def merge(self, samples: ViewSamples, codes: Tensor) -> Tensor:
-        """The plain version: samples and the views' timestep codes [B, V, C] -> features [B, N, C]."""
+        """Samples and the views' timestep codes [B, V, C] -> features [B, N, C]: the plain version, in whose place
+        model/kernels/aggregation.py (tiled) or triton_aggregation.py runs, see model/kernels/selection.py.
+        """
         mask = samples.valid[..., None].to(codes.dtype)
         ray_and_depth = torch.cat([samples.rays, samples.depth[..., None]], dim=-1)
         features = samples.features + self.ray_encoder(ray_and_depth) + codes[:, :, None]
@@ -231,7 +256,7 @@ class MeanAggregator(nn.Module):
 
 
 def aggregate(features: Tensor, codes: Tensor, voxels: VoxelProjections, weights: AggregationWeights | None) -> Tensor:
-    """The fast version: features [B, V, C, h, w], codes [B, V, C] -> volume [B, C, N]; no weights: the plain mean."""
+    """The fast versions: features [B, V, C, h, w], codes [B, V, C] -> volume [B, C, N]; no weights: the plain mean."""
     channels_last = features.movedim(2, -1).to(codes.dtype).contiguous()
     return unproject_aggregate(channels_last, codes, *voxels, list(weights or ()))
 
