@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from types import TracebackType
 
 import psutil
 
+from infra.addresses import shown
 from infra.errors import UserError
 
 
@@ -17,6 +20,7 @@ def run_command(program: str, call: Callable[[], object]) -> None:
 
     Exit codes: 0 done, 2 bad input or environment, 130 interrupted, 1 nobody reads what is printed; else a defect.
     """
+    sys.excepthook = _show_defect
     if code := exit_code(program, call):
         _end(code)
 
@@ -26,7 +30,7 @@ def exit_code(program: str, call: Callable[[], object]) -> int:
     try:
         call()
     except UserError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {shown(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{program}: interrupted; run the same command again to go on", file=sys.stderr)
@@ -35,6 +39,11 @@ def exit_code(program: str, call: Callable[[], object]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too
         return 1
     return 0
+
+
+def _show_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As Python does, without passwords in addresses."""
+    sys.stderr.write(shown("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _end(code: int) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from infra.addresses import shown
 from infra.errors import UserError
 from infra.storage import open_path
 from infra.tracking import RegisteredVersion, Tracking
@@ -69,7 +70,7 @@ def retrain(config: RunConfig, runtime: RuntimeConfig, *, dry_run: bool) -> None
     champion = find_champion(config.register, runtime)
     if champion is None:
         raise UserError(
-            f"retrain: no champion of model {config.register.model_name!r} in {runtime.tracking}; "
+            f"retrain: no champion of model {config.register.model_name!r} in {shown(runtime.tracking)}; "
             "run `viewdiff run` first"
         )
     dataset = external_dataset(
