@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import shlex
 import sqlite3
+import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -73,9 +75,7 @@ def require_usable(path: Path) -> None:
         require_space(path.parent, _NEW_BYTES)
         return
     with _reading(path) as connection:
-        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise _damaged(path, verdict.splitlines()[-1])
+        _require_length(path, connection)
         _require_schema(path, connection)
 
 
@@ -90,14 +90,18 @@ def prepare(path: Path) -> None:
     with _alone(path):
         if is_new(path):
             _make(path)
+        else:
+            require_usable(path)
         _bring_along(path)
 
 
 def _make(path: Path) -> None:
-    """In a file of another name first: of one that was stopped on the way nothing is in its place."""
-    partial = path.with_name(f".{path.name}.new")
-    for leftover in (partial, partial.with_name(f"{partial.name}-journal")):
-        leftover.unlink(missing_ok=True)
+    """In a file of another name first: of one that was stopped on the way nothing is in its place. The name is new each
+    time, because MLflow keeps in mind that it made a database.
+    """
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.new*"):
+        leftover.unlink()
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
     MlflowClient(tracking_uri=sqlite_address(partial)).search_experiments(max_results=1)
     partial.replace(path)
 
@@ -122,36 +126,52 @@ def _bring_along(path: Path) -> None:
             get_logger("mlflow").info(moved, path, folder, _local(old))
 
 
+def _require_length(path: Path, connection: sqlite3.Connection) -> None:
+    """SQLite itself does not notice that a part of the last page is missing."""
+    (page_bytes,), (num_pages,) = (connection.execute(f"PRAGMA page_{what}").fetchone() for what in ("size", "count"))
+    if (missing := page_bytes * num_pages - path.stat().st_size) > 0:
+        raise _damaged(path, f"its last {missing} bytes are missing")
+
+
 def _require_schema(path: Path, connection: sqlite3.Connection) -> None:
+    """Look whether the tables are those of this MLflow."""
     tables, expected = _tables(connection), set(Base.metadata.tables)
     if not tables & expected:
         raise UserError(
             f"{path} is a database of another program; name another file with --tracking-uri, or another --root"
         )
     script = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
-    rows = connection.execute("SELECT version_num FROM alembic_version").fetchall() if _REVISION_TABLE in tables else []
-    revision = rows[0][0] if rows else None
+    revision = _revision(connection) if _REVISION_TABLE in tables else None
     is_half_upgraded = any(name.startswith(_UPGRADE_PREFIX) for name in tables)
-    if revision in script.get_heads() and expected <= tables and not is_half_upgraded:
+    is_newest = revision in script.get_heads()
+    if is_newest and expected <= tables and not is_half_upgraded:
         return
-    aside = f"mv {shlex.quote(str(path))} {shlex.quote(f'{path}.broken')}"
-    if "experiments" not in tables or not connection.execute("SELECT 1 FROM experiments LIMIT 1").fetchone():
+    if all(_is_empty(connection, name) for name in ("experiments", "runs") if name in tables):
         raise UserError(
-            f"{path} is half made: what made this database was stopped, or two programs did so at once; nothing is "
-            f"recorded in it: put it aside ({aside}) and run the same command again"
+            f"{path} is half made: what made it was stopped, or two programs did so at once; nothing is recorded in "
+            f"it: put it aside ({_aside(path)}) and run the same command again"
         )
-    if revision in script.get_heads() or is_half_upgraded:
-        missing = ", ".join(sorted(expected - tables)) or "the end of its upgrade"
-        raise UserError(f"{path} is damaged: it lacks {missing}; restore it from a copy, or put it aside ({aside})")
-    if revision is None or not _knows(script, revision):
+    if is_newest or is_half_upgraded or revision is None:
+        missing = ", ".join(sorted(expected - tables)) or "the end of an upgrade"
+        raise UserError(f"{path} is damaged: it lacks {missing}; {_restore(path)}")
+    if not _knows(script, revision):
         raise UserError(
-            f"{path} was made by a newer MLflow than this one ({mlflow.__version__}; its tables are version "
-            f"{revision}); use that MLflow, or name another database with --tracking-uri"
+            f"{path} was made by a newer MLflow than {mlflow.__version__}, which is here; use that one, or name another"
+            " database with --tracking-uri"
         )
     upgrade = f"mlflow db upgrade {shlex.quote(sqlite_address(path))}"
     raise UserError(
-        f"{path} was made by an older MLflow than this one ({mlflow.__version__}); copy it, then: {upgrade}"
+        f"{path} was made by an older MLflow than {mlflow.__version__}, which is here; copy it, then run {upgrade}"
     )
+
+
+def _revision(connection: sqlite3.Connection) -> str | None:
+    row = connection.execute(f"SELECT version_num FROM {_REVISION_TABLE}").fetchone()
+    return None if row is None else str(row[0])
+
+
+def _is_empty(connection: sqlite3.Connection, table: str) -> bool:
+    return connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is None
 
 
 def _knows(script: ScriptDirectory, revision: str) -> bool:
@@ -191,10 +211,15 @@ def _as_user_error(path: Path, error: sqlite3.DatabaseError) -> UserError:
 
 
 def _damaged(path: Path, reason: str) -> UserError:
-    aside = f"mv {shlex.quote(str(path))} {shlex.quote(f'{path}.broken')}"
-    return UserError(
-        f"{path} is no whole SQLite database ({reason}); restore it from a copy, or put it aside ({aside})"
-    )
+    return UserError(f"{path} is no whole SQLite database ({reason}); {_restore(path)}")
+
+
+def _restore(path: Path) -> str:
+    return f"restore it from a copy, or put it aside ({_aside(path)}): what was recorded in it is lost then"
+
+
+def _aside(path: Path) -> str:
+    return shlex.join(["mv", str(path), f"{path}.broken"])
 
 
 def _without_locks(path: Path) -> UserError:

@@ -80,14 +80,15 @@ class Tracking:
         self._require_active(found)
 
     @contextmanager
-    def answering(self) -> Iterator[None]:
-        """For requests of the body that a person waits for: that the store is away is said within a minute.
+    def answering(self, *, seconds: int = _PATIENT_SECONDS) -> Iterator[None]:
+        """For requests of the body that a person waits for: that the store is away is said within a minute, or twice
+        `seconds` where an answer may take that long.
 
         Raises:
             UserError: it is.
         """
         try:
-            with short_requests(seconds=_PATIENT_SECONDS, retries=1):
+            with short_requests(seconds=seconds, retries=1):
                 yield
         except UNREACHABLE as error:
             if reason_of_outage(error) is None:
@@ -254,7 +255,7 @@ def _database(uri: str) -> Path | None:
     path = sqlite_path(uri)
     has_no_file = path is None and uri.startswith("sqlite")
     if has_no_file or not ("://" in uri or uri.startswith(_SHORT_ADDRESSES)):
-        named = "" if "@" in uri else f" {uri!r}"
+        named = "" if "@" in uri else f" {shown(uri)!r}"
         raise UserError(
             f"--tracking-uri{named}: write a server's address as http://host:port, a local database's as "
             f"{sqlite_address(Path('/folder/mlflow.db'))}"
