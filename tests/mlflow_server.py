@@ -29,6 +29,12 @@ class MlflowServer:
     def uri(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
+    @property
+    def process_id(self) -> int:
+        """Of the server and of the group of its workers."""
+        assert self._process is not None
+        return self._process.pid
+
     def __enter__(self) -> MlflowServer:
         self.start()
         return self
