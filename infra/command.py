@@ -6,12 +6,15 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from types import TracebackType
 from typing import TextIO
 
 import psutil
 
+from infra.addresses import shown
 from infra.errors import UserError
 from infra.limits import as_limit_error, raise_file_limit
 from infra.stop_request import stop_signals_call
@@ -23,6 +26,7 @@ def run_command(program: str, call: Callable[[], object]) -> None:
     Exit codes: 0 done, 2 bad input or environment, 130 interrupted, 1 nobody reads what is printed; else a defect.
     """
     raise_file_limit()
+    sys.excepthook = _show_defect
     sys.stdout, sys.stderr = _told_apart(sys.stdout, "output"), _told_apart(sys.stderr, "error")
     with stop_signals_call(_interrupt):
         code = exit_code(program, call)
@@ -37,7 +41,7 @@ def exit_code(program: str, call: Callable[[], object]) -> int:
         if sys.stdout is not None:  # as in a process that was started with it closed
             sys.stdout.flush()
     except UserError as error:
-        return _ended(2, f"{program}: error: {error}")
+        return _ended(2, f"{program}: error: {shown(str(error))}")
     except KeyboardInterrupt:
         return _ended(130, f"{program}: interrupted; run the same command again to go on")
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
@@ -47,6 +51,11 @@ def exit_code(program: str, call: Callable[[], object]) -> int:
             raise
         return _ended(2, f"{program}: error: {message}")
     return 0
+
+
+def _show_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As Python does, without passwords in addresses."""
+    sys.stderr.write(shown("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _interrupt(number: signal.Signals) -> None:

@@ -8,7 +8,16 @@ import time
 from types import TracebackType
 from typing import TextIO
 
+from infra.addresses import shown
+
 SECONDS_BETWEEN_LINES = 5.0  # on a pipe or in a job's log every line stays, so there are few of them
+
+
+class _Formatter(logging.Formatter):
+    """Hides what is secret in addresses."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -18,7 +27,7 @@ def get_logger(name: str) -> logging.Logger:
     if not root.handlers:
         handler = logging.StreamHandler()
         clear = "\x1b[2K" if sys.stderr.isatty() else ""  # a line of progress may be there
-        handler.setFormatter(logging.Formatter(f"{clear}%(name)s: %(message)s"))
+        handler.setFormatter(_Formatter(f"{clear}%(name)s: %(message)s"))
         root.addHandler(handler)
         root.setLevel(logging.INFO)
         root.propagate = False

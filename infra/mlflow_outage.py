@@ -14,7 +14,12 @@ import infra.mlflow_settings  # noqa: F401
 # isort: split
 import requests
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import create_engine
+from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from infra.addresses import shown
+from infra.errors import UserError
 
 # What may be raised while a store is away.
 UNREACHABLE = (
@@ -27,6 +32,9 @@ UNREACHABLE = (
 )
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)  # of a store on a disk, or of what is to be sent
+_FORBIDDEN, _REFUSED = (401, 403), 400  # HTTP
+_DATABASE_SERVERS = ("postgresql", "mysql")
+_CONNECT_SECONDS = 10
 _LATER = (408, 429)  # HTTP: took too long, too many requests
 _LONGEST_REASON = 120
 
@@ -43,13 +51,44 @@ def reason_of_outage(error: Exception) -> str | None:
     return first_reason(error)
 
 
+def explained(error: Exception, uri: str) -> UserError:
+    """Why the store at `uri` cannot be used, with the remedy for that cause."""
+    reason, causes = first_reason(error), list(_causes(error))
+    missing = next((cause for cause in causes if isinstance(cause, ModuleNotFoundError)), None)
+    said = f"cannot be reached ({reason})"
+    remedy = "start that server or name another with --tracking-uri (without it a local database is used)"
+    if missing is not None:
+        said, remedy = f"needs the Python package {missing.name}", "install it beside this program"
+    elif _status(error) in _FORBIDDEN:
+        said = f"refuses this user (HTTP {_status(error)})"
+        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    elif any(isinstance(cause, requests.exceptions.SSLError) for cause in causes):
+        remedy = "correct http:// or https:// in --tracking-uri, or that server's certificate"
+    elif _status(error) == _REFUSED or isinstance(error, ValueError | NoSuchModuleError):
+        said, remedy = f"cannot be used ({reason})", "name a server (http://…) or a database (postgresql://…)"
+    elif type(error) is MlflowException and len(causes) == 1:  # an MLflow server says what is wrong in its own words
+        said, remedy = f"does not answer as MLflow does ({reason})", "correct the address in --tracking-uri"
+    return UserError(f"MLflow at {shown(uri)} {said}; {remedy}")
+
+
+def require_answer(uri: str) -> None:
+    """See that a database server answers, where `uri` names one: MLflow itself tries for 100 s.
+
+    Raises:
+        SQLAlchemyError, ImportError: it does not, or there is no driver for it.
+    """
+    if uri.startswith(_DATABASE_SERVERS):
+        engine = create_engine(uri, poolclass=NullPool, connect_args={"connect_timeout": _CONNECT_SECONDS})
+        engine.connect().close()
+
+
 def first_reason(error: BaseException) -> str:
-    """One line of what set off a chain of exceptions: each library on the way wraps it into its own, longer words."""
-    cause = error.__cause__ or error.__context__
-    if cause is not None and not isinstance(cause, KeyError):  # which says nothing but the key
-        return first_reason(cause)
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return textwrap.shorten(line, _LONGEST_REASON, placeholder=" …")
+    """One line of what set off a chain of exceptions, without passwords: each library on the way wraps it into its own,
+    longer words.
+    """
+    *_, first = _causes(error)
+    line = (str(first).strip() or type(first).__name__).splitlines()[0]
+    return textwrap.shorten(shown(line), _LONGEST_REASON, placeholder=" …")
 
 
 @contextmanager
@@ -63,12 +102,27 @@ def short_requests(*, seconds: int, retries: int) -> Iterator[None]:
 
 
 def _is_temporary(error: Exception) -> bool:
-    status = None
-    if isinstance(error, MlflowException):
-        status = error.get_http_status_code()
-    elif isinstance(error, requests.HTTPError) and error.response is not None:
-        status = error.response.status_code
+    status = _status(error)
     return status is None or status >= 500 or status in _LATER
+
+
+def _status(error: Exception) -> int | None:
+    """The status of HTTP that goes with an error, if any."""
+    if isinstance(error, MlflowException):
+        return int(error.get_http_status_code())
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return int(error.response.status_code)
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what set it off, back to the first."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, KeyError):  # which says nothing but the key
+            return
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
+from infra.addresses import artifact_name
 from infra.storage import StoragePath
 
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # MLflow's limits for one request
@@ -95,7 +96,7 @@ class Run:
     def log_picture(self, image: np.ndarray, name: str, *, step: int | None = None) -> None:
         """uint8 [H, W, 3] image; with a step it joins the series `name` that MLflow's page can step through."""
         if step is None:
-            self.client.log_image(self.id, image, artifact_file=f"pictures/{name}.png")
+            self.client.log_image(self.id, image, artifact_file=f"pictures/{artifact_name(name)}.png")
         else:
             self.client.log_image(self.id, image, key=name, step=step)
 

@@ -8,56 +8,72 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sqlite3
+import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import infra.mlflow_settings  # noqa: F401
 
 # isort: split
 from mlflow import MlflowClient
+from mlflow.entities import Experiment, LifecycleStage
 from mlflow.exceptions import MlflowException
 
+from infra import mlflow_database
+from infra.addresses import require_name, shown, sqlite_address, sqlite_path
 from infra.errors import UserError
-from infra.mlflow_outage import UNREACHABLE, first_reason, reason_of_outage, short_requests
+from infra.mlflow_outage import UNREACHABLE, explained, reason_of_outage, require_answer, short_requests
 from infra.mlflow_run import Run
-from infra.storage import require_space
 
 FINGERPRINT_TAG, FOLDER_TAG = "viewdiff.fingerprint", "viewdiff.folder"  # of a run: of the stage's result
-ARTIFACTS_NAME = "mlartifacts"
-SQLITE_PREFIX = "sqlite:///"
 
-_EXPERIMENT = "viewdiff"
-_NEW_DATABASE_BYTES = 1_000_000
+_EXPERIMENT, _EXPERIMENT_VARIABLE = "viewdiff", "MLFLOW_EXPERIMENT_NAME"
+_SHORT_ADDRESSES = ("databricks", "arn:")  # of hosted stores
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow's page guesses: a chat agent's
 _QUICK_SECONDS, _PATIENT_SECONDS = 5, 30
+_LOG_LEVELS = {
+    "alembic": logging.WARNING,  # a new database tells of each of its migrations,
+    "mlflow.store.model_registry.abstract_store": logging.WARNING,  # a server of what it is asked to wait for,
+    "mlflow.store.db.utils": logging.CRITICAL + 1,  # and a database that is away of its tracebacks
+}
 
 
 class Tracking:
     """One experiment in one MLflow store. Cheap to make in every process; nothing global is set."""
 
     def __init__(self, uri: str) -> None:
-        # A new database tells of each of its migrations, a server of what it is asked to wait for.
-        for name in ("alembic", "mlflow.store.db.utils", "mlflow.store.model_registry.abstract_store"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        """`uri`: a server's address, or a database's as SQLAlchemy writes it.
+
+        Raises:
+            UserError: it is no address, or MLFLOW_EXPERIMENT_NAME holds no name.
+        """
+        for name, level in _LOG_LEVELS.items():
+            logging.getLogger(name).setLevel(level)
+        self._database = _database(uri)
+        self.uri = uri if self._database is None else sqlite_address(self._database)
         # MLflow's own variable, by which those who share a server keep their runs apart.
-        self.uri, self.experiment = uri, os.environ.get("MLFLOW_EXPERIMENT_NAME") or _EXPERIMENT
+        self.experiment = os.environ.get(_EXPERIMENT_VARIABLE) or _EXPERIMENT
+        require_name(_EXPERIMENT_VARIABLE, self.experiment)
 
     def check(self) -> None:
-        """See that the store answers, within seconds. Creates nothing: a new database is made by the first run.
+        """See that the store answers and takes runs, within seconds. Creates nothing: a new database is made by the
+        first run.
 
         Raises:
             UserError: it does not.
         """
-        try:
+        if self._database is not None:
+            mlflow_database.require_usable(self._database)
             if self.is_new_database():
-                require_space(self._database().parent, _NEW_DATABASE_BYTES)
                 return
+        try:
             with short_requests(seconds=_QUICK_SECONDS, retries=1):
-                self._client().search_experiments(max_results=1)
-        except (*UNREACHABLE, OSError, ImportError) as error:
-            raise self._unreachable(first_reason(error)) from error
+                require_answer(self.uri)
+                found = self._client().get_experiment_by_name(self.experiment)
+        except (*UNREACHABLE, OSError, ImportError, ValueError) as error:
+            raise explained(error, self.uri) from error
+        self._require_active(found)
 
     @contextmanager
     def answering(self, *, seconds: int = _PATIENT_SECONDS) -> Iterator[None]:
@@ -71,15 +87,15 @@ class Tracking:
             with short_requests(seconds=seconds, retries=1):
                 yield
         except UNREACHABLE as error:
-            reason = reason_of_outage(error)
-            if reason is None:
+            if reason_of_outage(error) is None:
                 raise
-            raise self._unreachable(reason) from error
+            raise explained(error, self.uri) from error
 
     def start(self, name: str, *, tags: Mapping[str, str], parent_run_id: str | None = None) -> Run:
         """A run to log into: the one that has the fingerprint of `tags`, and their folder, else a new one. The same
         work in another place is another run.
         """
+        self._prepare()
         experiment_id, client = self._experiment_id(), self._client()
         if FINGERPRINT_TAG in tags:
             wanted = f"tags.`{FINGERPRINT_TAG}` = '{tags[FINGERPRINT_TAG]}'"
@@ -95,19 +111,30 @@ class Tracking:
         """The run of that id, which an earlier stage recorded.
 
         Raises:
-            UserError: this store has no such run.
+            UserError: this store has no such run, or it was deleted there.
         """
+        self._prepare()
         client = self._client()
         try:
-            client.get_run(run_id)
+            run = client.get_run(run_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise UserError(
-                f"MLflow at {self.uri} has no run {run_id}, which an earlier stage of this root recorded; name the "
-                "store that it used with --tracking-uri, or another --root"
+                f"MLflow at {shown(self.uri)} has no run {run_id}, which an earlier stage of this root recorded; name "
+                "the store that it used with --tracking-uri, or another --root"
             ) from error
+        if run.info.lifecycle_stage == LifecycleStage.DELETED:
+            raise UserError(
+                f"run {run_id} was deleted in MLflow at {shown(self.uri)}; restore it "
+                f"({self._command(f'mlflow runs restore --run-id {run_id}')}) and run the same command again"
+            )
         return Run(id=run_id, client=client)
+
+    def _prepare(self) -> None:
+        """Before anything is written: a database file is made, or follows its folder."""
+        if self._database is not None:
+            mlflow_database.prepare(self._database)
 
     def children(self, run_id: str, *, tags: Mapping[str, str], status: str | None = None) -> list[Run]:
         """The runs below a run that have these tags and, if it is given, this status; newest first."""
@@ -123,40 +150,62 @@ class Tracking:
         """Address of a run's page when the store is a server, else None."""
         if not self.uri.startswith(("http://", "https://")):
             return None
-        return f"{self.uri.rstrip('/')}/#/experiments/{self._experiment_id()}/runs/{run_id}"
-
-    def _unreachable(self, reason: str) -> UserError:
-        remedy = "start that server or name another with --tracking-uri (without it a local database is used)"
-        return UserError(f"MLflow at {self.uri} cannot be reached ({reason}); {remedy}")
-
-    def _database(self) -> Path:
-        return Path(self.uri.removeprefix(SQLITE_PREFIX)).absolute()
+        return f"{shown(self.uri).rstrip('/')}/#/experiments/{self._experiment_id()}/runs/{run_id}"
 
     def is_new_database(self) -> bool:
-        """Whether the store is a database file that is not there yet.
+        """Whether the store is a database file in which nothing is yet.
 
-        One that is there is opened once without MLflow, which tries for 100 s before it says that it cannot.
+        Raises:
+            UserError: something else is in its place.
         """
-        if not self.uri.startswith(SQLITE_PREFIX):
-            return False
-        path = self._database()
-        if path.exists():
-            with closing(sqlite3.connect(path)) as connection:
-                connection.execute("SELECT name FROM sqlite_master").fetchall()
-        return not path.exists()
+        return self._database is not None and mlflow_database.is_new(self._database)
 
     def _client(self) -> MlflowClient:
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     def _experiment_id(self) -> str:
+        """Of the experiment, which is made if it is not there."""
         client = self._client()
         found = client.get_experiment_by_name(self.experiment)
-        if found is not None:
-            return found.experiment_id
-        location = None  # a server decides itself where its files go
-        if self.uri.startswith(SQLITE_PREFIX):
-            location = (self._database().parent / ARTIFACTS_NAME).as_uri()
-        return client.create_experiment(self.experiment, artifact_location=location, tags=_EXPERIMENT_TAGS)
+        if found is None:
+            # A server decides itself where its files go.
+            location = None if self._database is None else mlflow_database.artifacts_address(self._database)
+            try:
+                return client.create_experiment(self.experiment, artifact_location=location, tags=_EXPERIMENT_TAGS)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = client.get_experiment_by_name(self.experiment)  # another process made it just now
+        self._require_active(found)
+        return str(found.experiment_id)
+
+    def _require_active(self, experiment: Experiment | None) -> None:
+        if experiment is not None and experiment.lifecycle_stage == LifecycleStage.DELETED:
+            restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+            raise UserError(
+                f"experiment {self.experiment!r} was deleted in MLflow at {shown(self.uri)}; restore it "
+                f"({self._command(restore)}), or name another in {_EXPERIMENT_VARIABLE}"
+            )
+
+    def _command(self, command: str) -> str:
+        return f"MLFLOW_TRACKING_URI={shlex.quote(shown(self.uri))} {command}"
+
+
+def _database(uri: str) -> Path | None:
+    """The file of an SQLite store; None for others.
+
+    Raises:
+        UserError: it is no address, or one of no file.
+    """
+    path = sqlite_path(uri)
+    has_no_file = path is None and uri.startswith("sqlite")
+    if has_no_file or not ("://" in uri or uri.startswith(_SHORT_ADDRESSES)):
+        named = "" if "@" in uri else f" {shown(uri)!r}"
+        raise UserError(
+            f"--tracking-uri{named}: write a server's address as http://host:port, a local database's as "
+            f"{sqlite_address(Path('/folder/mlflow.db'))}"
+        )
+    return path
 
 
 def flatten(value: object, prefix: str = "") -> dict[str, object]:

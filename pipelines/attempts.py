@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from infra.addresses import shown
 from infra.log import get_logger
 from infra.mlflow_run import MOMENT, Run
 from infra.storage import atomic_write
@@ -64,7 +65,7 @@ class Attempt:
 
     def note_end(self, status: str, *, step: int, error: str | None) -> None:
         """How it ended, on the disk: FINISHED, FAILED or KILLED after `step` steps."""
-        end = {"status": status, "step": step, "error": error and error.strip().splitlines()[0][:_LONGEST_ERROR]}
+        end = {"status": status, "step": step, "error": error and shown(error.strip()).splitlines()[0][:_LONGEST_ERROR]}
         atomic_write(self._end_path, json.dumps(end).encode())
 
     def send(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from infra.addresses import shown
 from infra.errors import UserError
 from infra.log import Progress
 from infra.mlflow_read import History, RecordedRun, RunReader
@@ -29,15 +30,16 @@ def compare(names: Sequence[str], config: ComparisonConfig) -> None:
         UserError: MLflow does not answer or has no training runs; or the names do not say which runs.
     """
     tracking = Tracking(RuntimeConfig(root=config.root, tracking_uri=config.tracking_uri).tracking)
+    source = shown(tracking.uri)
     if tracking.is_new_database():
-        raise UserError(f"compare: there is no database {tracking.uri}; name another --root or --tracking-uri")
+        raise UserError(f"compare: there is no database {source}; name another --root or --tracking-uri")
     tracking.check()
     with tracking.answering():
         reader = RunReader(tracking)
         runs = reader.runs({STAGE_TAG: "train"})
         if not runs:
             raise UserError(
-                f"MLflow at {tracking.uri} has no training runs in experiment {tracking.experiment!r}; name another "
+                f"MLflow at {source} has no training runs in experiment {tracking.experiment!r}; name another "
                 "--root or --tracking-uri, or another experiment in MLFLOW_EXPERIMENT_NAME"
             )
         if not names:
@@ -50,7 +52,7 @@ def compare(names: Sequence[str], config: ComparisonConfig) -> None:
     columns, found = column_names(chosen), tables(compared)
     print("\n".join(line for table in found for line in _lines(table, columns)))
     output.mkdir(parents=True, exist_ok=True)
-    atomic_write(output / PAGE_NAME, comparison_page(columns, compared, found, source=tracking.uri).encode())
+    atomic_write(output / PAGE_NAME, comparison_page(columns, compared, found, source=source).encode())
     print(f"\npage  {output / PAGE_NAME}")
 
 

@@ -66,14 +66,15 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Any], folder: Path, ru
     pq.write_table(pa.table(columns, schema=OBJECTS_SCHEMA), folder / "objects.parquet")
     atomic_write(folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     final = final_dir(folder)
-    run = tracking.start(
-        "evaluate",
-        tags={FINGERPRINT_TAG: final.name, FOLDER_TAG: str(final), "viewdiff.stage": "evaluate"},
-        parent_run_id=checkpoint.facts.get("mlflow_run_id"),
-    )
-    log_shards(run, shards, context="evaluation")
-    made = [task for task in tasks if task.name not in failures]
-    _record(run, config, made, pictures_dir, summary=summary, columns=columns)
+    with tracking.answering():
+        run = tracking.start(
+            "evaluate",
+            tags={FINGERPRINT_TAG: final.name, FOLDER_TAG: str(final), "viewdiff.stage": "evaluate"},
+            parent_run_id=checkpoint.facts.get("mlflow_run_id"),
+        )
+        log_shards(run, shards, context="evaluation")
+        made = [task for task in tasks if task.name not in failures]
+        _record(run, config, made, pictures_dir, summary=summary, columns=columns)
     return {"mlflow_run_id": run.id, **summary}
 
 

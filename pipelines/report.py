@@ -46,6 +46,9 @@ def write_report(
     failed_texts = summary["failed_texts"]
     records = read_chain(list(inputs.values()))
     tracking = Tracking(runtime.tracking)
+    tracking.check()
+    with tracking.answering():
+        recorded = runs_section(tracking, {"Training": checkpoint, "Evaluation": evaluation})
     html = page(
         title=f"{_count(columns, objects_read)} unseen objects, one picture each",
         eyebrow=f"{config.title} · {records[-1]['created'][:10]}",
@@ -59,13 +62,14 @@ def write_report(
             section("Training", curves(checkpoint.metrics_path), note="Faint: every step. Bold: smoothed."),
             records_section(records),
             rejected_section(read_manifest(inputs["shards"].data), card=_card_link(inputs["shards"], folder)),
-            runs_section(tracking, {"Training": checkpoint, "Evaluation": evaluation}),
+            recorded,
         ],
         footer=_footer(records),
     )
     path = folder / "report.html"
     atomic_write(path, html.encode())
-    tracking.resume(evaluation.facts["mlflow_run_id"]).log_artifact(path)
+    with tracking.answering():
+        tracking.resume(evaluation.facts["mlflow_run_id"]).log_artifact(path)
     return {"bytes": path.stat().st_size, "num_objects": summary["num_objects"]}
 
 

@@ -10,8 +10,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from infra.addresses import shown, sqlite_path
 from infra.log import format_seconds
-from infra.tracking import SQLITE_PREFIX, Tracking
+from infra.tracking import Tracking
 from pipelines.artifacts import RECORD_NAME, Artifact, read_record
 from pipelines.dataset_card import rejected_table
 from pipelines.report_charts import curve
@@ -97,10 +98,11 @@ def runs_section(tracking: Tracking, artifacts: Mapping[str, Artifact]) -> str:
     for name, artifact in artifacts.items():
         run_id = str(artifact.facts["mlflow_run_id"])
         url = tracking.run_url(run_id)
-        shown = f'<a href="{escape(url)}">{escape(run_id)}</a>' if url else f"<code>{escape(run_id)}</code>"
-        rows.append(f'<tr><th scope="row">{escape(name)}</th><td>{shown}</td></tr>')
+        link = f'<a href="{escape(url)}">{escape(run_id)}</a>' if url else f"<code>{escape(run_id)}</code>"
+        rows.append(f'<tr><th scope="row">{escape(name)}</th><td>{link}</td></tr>')
     label = f"MLflow runs of experiment {tracking.experiment}"
-    if not tracking.uri.startswith(SQLITE_PREFIX):
-        return section("Experiment records", table(head, rows, label=label), note=f"MLflow at {escape(tracking.uri)}.")
-    command = f"<pre>mlflow ui --backend-store-uri {escape(shlex.quote(tracking.uri))}</pre>"
+    address = shown(tracking.uri)
+    if sqlite_path(tracking.uri) is None:
+        return section("Experiment records", table(head, rows, label=label), note=f"MLflow at {escape(address)}.")
+    command = f"<pre>mlflow ui --backend-store-uri {escape(shlex.quote(address))}</pre>"
     return section("Experiment records", command, table(head, rows, label=label), note="To open MLflow's page:")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.addresses import require_name, sqlite_address
 from infra.errors import UserError
 from infra.storage import StoragePath, open_path
 
@@ -51,6 +52,8 @@ class RuntimeConfig:
         ):
             if value < least:
                 raise UserError(f"{name} {value}: must be at least {least}")
+        if self.run_name is not None:
+            require_name("--run-name", self.run_name)
         if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
             raise UserError(f"--min-workers {self.min_workers}: must be between 1 and --num-workers {self.num_workers}")
 
@@ -67,4 +70,4 @@ class RuntimeConfig:
     @property
     def tracking(self) -> str:
         """URI of the MLflow store."""
-        return self.tracking_uri or f"sqlite:///{self.root_dir / DATABASE_NAME}"
+        return self.tracking_uri or sqlite_address(self.root_dir / DATABASE_NAME)

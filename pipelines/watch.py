@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from infra.addresses import shown
 from infra.errors import UserError
 from infra.log import Progress, format_seconds, get_logger
 from infra.mlflow_outage import UNREACHABLE, first_reason, short_requests
@@ -49,6 +50,7 @@ class TrainingWatch:
     def __init__(self, watched: WatchedFolder, *, run: Run, attempt: Attempt, total: int, done: int) -> None:
         """`done` of `total` steps are there already."""
         self._run, self._attempt = run, attempt
+        self._store = f"MLflow at {shown(run.client.tracking_uri)}"
         self._progress = Progress("train", total=total, unit="steps", done=done)
         self._shown = done
         self._reader = LineReader(watched.metrics_path)
@@ -126,7 +128,7 @@ class TrainingWatch:
         failure = self._recorder.failure
         if isinstance(failure, UNREACHABLE):
             raise UserError(
-                f"the training is done, but MLflow at {self._run.client.tracking_uri} refuses its record "
+                f"the training is done, but {self._store} refuses its record "
                 f"({first_reason(failure)}); when that is mended run the same command again, it sends the rest"
             ) from failure
         if failure is not None:
@@ -146,7 +148,7 @@ class TrainingWatch:
                 elif time.monotonic() > deadline:
                     self._recorder.abandon()
                     raise UserError(
-                        f"the training is done, but MLflow at {self._run.client.tracking_uri} did not take its record "
+                        f"the training is done, but {self._store} did not take its record "
                         f"within {patience} ({self._recorder.away}); nothing is lost: run the same "
                         "command again when it is back, it sends the rest"
                     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,45 @@ def test_a_store_that_refuses_is_named(tracking: Tracking, line: Line, tmp_path:
     training.go_to(10)
     with pytest.raises(UserError, match=r"refuses its record \(.*must be in the 'active' state.*same command again"):
         following.__exit__(None, None, None)
+
+
+def loses_its_record(tracking: Tracking, training: FakeTraining, lose: Callable[[Run], None]) -> None:
+    """A training during which `lose` is called with its run."""
+    run, following = begin_attempt(tracking, training)
+    with following:
+        training.go_to(100)
+        wait_for_step(run, 100)
+        lose(run)
+        training.go_to(NUM_STEPS)
+
+
+def assert_is_recorded_again(tracking: Tracking, training: FakeTraining) -> None:
+    """By the same command, in a run that has everything."""
+    tracking.check()
+    run, following = begin_attempt(tracking, training)
+    with following:
+        pass
+    assert_all_is_there(run)
+
+
+def test_a_run_that_was_deleted_meanwhile_is_recorded_in_another(
+    tracking: Tracking, line: Line, tmp_path: Path
+) -> None:
+    training = FakeTraining(tmp_path / "deleted")
+    refused = r"MLflow at .* refuses its record .*state is deleted.*run the same command again"
+    with pytest.raises(UserError, match=refused):
+        loses_its_record(tracking, training, lambda run: run.client.delete_run(run.id))
+    assert_is_recorded_again(tracking, training)
+
+
+def test_a_database_that_was_removed_meanwhile_is_made_again(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "PATIENCE_SECONDS", 0.5)
+    tracking, training = Tracking(f"sqlite:///{tmp_path}/mlflow.db"), FakeTraining(tmp_path / "training")
+    with pytest.raises(UserError, match=r"did not take its record within .*no such table.*nothing is lost"):
+        loses_its_record(tracking, training, lambda run: (tmp_path / "mlflow.db").unlink())
+    assert_is_recorded_again(tracking, training)
 
 
 def test_removed_checkpoints_say_so(tracking: Tracking, line: Line, tmp_path: Path) -> None:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import mlflow.data
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
 
+from infra.addresses import sqlite_address
 from infra.errors import UserError
+from infra.mlflow_outage import reason_of_outage
 from infra.tracking import FINGERPRINT_TAG, FOLDER_TAG, Tracking, flatten
 
 
@@ -52,14 +59,33 @@ def test_teams_that_share_a_server_keep_their_runs_apart(tracking: Tracking, mon
     assert tracking.start("train", tags={FINGERPRINT_TAG: "shared"}).id == run.id
 
 
+def test_a_store_of_an_unknown_kind_is_refused_in_whole_words() -> None:
+    with pytest.raises(
+        UserError, match=r"MLflow at nosuch://x cannot be used .*unsupported URI 'nosuch://x'"
+    ) as refusal:
+        Tracking("nosuch://x").check()
+    assert re.search(r"(\w\W*| …)\); name a server", str(refusal.value))
+
+
 @pytest.mark.parametrize(
-    ("uri", "reason"), [("nosuch://x", "unsupported URI 'nosuch://x'"), ("/", "")], ids=["scheme", "folder"]
+    "uri", ["/", "runs/mlflow.db", "127.0.0.1:5000", "sqlite://", "sqlite:///:memory:", "sqlite:/x"]
 )
-def test_what_is_no_store_is_refused_in_whole_words(uri: str, reason: str) -> None:
-    with pytest.raises(UserError, match=re.escape(f"MLflow at {uri} cannot be reached (")) as refusal:
-        Tracking(uri).check()
-    assert reason in str(refusal.value)
-    assert re.search(r"(\w\W*| …)\); start that server", str(refusal.value))
+def test_what_is_no_address_is_refused_with_its_form(uri: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"--tracking-uri {uri!r}: write a server's address as http://")):
+        Tracking(uri)
+
+
+def test_a_password_is_not_named_where_the_address_is_none() -> None:
+    with pytest.raises(UserError, match="--tracking-uri: write") as refusal:
+        Tracking("anna:pl4nted@127.0.0.1:5000")
+    assert "pl4nted" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["  ", "two\nlines"])
+def test_an_experiment_has_a_name_of_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
+    with pytest.raises(UserError, match=r"MLFLOW_EXPERIMENT_NAME .*one line"):
+        Tracking("http://127.0.0.1:9")
 
 
 def test_tables_and_pictures_lie_beside_the_database(tracking: Tracking, tmp_path: Path) -> None:
@@ -75,14 +101,102 @@ def test_tables_and_pictures_lie_beside_the_database(tracking: Tracking, tmp_pat
     assert (database.parent / "mlartifacts" / run.id / "artifacts" / "pictures" / "orbit.png").is_file()
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "nonsense://x", "sqlite:///{}"])
-def test_an_unreachable_store_is_named_with_a_remedy(uri: str, tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_text("no database at all, only some text that is long enough to be looked at")
-    uri = uri.format(tmp_path / "mlflow.db")
-    with pytest.raises(UserError, match=r"cannot be reached .*--tracking-uri") as caught:
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("http://anna:pl4nted@127.0.0.1:9", r"http://127.0.0.1:9 cannot be reached .*; start that server"),
+        ("http://nohost.invalid", r"cannot be reached .*; start that server"),
+        (
+            "postgresql+nodriver://anna:pl4nted@127.0.0.1/db",
+            r"postgresql\+nodriver://127.0.0.1/db cannot be used .*nodriver",
+        ),
+        ("mssql+pyodbc://anna:pl4nted@127.0.0.1/db", r"needs the Python package pyodbc; install it"),
+    ],
+)
+def test_a_store_that_is_away_is_named_with_a_remedy(uri: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
         Tracking(uri).check()
-    assert uri in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "pl4nted" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (401, "who?", r"refuses this user \(HTTP 401\); set MLFLOW_TRACKING_USERNAME"),
+        (403, "no", r"refuses this user \(HTTP 403\)"),
+        (404, "<html>", r"does not answer as MLflow does .*; correct the address"),
+        (200, "<html>log in</html>", r"does not answer as MLflow does .*; correct the address"),
+        (503, "soon", r"cannot be reached .*503.*; start that server"),
+    ],
+)
+def test_a_server_that_answers_otherwise_is_told_apart(status: int, body: str, said: str) -> None:
+    with answering_always(status, body) as port, pytest.raises(UserError, match=said):
+        Tracking(f"http://127.0.0.1:{port}").check()
+
+
+def test_an_address_with_the_wrong_scheme_is_told_apart() -> None:
+    with answering_always(200, "") as port, pytest.raises(UserError, match="correct http:// or https://"):
+        Tracking(f"https://127.0.0.1:{port}").check()
+
+
+@contextmanager
+def answering_always(status: int, body: str) -> Iterator[int]:
+    """A web server that is no MLflow; its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def test_a_deleted_experiment_is_named_before_any_work(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", 'it\'s "deleted" 100% #1?')
+    doomed = Tracking(tracking.uri)
+    run = doomed.start("train", tags={FINGERPRINT_TAG: "f"})
+    experiment = run.client.get_run(run.id).info.experiment_id
+    run.client.delete_experiment(experiment)
+    for call in (doomed.check, lambda: doomed.start("train", tags={})):
+        with pytest.raises(
+            UserError, match=f"was deleted in MLflow .*mlflow experiments restore --experiment-id {experiment}"
+        ):
+            call()
+    run.client.restore_experiment(experiment)
+    doomed.check()
+
+
+def test_a_deleted_run_is_named(tracking: Tracking) -> None:
+    run = tracking.start("train", tags={FINGERPRINT_TAG: "to be deleted"})
+    run.client.delete_run(run.id)
+    with pytest.raises(UserError, match=f"was deleted in MLflow .*mlflow runs restore --run-id {run.id}"):
+        tracking.resume(run.id)
+    again = tracking.start("train", tags={FINGERPRINT_TAG: "to be deleted"})  # a training begins another
+    assert again.id != run.id
+
+
+def test_a_database_that_was_removed_is_not_written_into_unseen(tmp_path: Path) -> None:
+    tracking = Tracking(sqlite_address(tmp_path / "mlflow.db"))
+    first = tracking.start("train", tags={FINGERPRINT_TAG: "a"})
+    first.log_metrics({"loss": 1.0})
+    (tmp_path / "mlflow.db").unlink()
+    with pytest.raises(MlflowException) as error:
+        first.log_metrics({"loss": 2.0}, step=1)
+    assert reason_of_outage(error.value) is not None  # a training keeps its record and goes on
+    tracking.check()
+    second = tracking.start("train", tags={FINGERPRINT_TAG: "a"})
+    assert second.id != first.id
+    second.log_metrics({"loss": 1.0})
+    assert second.last_step("loss") == 0
 
 
 def test_scores_are_logged_once(tracking: Tracking) -> None:
