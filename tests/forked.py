@@ -55,7 +55,7 @@ def start(call: Callable[[], Any], after_request: AfterRequest = lambda number, 
     try:
         _watch_requests(after_request)
         value = {"returned": call()}
-    except BaseException:
+    except BaseException:  # noqa: BLE001 it is told where the result is asked for
         value = {"failed": traceback.format_exc()}
     with os.fdopen(writing, "wb") as answer:
         answer.write(json.dumps(value).encode())

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from safetensors.numpy import save_file
 
 from infra.tracking import FINGERPRINT_TAG, FOLDER_TAG, Tracking
 from pipelines import plan
+from pipelines.champion import BASE_TAG, CHECKPOINT_TAG
 from pipelines.config import TrainConfig
 from pipelines.runtime import RuntimeConfig
 from pipelines.stage import final_dir
@@ -51,6 +53,32 @@ def write_captures(root: Path, categories: Mapping[str, int]) -> None:
     """Annotations of so many sequences of each category."""
     for category, count in categories.items():
         write_annotations(root, [make_capture(category, f"seq_{number}") for number in range(count)])
+
+
+def registry_state(uri: str, name: str) -> dict[str, Any]:
+    """What the registry holds of a model, but for fingerprints of what led to it."""
+    client = MlflowClient(uri, uri)
+    versions = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda item: int(item.version))
+    own = (CHECKPOINT_TAG, BASE_TAG, "viewdiff.fingerprint", "viewdiff.report")
+    return {
+        "aliases": {alias: int(number) for alias, number in client.get_registered_model(name).aliases.items()},
+        "versions": [{key: value for key, value in item.tags.items() if key not in own} for item in versions],
+        "models": [_logged_models(client, str(item.run_id)) for item in versions],
+    }
+
+
+def _logged_models(client: MlflowClient, run_id: str) -> list[Any]:
+    run = client.get_run(run_id)
+    models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+    return [
+        (
+            str(model.status),
+            sorted(item.path for item in client.list_logged_model_artifacts(model.model_id)),
+            [(metric.key, metric.value) for metric in model.metrics or []],
+            len(client.get_metric_history(run_id, "held_out_psnr")),
+        )
+        for model in models
+    ]
 
 
 def _nothing(config: Any, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:

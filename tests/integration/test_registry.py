@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 
 from infra.errors import UserError
-from pipelines.champion import BASE_TAG, CHECKPOINT_TAG, DECISION_TAG, RIVAL_TAG
+from pipelines.champion import DECISION_TAG, RIVAL_TAG
 from pipelines.network_size import count_parameters
 from pipelines.plan import run_chain
 from pipelines.presets import tiny
 from pipelines.registry import CAPTURES_TAG, FORMER_CHAMPION
 from pipelines.runtime import RuntimeConfig
 from tests import forked
-from tests.light_chain import use_light_stages, write_captures
+from tests.light_chain import registry_state, use_light_stages, write_captures
 from tests.mlflow_server import MlflowServer
 
 NUMBERS = itertools.count(1)
@@ -59,32 +58,7 @@ class Model:
 
     def state(self) -> dict[str, Any]:
         """What the registry holds, but for what is different of every model."""
-        return dict(forked.run(lambda: _state(self.uri, self.name)))
-
-
-def _state(uri: str, name: str) -> dict[str, Any]:
-    client = MlflowClient(uri, uri)
-    versions = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda item: int(item.version))
-    own = (CHECKPOINT_TAG, BASE_TAG, "viewdiff.fingerprint", "viewdiff.report")
-    return {
-        "aliases": {alias: int(number) for alias, number in client.get_registered_model(name).aliases.items()},
-        "versions": [{key: value for key, value in item.tags.items() if key not in own} for item in versions],
-        "models": [_logged_models(client, str(item.run_id)) for item in versions],
-    }
-
-
-def _logged_models(client: MlflowClient, run_id: str) -> list[Any]:
-    run = client.get_run(run_id)
-    models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
-    return [
-        (
-            str(model.status),
-            sorted(item.path for item in client.list_logged_model_artifacts(model.model_id)),
-            [(metric.key, metric.value) for metric in model.metrics or []],
-            len(client.get_metric_history(run_id, "held_out_psnr")),
-        )
-        for model in models
-    ]
+        return dict(forked.run(lambda: registry_state(self.uri, self.name)))
 
 
 @pytest.fixture(scope="module")
