@@ -28,6 +28,8 @@ class ImportConfig:
     object_radius: float | None = None
     """The object's radius in the source's units: nothing farther from where the cameras look is the object. Without it
     the points, the masks or what the pictures show say how large the object is."""
+    contact_sheet: str | None = None
+    """PNG file to write: pictures of the sequence as they were written, with its points projected into them."""
 
     def __post_init__(self) -> None:
         if self.object_radius is not None and not 0 < self.object_radius < float("inf"):
