@@ -17,9 +17,9 @@ from preprocessing.normalize import load_points
 
 NUM_PHOTOS = 6
 DISTANCE = 4.0
-SIZE = (120, 160)  # (height, width)
-FOCAL = (150.0, 158.0)
-CENTER = (84.0, 57.0)
+SIZE = (180, 240)  # (height, width)
+FOCAL = (180.0, 189.0)
+CENTER = (126.0, 85.5)
 DOT_SIGMA = 1.2
 _REACH = 4  # pixels around a dot that its place is measured in
 
@@ -27,9 +27,9 @@ Lens = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def dot_points() -> np.ndarray:
-    """[20, 3] spread over a sphere of radius 0.9, in no symmetry."""
+    """[20, 3] spread over a sphere of radius 1.5, in no symmetry."""
     directions = np.random.default_rng(5).normal(size=(20, 3))
-    return 0.9 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    return 1.5 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
 
 
 def poses() -> np.ndarray:
@@ -105,7 +105,7 @@ def dot_offsets(root: Path, sequence: Sequence) -> np.ndarray:
             for number, pixel in enumerate(pixels)
             if _stands_alone(pixels, number, image.shape)
         ]
-    assert len(offsets) > 20
+    assert len(offsets) > 10
     return np.array(offsets)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,17 +17,22 @@ import cv2
 import numpy as np
 
 from infra.errors import UserError
-from preprocessing.epipolar import MINIMUM_MATCHES, Features, detect, epipolar_distance, match
+from preprocessing.epipolar import Features, detect, epipolar_distance, match
 from preprocessing.normalize import camera_centers
 
 # Features are looked for in pictures of at most this side, and distances are in pixels of these.
 CHECKED_SIDE = 640
 PAIRS = 8
+MOST_TRIED = 24  # pairs that are looked at to find these
+# Eight matches fit some two cameras by chance.
+MINIMUM_MATCHES = 16
+FIT_SHARE = 0.4
+FIT_PIXELS, FIT_CONFIDENCE, FIT_ROUNDS = 1.5, 0.999, 2000
 # Fewer pairs with enough matches say nothing.
 MINIMUM_PAIRS = 3
-# Real captures have 0.3 to 1. A wrong focal length (by a third) has 3, wrong axes, orders or orientations 10 and more.
-DOUBTFUL_PIXELS = 2.0
-REFUSED_PIXELS = 8.0
+# A CO3D sequence has 0.3, with a focal length that is wrong by a third 2 to 3, with wrong axes or orientations 7 to 30.
+DOUBTFUL_PIXELS = 1.0
+REFUSED_PIXELS = 5.0
 # A median reprojection error of this share of a picture's longer side is no matter of precision.
 REFUSED_SHARE = 0.01
 # Two cameras nearer to each other than this share of the capture's extent have no epipolar lines.
@@ -54,12 +60,13 @@ def reprojection_errors(
     points: np.ndarray, observed: np.ndarray, world_to_camera: np.ndarray, intrinsics: np.ndarray
 ) -> np.ndarray:
     """[M] distance in pixels between where points [M, 3] were observed [M, 2] and where a camera puts them; infinite
-    for those behind it.
+    where there is none, as for points behind it.
     """
     seen = points @ world_to_camera[:3, :3].T + world_to_camera[:3, 3]
     with np.errstate(divide="ignore", invalid="ignore"):
         pixels = seen[:, :2] / seen[:, 2:] @ intrinsics[:2, :2].T + intrinsics[:2, 2]
-    return np.where(seen[:, 2] > 0, np.linalg.norm(pixels - observed, axis=1), np.inf)
+        distances = np.linalg.norm(pixels - observed, axis=1)
+    return np.where((seen[:, 2] > 0) & np.isfinite(distances), distances, np.inf)
 
 
 def measure_agreement(photos: Sequence[WrittenPhoto]) -> Agreement | None:
@@ -68,8 +75,8 @@ def measure_agreement(photos: Sequence[WrittenPhoto]) -> Agreement | None:
     Neighbours by name come first, which hold whatever the cameras say; then those whose cameras are nearest.
     """
     for pairs in (_by_name(photos), _by_place(photos)):
-        distances = [_distance(photos[first], photos[second]) for first, second in pairs]
-        found = [distance for distance in distances if distance is not None]
+        distances = (_distance(photos[first], photos[second]) for first, second in pairs)
+        found = list(islice((distance for distance in distances if distance is not None), PAIRS))
         if len(found) >= MINIMUM_PAIRS:
             return Agreement(float(np.median(found)), len(found))
     return None
@@ -112,16 +119,26 @@ def _by_place(photos: Sequence[WrittenPhoto]) -> Iterator[tuple[int, int]]:
 
 
 def _spread(numbers: np.ndarray) -> np.ndarray:
-    chosen = np.linspace(0, len(numbers) - 1, min(PAIRS, len(numbers))).round().astype(int)
-    return numbers[chosen]
+    """At most MOST_TRIED of the numbers, first PAIRS that are evenly spread, then those between them."""
+    chosen = np.linspace(0, len(numbers) - 1, min(MOST_TRIED, len(numbers))).round().astype(int)
+    stride = max(1, len(chosen) // PAIRS)
+    return numbers[np.concatenate([chosen[start::stride] for start in range(stride)])] if len(chosen) else numbers
 
 
 def _distance(first: WrittenPhoto, second: WrittenPhoto) -> float | None:
-    """None if the pictures have too little in common."""
+    """None if the pictures have too little in common.
+
+    Matches count if some two cameras, whichever, could have seen them (a fundamental matrix that most of them fit):
+    things that look alike match anywhere, and say nothing about these cameras.
+    """
     (features, matrix), (others, other_matrix) = _features(first), _features(second)
     pixels = match(features, others)
     if len(pixels[0]) < MINIMUM_MATCHES:
         return None
+    _, fits = cv2.findFundamentalMat(*pixels, cv2.FM_RANSAC, FIT_PIXELS, FIT_CONFIDENCE, FIT_ROUNDS)
+    if fits is None or fits.sum() < max(MINIMUM_MATCHES, FIT_SHARE * len(fits)):
+        return None
+    pixels = (pixels[0][fits.ravel() > 0], pixels[1][fits.ravel() > 0])
     poses = (first.world_to_camera, second.world_to_camera)
     distance = epipolar_distance(pixels, poses, (matrix, other_matrix))
     return distance if np.isfinite(distance) else None

@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageChops
 
 from preprocessing.images import BLACK_MEAN
 from preprocessing.importing.colors import to_srgb
@@ -203,6 +203,8 @@ def _decoded(picture: Image.Image, data: bytes, orientation: int) -> tuple[Image
         picture = picture.convert("RGBA")
         alpha = np.asarray(picture.getchannel("A"))
     found = picture if picture.mode in ("RGB", "L", "CMYK") else picture.convert("RGB")
+    if picture.format == "JPEG" and picture.mode == "CMYK" and "adobe" not in picture.info:
+        found = ImageChops.invert(found)  # Pillow takes all for Adobe's, which stores 255 - ink
     if picture.format == "TIFF" and orientation != UPRIGHT:  # which Pillow has turned already
         found = Image.fromarray(turn_picture(np.asarray(found), inverse(orientation)), found.mode)
         alpha = None if alpha is None else turn_picture(alpha, inverse(orientation))
