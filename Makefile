@@ -18,7 +18,7 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED)
-	for name in synth preprocess preprocess_memory loader counts plan volume attention true_size scaling gpu; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
+	for name in synth import preprocess preprocess_memory loader counts plan volume attention true_size scaling gpu; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || (echo "needs Python 3.11: make PYTHON=/path/to/python3.11"; exit 2)

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from infra.storage import atomic_write
+from pipelines.inspection import check_sheet_path
+from pipelines.pictures import encode_png
 from pipelines.requests import ImportConfig
-from preprocessing.importing.reconstructions import read_reconstruction
+from preprocessing.co3d import read_category
+from preprocessing.importing.reading import read_reconstruction
 from preprocessing.importing.writing import import_capture
+from preprocessing.inspection import sequence_sheet
 
 
 def run_import(source: Path, config: ImportConfig) -> None:
-    """Read, write, say what to do next.
+    """Read, write, tell how it went and, if asked for, draw a contact sheet.
 
     Raises:
-        UserError: see `read_reconstruction` and `import_capture`.
+        UserError: see `read_reconstruction` and `import_capture`; or the contact sheet cannot be written.
     """
+    sheet = None if config.contact_sheet is None else check_sheet_path(config.contact_sheet)
     images, masks = (None if folder is None else Path(folder) for folder in (config.images, config.masks))
     capture = read_reconstruction(source, images, masks)
     root = Path(config.output)
-    num_points = import_capture(capture, root, category=config.category, name=config.name)
-    print(
-        f"{config.category}/{config.name}: {len(capture.photos)} photos, {num_points} of {len(capture.points)} points "
-        f"are the object's\nlook at it: viewdiff inspect {root} --preprocess.categories {config.category} "
-        f"--contact-sheet sheet.png"
-    )
+    summary = import_capture(capture, root, category=config.category, name=config.name, radius=config.object_radius)
+    print("\n".join(summary.lines()))
+    if sheet is None:
+        print(
+            f"look at it: viewdiff inspect {root} --preprocess.categories {config.category} --contact-sheet sheet.png"
+        )
+        return
+    (sequence,) = (item for item in read_category(root, config.category) if item.name == config.name)
+    atomic_write(sheet, encode_png(sequence_sheet(root, sequence)))
+    print(f"written: {sheet}")

@@ -32,9 +32,14 @@ def inspect(root: StoragePath, config: InspectConfig) -> None:
     """
     categories = select_categories(root, config.preprocess.categories)
     check_subset(root, categories, config.preprocess.subset)
-    sheet = None if config.contact_sheet is None else Path(config.contact_sheet)
-    if sheet is not None:
-        _check_sheet(sheet, categories)
+    sheet = None
+    if config.contact_sheet is not None:
+        if len(categories) > 1:
+            raise UserError(
+                f"contact sheet of {len(categories)} categories: name one with --preprocess.categories; there are "
+                f"{', '.join(categories)}"
+            )
+        sheet = check_sheet_path(config.contact_sheet)
     summaries = []
     for summary in _summaries(root, categories, config):
         print("\n".join(category_lines(summary)), flush=True)
@@ -46,17 +51,16 @@ def inspect(root: StoragePath, config: InspectConfig) -> None:
         print(f"written: {sheet}")
 
 
-def _check_sheet(path: Path, categories: Sequence[str]) -> None:
-    """Tell before any work what cannot work."""
-    if len(categories) > 1:
-        raise UserError(
-            f"contact sheet of {len(categories)} categories: name one with --preprocess.categories; there are "
-            f"{', '.join(categories)}"
-        )
+def check_sheet_path(name: str) -> Path:
+    """The file that a contact sheet goes to. Raises UserError before any work if it cannot be written."""
+    path = Path(name)
     if path.parts[:1] and path.parts[0].endswith(":"):
         raise UserError(f"contact sheet {path}: name a file on this machine")
     if not path.parent.is_dir():
         raise UserError(f"contact sheet {path}: no folder {path.parent}; make it or choose another")
+    if path.is_dir():
+        raise UserError(f"contact sheet {path}: is a folder; name a file, such as {path / 'sheet.png'}")
+    return path
 
 
 def category_lines(summary: CategorySummary) -> list[str]:

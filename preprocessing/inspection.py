@@ -21,6 +21,7 @@ from preprocessing.plan import listed_splits, require_listed
 from preprocessing.samples import screen
 
 SHEET_SEQUENCES, SHEET_FRAMES = 8, 6
+SHEET_ROWS = 4  # of frames, where a sheet is of one sequence
 TILE_SIDE = 192  # pixels
 TITLE_HEIGHT, PLATE_HEIGHT = 22, 16  # of a sequence's title, of a frame's number
 MOST_POINTS = 600  # of a point cloud, drawn: more would hide the object
@@ -87,6 +88,11 @@ def contact_sheet(root: StoragePath, category: str, config: PreprocessConfig) ->
     return np.concatenate([_row(root, sequence) for sequence in chosen])
 
 
+def sequence_sheet(root: StoragePath, sequence: Sequence) -> np.ndarray:
+    """The same of one sequence, with up to SHEET_ROWS rows of its frames."""
+    return _row(root, sequence, SHEET_FRAMES * SHEET_ROWS)
+
+
 def _rejection(sequence: Sequence, listed: Container[str], config: PreprocessConfig) -> str | None:
     """Why a sequence does not pass the checks of its annotations; None if it does."""
     try:
@@ -97,7 +103,7 @@ def _rejection(sequence: Sequence, listed: Container[str], config: PreprocessCon
     return None
 
 
-def _row(root: StoragePath, sequence: Sequence) -> np.ndarray:
+def _row(root: StoragePath, sequence: Sequence, most_frames: int = SHEET_FRAMES) -> np.ndarray:
     title = np.full((TITLE_HEIGHT, TILE_SIDE * SHEET_FRAMES, 3), _WHITE, np.uint8)
     try:
         assert sequence.point_cloud_path is not None, "screened before"
@@ -110,10 +116,11 @@ def _row(root: StoragePath, sequence: Sequence) -> np.ndarray:
         f"{sequence.category}/{sequence.name}  {len(sequence.frames)} frames; nearer points are brighter{remark}",
         (4, 15),
     )
-    frames = [sequence.frames[place] for place in _spread(len(sequence.frames), SHEET_FRAMES)]
+    frames = [sequence.frames[place] for place in _spread(len(sequence.frames), most_frames)]
     tiles = [_tile(root, frame, points) for frame in frames]
-    tiles += [np.full((TILE_SIDE, TILE_SIDE, 3), _WHITE, np.uint8)] * (SHEET_FRAMES - len(tiles))
-    return np.concatenate([title, np.concatenate(tiles, axis=1)])
+    tiles += [np.full((TILE_SIDE, TILE_SIDE, 3), _WHITE, np.uint8)] * (-len(tiles) % SHEET_FRAMES)
+    rows = [np.concatenate(tiles[first : first + SHEET_FRAMES], axis=1) for first in range(0, len(tiles), SHEET_FRAMES)]
+    return np.concatenate([title, *rows])
 
 
 def _tile(root: StoragePath, frame: Frame, points: np.ndarray) -> np.ndarray:

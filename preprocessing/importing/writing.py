@@ -1,12 +1,17 @@
 """Writes a reconstruction from elsewhere down as one sequence of a CO3Dv2 dataset, from which everything else goes on.
 
-Photos without distortion are copied; others are undistorted, so that a pinhole camera describes them. The point cloud
-is that of the object: points that the masks show, or without masks those near to where the cameras look.
+All headers are checked before anything is written. Then everything is written into a hidden folder beside the final
+one, looked at once more (agreement.py), and becomes the sequence by one rename and two annotation files, of which the
+sequence's comes last: whatever is interrupted before that leaves nothing that counts, and the same command works again.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,150 +22,199 @@ from plyfile import PlyData, PlyElement
 
 from infra.errors import UserError
 from infra.log import Progress
-from infra.storage import atomic_write
+from infra.storage import atomic_write, replace_folder
 from preprocessing.captures import Viewpoint
 from preprocessing.co3d import FRAMES_NAME, SEQUENCES_NAME, encode_jgz, read_jgz
-from preprocessing.images import DefectError, encode_image, encode_mask, read_image, read_mask
+from preprocessing.importing.agreement import WrittenPhoto, measure_agreement, reprojection_errors, require_agreement
+from preprocessing.importing.checking import Checked, LeftOut, Plan, check_photos, require_enough
+from preprocessing.importing.developing import develop
+from preprocessing.importing.object_points import object_points
+from preprocessing.importing.orientation import MIRROR, mirrors
+from preprocessing.importing.pictures import PictureError
 from preprocessing.importing.reconstructions import Photo, Reconstruction
-from preprocessing.normalize import MINIMUM_POINTS, camera_centers
+from preprocessing.importing.summary import ImportSummary
 from preprocessing.samples import SAFE_NAME
 
-# A point is the object's if the masks of this share of the photos that show it say so.
-MASK_AGREEMENT = 0.7
-# Without masks: points this near to where the cameras look, in median camera distances.
-OBJECT_RADIUS = 0.4
 FORMAT = "ndc_isotropic"
+# What an import makes in a sequence's folder.
+_OWN = frozenset({"images", "masks", "pointcloud.ply"})
 
 
-def import_capture(capture: Reconstruction, root: Path, *, category: str, name: str) -> int:
-    """Add the capture to the dataset at `root`, which need not exist; returns the number of its object's points. The
-    sequence's annotation is written last: what was interrupted before is written anew.
+@dataclass(frozen=True, eq=False)
+class _Written:
+    """Photos that were written, as a reconstruction of pinhole cameras with their files, and what was done to them."""
+
+    capture: Reconstruction
+    left_out: tuple[LeftOut, ...]
+    changes: Counter[str]
+
+
+def import_capture(
+    capture: Reconstruction, root: Path, *, category: str, name: str, radius: float | None = None
+) -> ImportSummary:
+    """Add the capture to the dataset at `root`, which need not exist. The object's points lie within `radius` of where
+    the cameras look. Photos that cannot be used are left out.
 
     Raises:
-        UserError: a name with other characters than letters, digits, - and _; a sequence of that name exists; a photo
-        cannot be read; the object has too few points.
+        UserError: a name with other characters than letters, digits, - and _; a sequence of that name exists; too few
+        photos can be used; pictures and cameras disagree; or as `object_points`.
     """
+    _check_place(capture, root, category, name)
+    checked = check_photos(capture)
+    require_enough(capture, len(checked.plans), checked.left_out)
+    with _staging(root / category, name) as staging:
+        written = _write_photos(capture, checked, staging)
+        photos = written.capture.photos
+        agreement = measure_agreement([_as_written(photo) for photo in photos])
+        errors = _reprojection(written.capture)
+        require_agreement(capture.source, agreement, errors, max(photos[0].camera.width, photos[0].camera.height))
+        found = object_points(written.capture, _mask_of, radius=radius)
+        vertices = np.array([tuple(point) for point in found.points], dtype=[(axis, "f4") for axis in "xyz"])
+        PlyData([PlyElement.describe(vertices, "vertex")]).write(staging / "pointcloud.ply")
+        replace_folder(staging, root / category / name)
+    _annotate(root, category, name, photos, len(found.points))
+    return ImportSummary(
+        key=f"{category}/{name}",
+        num_photos=len(capture.photos) + len(capture.left_out),
+        left_out=(*(LeftOut(*item) for item in capture.left_out), *written.left_out),
+        lenses=Counter(plan.photo.camera.model_name for plan in checked.plans),
+        sizes=Counter((photo.camera.height, photo.camera.width) for photo in photos),
+        num_masks=sum(photo.mask_path is not None for photo in photos),
+        changes=written.changes,
+        reprojection_errors=errors,
+        agreement=agreement,
+        seeing=sum(bool(photo.project(found.points)[1].mean() >= 0.5) for photo in photos),
+        points=found.how,
+        notes=(*capture.notes, *checked.notes, *found.notes),
+    )
+
+
+def _check_place(capture: Reconstruction, root: Path, category: str, name: str) -> None:
     for what, text in (("category", category), ("name", name)):
         if not SAFE_NAME.fullmatch(text):
             raise UserError(f"{what} {text!r}: use letters, digits, - and _, at most 80")
-    frames, sequences = (_entries(root / category / file) for file in (FRAMES_NAME, SEQUENCES_NAME))
-    if any(entry.get("sequence_name") == name for entry in sequences):
-        raise UserError(f"{root / category}: has a sequence {name!r} already; choose another name")
-    points = object_points(capture)
-    if len(points) < MINIMUM_POINTS:
-        raise UserError(
-            f"{category}/{name}: only {len(points)} of {len(capture.points)} points are the object's; give masks, or a "
-            "reconstruction whose cameras look at the object"
-        )
     folder = root / category / name
+    if any(entry.get("sequence_name") == name for entry in _entries(root / category / SEQUENCES_NAME)):
+        raise UserError(f"{root / category}: has a sequence {name!r} already; choose another name")
+    _entries(root / category / FRAMES_NAME)  # a damaged file is told now
+    if folder.is_dir() and (others := sorted(path.name for path in folder.iterdir() if path.name not in _OWN)):
+        raise UserError(f"{folder}: holds other files, such as {others[0]}; choose another name or output")
+    final = folder.resolve()
+    for path in (path for photo in capture.photos for path in (photo.path, photo.mask_path) if path is not None):
+        if path.resolve().is_relative_to(final):
+            raise UserError(f"{path}: lies where the import is written to, {folder}; choose another name or output")
+
+
+@contextmanager
+def _staging(folder: Path, name: str) -> Iterator[Path]:
+    """A folder beside the final one, of which nothing is left if the block fails."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    staging = folder / f".{name}-importing"
+    shutil.rmtree(staging, ignore_errors=True)  # of an import that was killed
     for part in ("images", "masks"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    own = _write_photos(capture.photos, root, f"{category}/{name}")
-    vertices = np.array([tuple(point) for point in points], dtype=[(axis, "f4") for axis in "xyz"])
-    PlyData([PlyElement.describe(vertices, "vertex")]).write(folder / "pointcloud.ply")
+        (staging / part).mkdir(parents=True)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        for path in made:
+            with suppress(OSError):  # not empty: the import succeeded
+                path.rmdir()
+
+
+def _write_photos(capture: Reconstruction, checked: Checked, staging: Path) -> _Written:
+    """Develop and write all photos. Raises UserError if too many turn out to be damaged."""
+    photos: list[Photo] = []
+    left_out, changes = list(checked.left_out), Counter[str]()
+    with Progress("import", total=len(checked.plans), unit="photos") as progress:
+        for plan in checked.plans:
+            try:
+                photos.append(_write_photo(plan, staging, len(photos) + 1, changes))
+            except PictureError as error:
+                left_out.append(LeftOut(plan.photo.name, error.reason, error.remedy))
+            progress.advance()
+    require_enough(capture, len(photos), left_out)
+    mirrored = any(mirrors(plan.to_turn) for plan in checked.plans)
+    points = capture.points @ MIRROR[:3, :3] if mirrored else capture.points
+    return _Written(replace(capture, photos=tuple(photos), points=points), tuple(left_out), changes)
+
+
+def _write_photo(plan: Plan, staging: Path, number: int, changes: Counter[str]) -> Photo:
+    developed = develop(plan)
+    image, mask = (staging / part / f"frame{number:06d}" for part in ("images", "masks"))
+    image = image.with_suffix(developed.suffix)
+    image.write_bytes(developed.image)
+    if developed.mask is not None:
+        mask = mask.with_suffix(".png")
+        mask.write_bytes(developed.mask)
+    changes.update(developed.changes)
+    height, width = developed.size
+    params = developed.intrinsics[(0, 1, 0, 1), (0, 1, 2, 2)]
+    return Photo(
+        name=plan.photo.name,
+        path=image,
+        mask_path=None if developed.mask is None else mask,
+        world_to_camera=developed.world_to_camera,
+        camera=pycolmap.Camera(model="PINHOLE", width=width, height=height, params=params),
+        observations=None if developed.observed is None else (_numbers(plan.photo), developed.observed),
+    )
+
+
+def _numbers(photo: Photo) -> np.ndarray:
+    assert photo.observations is not None
+    return photo.observations[0]
+
+
+def _as_written(photo: Photo) -> WrittenPhoto:
+    return WrittenPhoto(photo.path, photo.mask_path, photo.world_to_camera, photo.camera.calibration_matrix())
+
+
+def _reprojection(capture: Reconstruction) -> np.ndarray:
+    """[M] errors in pixels of everything that the source observed; none if it says nothing of that."""
+    errors = [np.empty(0)]
+    for photo in capture.photos:
+        if photo.observations is not None:
+            numbers, pixels = photo.observations
+            matrix = photo.camera.calibration_matrix()
+            errors.append(reprojection_errors(capture.points[numbers], pixels, photo.world_to_camera, matrix))
+    return np.concatenate(errors)
+
+
+def _mask_of(photo: Photo) -> np.ndarray | None:
+    return None if photo.mask_path is None else cv2.imread(str(photo.mask_path), cv2.IMREAD_GRAYSCALE)
+
+
+def _annotate(root: Path, category: str, name: str, photos: Sequence[Photo], num_points: int) -> None:
+    """Add the sequence to the category's annotations, which another import may have changed meanwhile."""
+    key, folder = f"{category}/{name}", root / category
+    own = [_frame(photo, number, key) for number, photo in enumerate(photos)]
+    others = [entry for entry in _entries(folder / FRAMES_NAME) if entry.get("sequence_name") != name]
     sequence = {
         "sequence_name": name,
         "category": category,
         "video": None,
-        "point_cloud": {"path": f"{category}/{name}/pointcloud.ply", "quality_score": None, "n_points": len(points)},
+        "point_cloud": {"path": f"{key}/pointcloud.ply", "quality_score": None, "n_points": num_points},
         "viewpoint_quality_score": None,
     }
-    others = [entry for entry in frames if entry.get("sequence_name") != name]  # without those of an interrupted import
-    _write_entries(root / category / FRAMES_NAME, [*others, *own])
-    _write_entries(root / category / SEQUENCES_NAME, [*sequences, sequence])
-    return len(points)
+    _write_entries(folder / FRAMES_NAME, [*others, *own])
+    _write_entries(folder / SEQUENCES_NAME, [*_entries(folder / SEQUENCES_NAME), sequence])
 
 
-def object_points(capture: Reconstruction) -> np.ndarray:
-    """[M, 3] those of the capture's points [N, 3] that are the object's (see the top of the file)."""
-    masked = [photo for photo in capture.photos if photo.mask_path is not None]
-    if masked:
-        shown, seen = np.zeros(len(capture.points)), np.zeros(len(capture.points))
-        for photo in masked:
-            assert photo.mask_path is not None
-            size = (photo.camera.height, photo.camera.width)
-            mask = _read(read_mask, photo.mask_path, size)
-            pixels, inside = _project(photo, capture.points)
-            seen += inside
-            shown[inside] += mask[pixels[inside, 1], pixels[inside, 0]] >= 128
-        return capture.points[(seen > 0) & (shown >= MASK_AGREEMENT * seen)]
-    poses = np.stack([photo.world_to_camera for photo in capture.photos])
-    centers, axes = camera_centers(poses), poses[:, 2, :3]
-    # The point nearest to all viewing axes, by least squares.
-    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
-    focus = np.linalg.lstsq(across.sum(0), (across @ centers[..., None]).sum(0)[:, 0], rcond=None)[0]
-    radius = OBJECT_RADIUS * np.median(np.linalg.norm(centers - focus, axis=1))
-    return capture.points[np.linalg.norm(capture.points - focus, axis=1) <= radius]
-
-
-def _project(photo: Photo, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Column and row of the pixel [N, 2] that shows each point, and whether there is one [N]."""
-    seen = points @ photo.world_to_camera[:3, :3].T + photo.world_to_camera[:3, 3]
-    pixels = np.nan_to_num(photo.camera.img_from_cam(seen), nan=-1.0)
-    inside = (pixels >= 0).all(1) & (pixels < (photo.camera.width, photo.camera.height)).all(1) & (seen[:, 2] > 0)
-    return np.where(inside[:, None], pixels, 0).astype(int), inside
-
-
-def _write_photos(photos: tuple[Photo, ...], root: Path, key: str) -> list[dict[str, Any]]:
-    """Write pictures and masks; returns their entries for frame_annotations."""
-    entries = []
-    with Progress("import", total=len(photos), unit="photos") as progress:
-        for number, photo in enumerate(photos):
-            stem = f"frame{number + 1:06d}"
-            size = (photo.camera.height, photo.camera.width)
-            undistorted = photo.camera if photo.camera.is_undistorted() else _pinhole(photo.camera)
-            image = f"{key}/images/{stem}{photo.path.suffix.lower() if undistorted is photo.camera else '.jpg'}"
-            picture = _read(read_image, photo.path, size)
-            mask = None
-            if photo.mask_path is not None:
-                mask = f"{key}/masks/{stem}.png"
-                foreground = _read(read_mask, photo.mask_path, size)
-                (root / mask).write_bytes(encode_mask(_undistort(foreground, photo.camera, undistorted)))
-            if undistorted is photo.camera:
-                shutil.copyfile(photo.path, root / image)
-            else:
-                (root / image).write_bytes(encode_image(_undistort(picture, photo.camera, undistorted)))
-            entries.append(
-                {
-                    "sequence_name": key.split("/")[1],
-                    "frame_number": number,
-                    "frame_timestamp": float(number),
-                    "image": {"path": image, "size": [undistorted.height, undistorted.width]},
-                    "depth": None,
-                    "mask": None if mask is None else {"path": mask, "mass": None},
-                    "viewpoint": _viewpoint(photo.world_to_camera, undistorted).entry(),
-                    "meta": {"source": photo.path.name},
-                }
-            )
-            progress.advance()
-    return entries
-
-
-def _pinhole(camera: pycolmap.Camera) -> pycolmap.Camera:
-    """The camera of the undistorted photo, cut so that it has no empty pixels."""
-    return pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), camera)
-
-
-def _undistort(picture: np.ndarray, camera: pycolmap.Camera, pinhole: pycolmap.Camera) -> np.ndarray:
-    """The picture [H, W] or [H, W, 3] of `camera` as `pinhole` would have taken it."""
-    if pinhole is camera:
-        return picture
-    v, u = np.mgrid[: pinhole.height, : pinhole.width] + 0.5
-    rays = np.stack([u, v, np.ones_like(u)], -1).reshape(-1, 3) @ np.linalg.inv(pinhole.calibration_matrix()).T
-    # OpenCV puts pixel centres at whole numbers.
-    source = (camera.img_from_cam(rays) - 0.5).astype(np.float32).reshape(pinhole.height, pinhole.width, 2)
-    return cv2.remap(picture, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-
-
-def _viewpoint(pose: np.ndarray, camera: pycolmap.Camera) -> Viewpoint:
-    return Viewpoint.from_opencv(pose, camera.calibration_matrix(), (camera.height, camera.width), FORMAT)
-
-
-def _read(read: Any, path: Path, size: tuple[int, int]) -> np.ndarray:
-    try:
-        return read(path, size)
-    except DefectError as reason:
-        raise UserError(f"{path}: {reason}; it must be a JPEG or PNG of {size[1]} × {size[0]} pixels") from reason
+def _frame(photo: Photo, number: int, key: str) -> dict[str, Any]:
+    """A photo's entry in frame_annotations."""
+    size = (photo.camera.height, photo.camera.width)
+    matrix = photo.camera.calibration_matrix()
+    mask = None if photo.mask_path is None else {"path": f"{key}/masks/{photo.mask_path.name}", "mass": None}
+    return {
+        "sequence_name": key.split("/")[1],
+        "frame_number": number,
+        "frame_timestamp": float(number),
+        "image": {"path": f"{key}/images/{photo.path.name}", "size": list(size)},
+        "depth": None,
+        "mask": mask,
+        "viewpoint": Viewpoint.from_opencv(photo.world_to_camera, matrix, size, FORMAT).entry(),
+        "meta": {"source": photo.name},
+    }
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
@@ -168,5 +222,4 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 
 
 def _write_entries(path: Path, entries: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, encode_jgz(entries))

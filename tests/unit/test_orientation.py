@@ -1,0 +1,133 @@
+"""Photos with an EXIF orientation become upright ones, and their cameras go along."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from infra.errors import UserError
+from preprocessing.importing.orientation import turn_intrinsics, turn_picture, turn_pixels
+from preprocessing.importing.reconstructions import Photo, Reconstruction
+from preprocessing.importing.writing import import_capture
+from tests.posed_dots import SIZE, dot_offsets, draw, pinhole, pixels_of, poses, reconstruction, written
+
+# How a picture is stored that is upright once a reader follows its tag, as Pillow names it.
+STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+ORIENTATIONS = range(1, 9)
+OFFSET = 0.3  # pixels; a JPEG's noise moves a dot by less than 0.1
+
+
+def save(path: Path, stored: Image.Image, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(path, exif=exif, **({"quality": 98, "subsampling": 0} if path.suffix == ".jpg" else {}))
+
+
+def imported(folder: Path, capture: Reconstruction) -> np.ndarray:
+    """Import; returns the offsets of the dots, and checks that each picture is the photo as a viewer shows it."""
+    import_capture(capture, folder / "root", category="thing", name="mine")
+    sequence = written(folder / "root")
+    assert [frame.number for frame in sequence.frames] == list(range(len(capture.photos)))
+    for frame, photo in zip(sequence.frames, capture.photos, strict=True):
+        with Image.open(folder / "root" / str(frame.image_path)) as found, Image.open(photo.path) as source:
+            assert found.getexif().get(0x0112, 1) == 1
+            shown = np.asarray(ImageOps.exif_transpose(source), dtype=int)
+            assert np.abs(np.asarray(found, dtype=int) - shown).mean() < 1.5
+    return dot_offsets(folder / "root", sequence)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_model_of_stored_pixels_is_turned(tmp_path: Path, orientation: int) -> None:
+    """The photos are drawn as the model's cameras see its points; a mirrored one shows a mirrored world."""
+    paths = [tmp_path / f"{number}.jpg" for number in range(len(poses()))]
+    for path, pose in zip(paths, poses(), strict=True):
+        save(path, Image.fromarray(draw(pixels_of(pose))), orientation)
+    assert imported(tmp_path, reconstruction(paths)).max() < OFFSET
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_model_of_turned_pictures_stays(tmp_path: Path, orientation: int) -> None:
+    """Sizes tell for 5 to 8. For the others one photo of another orientation, which a phone takes too, does."""
+    paths = [tmp_path / f"{number}.jpg" for number in range(len(poses()))]
+    for number, (path, pose) in enumerate(zip(paths, poses(), strict=True)):
+        upright, tag = Image.fromarray(draw(pixels_of(pose))), 6 if number == 0 else orientation
+        save(path, upright.transpose(STORED[tag]) if tag in STORED else upright, tag)
+    capture = reconstruction(paths)
+    assert imported(tmp_path, capture).max() < OFFSET
+    for frame, photo in zip(written(tmp_path / "root").frames, capture.photos, strict=True):
+        assert frame.viewpoint is not None
+        np.testing.assert_allclose(frame.viewpoint.to_opencv(SIZE)[0], photo.world_to_camera, atol=1e-12)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
+def test_other_files_have_orientations_too(tmp_path: Path, suffix: str) -> None:
+    paths = [tmp_path / f"{number}{suffix}" for number in range(len(poses()))]
+    for path, pose in zip(paths, poses(), strict=True):
+        save(path, Image.fromarray(draw(pixels_of(pose))), 6)
+    assert imported(tmp_path, reconstruction(paths)).max() < OFFSET
+    assert written(tmp_path / "root").frames[0].image_size == SIZE[::-1]
+
+
+@pytest.mark.parametrize("mask_is_upright", [True, False])
+def test_masks_are_turned_with_their_photo(tmp_path: Path, mask_is_upright: bool) -> None:
+    """A mask may be of the stored pixels or, as tools that follow the tag make them, of the upright picture."""
+    photos = []
+    for number, pose in enumerate(poses()):
+        path, mask_path = tmp_path / f"{number}.jpg", tmp_path / f"{number}.png"
+        stored = draw(pixels_of(pose))
+        save(path, Image.fromarray(stored), 6)
+        mask = Image.fromarray(np.where(stored[..., 0] > 100, 255, 0).astype(np.uint8))
+        (mask.transpose(Image.Transpose.ROTATE_270) if mask_is_upright else mask).save(mask_path)
+        photos.append(Photo(path.name, path, mask_path, pose, pinhole()))
+    imported(tmp_path, replace(reconstruction([photo.path for photo in photos]), photos=tuple(photos)))
+    for frame in written(tmp_path / "root").frames:
+        image = np.asarray(Image.open(tmp_path / "root" / str(frame.image_path)).convert("L"))
+        mask = np.asarray(Image.open(tmp_path / "root" / str(frame.mask_path)))
+        assert ((mask >= 128) == (image > 100)).mean() > 0.995
+
+
+def test_mirrored_photos_among_others_are_left_out(tmp_path: Path) -> None:
+    """One model cannot be of a world and its mirror image."""
+    paths = [tmp_path / f"{number}.jpg" for number in range(len(poses()))]
+    for number, (path, pose) in enumerate(zip(paths, poses(), strict=True)):
+        save(path, Image.fromarray(draw(pixels_of(pose))), 2 if number < 2 else 1)
+    summary = import_capture(reconstruction(paths), tmp_path / "root", category="thing", name="mine")
+    assert [item.name for item in summary.left_out] == ["0.jpg", "1.jpg"]
+    assert "mirrored, says its EXIF orientation, and others are not" in "\n".join(summary.lines())
+
+
+def test_photos_that_lie_beside_their_cameras_are_refused(tmp_path: Path) -> None:
+    """An editor that turned the pixels and kept no tag: the message says that turning would fit."""
+    paths = [tmp_path / f"{number}.jpg" for number in range(len(poses()))]
+    for path, pose in zip(paths, poses(), strict=True):
+        Image.fromarray(draw(pixels_of(pose))).transpose(Image.Transpose.ROTATE_90).save(path)
+    message = (
+        r"only 0 of 6 photos can be used; 6 are 180 × 240 pixels, but its camera is of 240 × 180: of another shape; "
+        r"turned by 90 degrees it would fit \(0\.jpg, .* and 1 more\): give the photos that the cameras were made from"
+    )
+    with pytest.raises(UserError, match=message):
+        import_capture(reconstruction(paths), tmp_path / "root", category="thing", name="mine")
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_pixels_go_where_their_colours_go(orientation: int) -> None:
+    picture = np.arange(6 * 4).reshape(4, 6)
+    turned = turn_picture(picture, orientation)
+    rows, columns = np.mgrid[:4, :6] + 0.5
+    u, v = turn_pixels(np.stack([columns.ravel(), rows.ravel()], axis=1), (4, 6), orientation).T
+    np.testing.assert_array_equal(turned[v.astype(int), u.astype(int)], picture.ravel())
+    matrix = turn_intrinsics(np.array([[5.0, 0, 2.5], [0, 7.0, 1.0], [0, 0, 1]]), (4, 6), orientation)
+    assert sorted(np.diag(matrix)) == [1, 5, 7]
