@@ -34,12 +34,15 @@ _OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """One posed photo."""
+    """One posed photo, as its source describes it: neither the picture nor the mask was opened yet."""
 
+    name: str  # as the source calls it, such as images/one.jpg
     path: Path
     mask_path: Path | None
     world_to_camera: np.ndarray  # [4, 4]
-    camera: pycolmap.Camera  # intrinsics and distortion of the file's pixels as stored; pixel centres at half-integers
+    camera: pycolmap.Camera  # intrinsics and lens at the source's size; pixel centres at half-integers
+    # Numbers [M] of points that were found in this photo, and where [M, 2] in the camera's pixels.
+    observations: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +51,8 @@ class Reconstruction:
 
     photos: tuple[Photo, ...]
     points: np.ndarray  # [N, 3]
+    left_out: tuple[tuple[str, str], ...] = ()  # photos that the source names and that cannot be used, with the reason
+    notes: tuple[str, ...] = ()  # sentences for the person: what was changed, and which of several things was taken
 
 
 def read_reconstruction(source: Path, images: Path | None, masks: Path | None) -> Reconstruction:
@@ -76,7 +81,7 @@ def read_reconstruction(source: Path, images: Path | None, masks: Path | None) -
         if image.has_pose:
             path = _inside(images, image.name, source)
             pose = np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]])
-            photos.append(Photo(path, _mask(path, images, masks), pose, model.cameras[image.camera_id]))
+            photos.append(Photo(image.name, path, _mask(path, images, masks), pose, model.cameras[image.camera_id]))
     points = np.array([model.points3D[number].xyz for number in sorted(model.points3D)]).reshape(-1, 3)
     return Reconstruction(_checked(photos, source), points)
 
@@ -122,7 +127,7 @@ def _nerfstudio_photo(
     if camera_to_world.shape != (4, 4) or not np.isfinite(camera_to_world).all():
         raise ValueError(f"transform_matrix of {frame['file_path']} is no 4 × 4 matrix of numbers")
     mask = _inside(folder, frame["mask_path"], path) if "mask_path" in frame else _mask(image, folder, masks)
-    return Photo(image, mask, np.linalg.inv(camera_to_world @ _OPENGL), camera)
+    return Photo(frame["file_path"], image, mask, np.linalg.inv(camera_to_world @ _OPENGL), camera)
 
 
 def _mask(path: Path, images: Path, masks: Path | None) -> Path | None:
