@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.requests import ImportConfig
+from preprocessing.importing.reading import read_reconstruction
 from preprocessing.importing.writing import import_capture
-from preprocessing.importing.reconstructions import read_reconstruction
 
 
 def run_import(source: Path, config: ImportConfig) -> None:
@@ -18,9 +18,10 @@ def run_import(source: Path, config: ImportConfig) -> None:
     images, masks = (None if folder is None else Path(folder) for folder in (config.images, config.masks))
     capture = read_reconstruction(source, images, masks)
     root = Path(config.output)
-    num_points = import_capture(capture, root, category=config.category, name=config.name)
-    print(
-        f"{config.category}/{config.name}: {len(capture.photos)} photos, {num_points} of {len(capture.points)} points "
-        f"are the object's\nlook at it: viewdiff inspect {root} --preprocess.categories {config.category} "
-        f"--contact-sheet sheet.png"
-    )
+    found = import_capture(capture, root, category=config.category, name=config.name, radius=config.object_radius)
+    for note in (*capture.notes, *found.notes):
+        print(note)
+    if capture.left_out:
+        print(f"left out: {', '.join(f'{name} ({reason})' for name, reason in capture.left_out)}")
+    print(f"{config.category}/{config.name}: {len(capture.photos)} photos; {found.how}")
+    print(f"look at it: viewdiff inspect {root} --preprocess.categories {config.category} --contact-sheet sheet.png")

@@ -20,10 +20,18 @@ class ImportConfig:
     name: str
     """Name of the sequence."""
     images: str | None = None
-    """Folder of the photos, for a COLMAP model; transforms.json says itself where they are."""
+    """Folder of the photos. A COLMAP model needs it; transforms.json says itself where they are, but others of the same
+    names may be taken."""
     masks: str | None = None
-    """Folder of masks (PNG, white where the object is), named as their photos. Without masks the object is taken to be
-    where the cameras look."""
+    """Folder of masks (white where the object is) with their photos' names and the ending .png, photo.png or
+    photo.jpg.png. Without masks the object is taken to be where the cameras look."""
+    object_radius: float | None = None
+    """The object's radius in the source's units: nothing farther from where the cameras look is the object. Without it
+    the points, the masks or what the pictures show say how large the object is."""
+
+    def __post_init__(self) -> None:
+        if self.object_radius is not None and not 0 < self.object_radius < float("inf"):
+            raise UserError(f"--object-radius {self.object_radius:g}: must be above 0, in the source's units")
 
 
 @dataclass(frozen=True, kw_only=True)

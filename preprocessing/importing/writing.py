@@ -1,7 +1,6 @@
 """Writes a reconstruction from elsewhere down as one sequence of a CO3Dv2 dataset, from which everything else goes on.
 
-Photos without distortion are copied; others are undistorted, so that a pinhole camera describes them. The point cloud
-is that of the object: points that the masks show, or without masks those near to where the cameras look.
+Photos without distortion are copied; others are undistorted, so that a pinhole camera describes them.
 """
 
 from __future__ import annotations
@@ -21,24 +20,23 @@ from infra.storage import atomic_write
 from preprocessing.captures import Viewpoint
 from preprocessing.co3d import FRAMES_NAME, SEQUENCES_NAME, encode_jgz, read_jgz
 from preprocessing.images import DefectError, encode_image, encode_mask, read_image, read_mask
-from preprocessing.normalize import MINIMUM_POINTS, camera_centers
+from preprocessing.importing.object_points import ObjectPoints, object_points
 from preprocessing.importing.reconstructions import Photo, Reconstruction
 from preprocessing.samples import SAFE_NAME
 
-# A point is the object's if the masks of this share of the photos that show it say so.
-MASK_AGREEMENT = 0.7
-# Without masks: points this near to where the cameras look, in median camera distances.
-OBJECT_RADIUS = 0.4
 FORMAT = "ndc_isotropic"
 
 
-def import_capture(capture: Reconstruction, root: Path, *, category: str, name: str) -> int:
-    """Add the capture to the dataset at `root`, which need not exist; returns the number of its object's points. The
-    sequence's annotation is written last: what was interrupted before is written anew.
+def import_capture(
+    capture: Reconstruction, root: Path, *, category: str, name: str, radius: float | None = None
+) -> ObjectPoints:
+    """Add the capture to the dataset at `root`, which need not exist; returns the object's points, which lie within
+    `radius` of where the cameras look. The sequence's annotation is written last: what was interrupted before is
+    written anew.
 
     Raises:
         UserError: a name with other characters than letters, digits, - and _; a sequence of that name exists; a photo
-        cannot be read; the object has too few points.
+        cannot be read; or as `object_points`.
     """
     for what, text in (("category", category), ("name", name)):
         if not SAFE_NAME.fullmatch(text):
@@ -46,12 +44,8 @@ def import_capture(capture: Reconstruction, root: Path, *, category: str, name: 
     frames, sequences = (_entries(root / category / file) for file in (FRAMES_NAME, SEQUENCES_NAME))
     if any(entry.get("sequence_name") == name for entry in sequences):
         raise UserError(f"{root / category}: has a sequence {name!r} already; choose another name")
-    points = object_points(capture)
-    if len(points) < MINIMUM_POINTS:
-        raise UserError(
-            f"{category}/{name}: only {len(points)} of {len(capture.points)} points are the object's; give masks, or a "
-            "reconstruction whose cameras look at the object"
-        )
+    found = object_points(capture, _mask_of, radius=radius)
+    points = found.points
     folder = root / category / name
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -68,37 +62,12 @@ def import_capture(capture: Reconstruction, root: Path, *, category: str, name: 
     others = [entry for entry in frames if entry.get("sequence_name") != name]  # without those of an interrupted import
     _write_entries(root / category / FRAMES_NAME, [*others, *own])
     _write_entries(root / category / SEQUENCES_NAME, [*sequences, sequence])
-    return len(points)
+    return found
 
 
-def object_points(capture: Reconstruction) -> np.ndarray:
-    """[M, 3] those of the capture's points [N, 3] that are the object's (see the top of the file)."""
-    masked = [photo for photo in capture.photos if photo.mask_path is not None]
-    if masked:
-        shown, seen = np.zeros(len(capture.points)), np.zeros(len(capture.points))
-        for photo in masked:
-            assert photo.mask_path is not None
-            size = (photo.camera.height, photo.camera.width)
-            mask = _read(read_mask, photo.mask_path, size)
-            pixels, inside = _project(photo, capture.points)
-            seen += inside
-            shown[inside] += mask[pixels[inside, 1], pixels[inside, 0]] >= 128
-        return capture.points[(seen > 0) & (shown >= MASK_AGREEMENT * seen)]
-    poses = np.stack([photo.world_to_camera for photo in capture.photos])
-    centers, axes = camera_centers(poses), poses[:, 2, :3]
-    # The point nearest to all viewing axes, by least squares.
-    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
-    focus = np.linalg.lstsq(across.sum(0), (across @ centers[..., None]).sum(0)[:, 0], rcond=None)[0]
-    radius = OBJECT_RADIUS * np.median(np.linalg.norm(centers - focus, axis=1))
-    return capture.points[np.linalg.norm(capture.points - focus, axis=1) <= radius]
-
-
-def _project(photo: Photo, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Column and row of the pixel [N, 2] that shows each point, and whether there is one [N]."""
-    seen = points @ photo.world_to_camera[:3, :3].T + photo.world_to_camera[:3, 3]
-    pixels = np.nan_to_num(photo.camera.img_from_cam(seen), nan=-1.0)
-    inside = (pixels >= 0).all(1) & (pixels < (photo.camera.width, photo.camera.height)).all(1) & (seen[:, 2] > 0)
-    return np.where(inside[:, None], pixels, 0).astype(int), inside
+def _mask_of(photo: Photo) -> np.ndarray | None:
+    size = (photo.camera.height, photo.camera.width)
+    return None if photo.mask_path is None else _read(read_mask, photo.mask_path, size)
 
 
 def _write_photos(photos: tuple[Photo, ...], root: Path, key: str) -> list[dict[str, Any]]:

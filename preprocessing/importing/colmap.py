@@ -1,0 +1,164 @@
+"""COLMAP's models, text and binary: where one is below a folder, and what its rows mean. Its cameras are ours: poses
+take the world to the camera, axes are OpenCV's, pixel centres lie at half-integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from infra.errors import UserError
+from preprocessing.importing import colmap_binary, colmap_text
+from preprocessing.importing.colmap_rows import CameraRow, ImageRow
+from preprocessing.importing.photo_files import find_in_named_folder, find_masks, photo_folder, with_files
+from preprocessing.importing.reconstructions import Photo, Reconstruction, refuse_value
+
+CONVENTION = (
+    "a COLMAP model's poses must take points of the world to the camera, with OpenCV's axes: x right, y down, z forward"
+)
+# Where tools put the folders of models, below the folder that a person names.
+MODEL_FOLDERS = (".", "sparse", "colmap/sparse", "dense/sparse", "distorted/sparse")
+# Larger pictures than any sensor's are a damaged file.
+MAX_SIDE = 100_000
+
+
+def find_models(source: Path) -> list[Path]:
+    """Folders of COLMAP models at `source` or where tools put them below it: one folder, or the numbered ones of one
+    folder that the mapper wrote several into.
+    """
+    for name in MODEL_FOLDERS:
+        folder = source / name
+        if _is_model(folder):
+            return [folder]
+        numbered = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+        models = sorted((path for path in numbered if _is_model(path)), key=lambda path: int(path.name))
+        if models:
+            return models
+    return []
+
+
+def read_colmap(source: Path, models: list[Path], images: Path | None, masks: Path | None) -> Reconstruction:
+    """The model of most photos, with its photos in the folder `images`.
+
+    Raises:
+        UserError: a file is damaged (the message names the file and the line or entry); a lens is none that a pinhole
+        camera can stand for; photos or masks are missing.
+    """
+    if images is None:
+        raise UserError(f"{models[0]}: is a COLMAP model; name the folder of its photos with --images")
+    folder, note = photo_folder(images)
+    notes = [note] if note else []
+    rows = {model: list(_images(model)) for model in models}
+    model = max(models, key=lambda model: len(rows[model]))
+    if len(models) > 1:
+        counts = ", ".join(f"{other.name} with {len(rows[other])} photos" for other in models)
+        notes.append(f"{model.parent} holds several models ({counts}): {model.name} is taken")
+    points = _points(model)
+    photos = _photos(model, rows[model], folder, dict(zip(points[0].tolist(), range(len(points[0])), strict=True)))
+    if not all(row.has_second_line for row in rows[model]):
+        notes.append(f"{model / 'images.txt'}: the second line, of keypoints, is missing: read as photos without any")
+    there, left_out = with_files(photos, model)
+    if masks is not None:
+        found = find_masks(masks, [(photo.name, photo.path) for photo in there], model)
+        there = [replace(photo, mask_path=found[photo.name]) for photo in there]
+    return Reconstruction(model, tuple(there), points[1], CONVENTION, left_out, tuple(notes))
+
+
+def _is_model(folder: Path) -> bool:
+    return any(all((folder / f"{name}.{end}").is_file() for name in ("cameras", "images")) for end in ("bin", "txt"))
+
+
+def _is_binary(model: Path) -> bool:
+    """Whether the binary files are read: where both kinds are there, COLMAP does so too."""
+    return all((model / f"{name}.bin").is_file() for name in ("cameras", "images"))
+
+
+def _images(model: Path) -> list[ImageRow]:
+    if _is_binary(model):
+        return list(colmap_binary.read_images(model / "images.bin"))
+    return list(colmap_text.read_images(model / "images.txt"))
+
+
+def _points(model: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers [N] and positions [N, 3]; none where the model has no such file, as COLMAP allows."""
+    path = model / ("points3D.bin" if _is_binary(model) else "points3D.txt")
+    read = colmap_binary.read_points if _is_binary(model) else colmap_text.read_points
+    rows = dict(read(path)) if path.is_file() else {}
+    positions = np.array(list(rows.values()), dtype=np.float64).reshape(-1, 3)
+    for number, position in zip(rows, positions, strict=True):
+        if not np.isfinite(position).all():
+            refuse_value(path, f"point {number}", f"its position is {position.tolist()}")
+    return np.array(list(rows), dtype=np.uint64), positions
+
+
+def _photos(model: Path, rows: list[ImageRow], folder: Path, order: dict[int, int]) -> list[Photo]:
+    """`order` gives the place of each point's number among the points."""
+    path = model / ("images.bin" if _is_binary(model) else "images.txt")
+    cameras = _cameras(model)
+    photos = []
+    for row in rows:
+        if row.camera not in cameras:
+            refuse_value(path, row.place, f"{row.name} is of camera {row.camera}, which cameras does not have")
+        known = np.array([number in order for number in row.points.tolist()], dtype=bool)
+        numbers = np.array([order[number] for number in row.points[known].tolist()], dtype=np.int64)
+        photos.append(
+            Photo(
+                name=row.name,
+                path=find_in_named_folder(folder, row.name, path),
+                mask_path=None,
+                world_to_camera=_pose(row, path),
+                camera=cameras[row.camera],
+                observations=(numbers, row.pixels[known]),
+            )
+        )
+    return photos
+
+
+def _pose(row: ImageRow, path: Path) -> np.ndarray:
+    """[4, 4] of a row's unit quaternion and translation; text has few enough digits that the length may be off by some
+    thousandths.
+    """
+    quaternion, length = row.pose[:4], float(np.linalg.norm(row.pose[:4]))
+    if not np.isfinite(row.pose).all() or not 0.99 < length < 1.01:
+        refuse_value(
+            path,
+            row.place,
+            f"{row.name}: the pose {row.pose.tolist()} must be a quaternion of length 1 and a translation",
+        )
+    w, x, y, z = quaternion / length
+    pose = np.eye(4)
+    pose[:3, :3] = pycolmap.Rotation3d(np.array([x, y, z, w])).matrix()
+    pose[:3, 3] = row.pose[4:]
+    return pose
+
+
+def _cameras(model: Path) -> dict[int, pycolmap.Camera]:
+    binary = _is_binary(model)
+    path = model / ("cameras.bin" if binary else "cameras.txt")
+    rows = (colmap_binary if binary else colmap_text).read_cameras(path)
+    return {row.number: _camera(row, path) for row in rows}
+
+
+def _camera(row: CameraRow, path: Path) -> pycolmap.Camera:
+    sizes = colmap_binary.NUM_PARAMETERS
+    if row.model not in sizes:
+        refuse_value(path, row.place, f"camera model {row.model!r} is unknown, known are {', '.join(sizes)}")
+    if len(row.params) != sizes[row.model]:
+        refuse_value(
+            path, row.place, f"{row.model} has {sizes[row.model]} parameters, but {len(row.params)} are written there"
+        )
+    if not (1 <= row.width <= MAX_SIDE and 1 <= row.height <= MAX_SIDE):
+        refuse_value(path, row.place, f"pictures of {row.width} × {row.height} pixels")
+    camera = pycolmap.Camera(model=row.model, width=row.width, height=row.height, params=row.params)
+    if not camera.is_perspective():
+        raise UserError(
+            f"{path}: {row.place}: camera model {row.model} is no lens that a pinhole camera can describe; cut the "
+            "panoramas into perspective views first"
+        )
+    focal = [row.params[index] for index in camera.focal_length_idxs()]
+    if not np.isfinite(row.params).all() or not min(focal) > 0:
+        refuse_value(path, row.place, f"{row.model} with parameters {row.params}; a focal length must be above 0")
+    return camera

@@ -1,0 +1,173 @@
+"""The camera that the fields of a transforms.json describe. Nothing that could move a pixel is dropped: a field is
+used, or refused by its name and value, or known not to matter (IRRELEVANT), or unknown, which the person is told.
+
+Sources of the fields' meaning: nerfstudio's data conventions and its `nerfstudio_dataparser.py`, instant-ngp's
+`nerf_loader.cu`, and Blender's scripts for NeRF. docs/own-captures.md has the table.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pycolmap
+
+from preprocessing.importing.json_fields import FieldError, Fields, matrix, number
+
+# nerfstudio applies all terms to each of these names; other tools write the terms that the name stands for.
+PERSPECTIVE = (
+    "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV",
+)  # fmt: skip
+FISHEYE = ("OPENCV_FISHEYE", "FISHEYE", "SIMPLE_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE")
+# Where a 3 × 3 matrix of intrinsics is written instead of fl_x and so on, or beside them.
+MATRICES = ("intrinsic_matrix", "intrinsics", "camera_intrinsics", "intrinsic", "K")
+_TERM = re.compile(r"[kps]\d*|skew|omega|xi")
+CAMERA_FIELDS = frozenset({
+    "w", "h", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov", "camera_model",
+    "is_fisheye", *MATRICES,
+})  # fmt: skip
+# Refused unless they say nothing (null, false, 0, zeros): each would move pixels, or the camera within a photo.
+REFUSED = {
+    "rolling_shutter": "photos whose rows were taken from different places; export the capture without it",
+    "ftheta_p0": "an f-theta lens; undistort the photos first",
+    "latlong": "photos that are panoramas; cut them into perspective views first",
+    "equirectangular": "photos that are panoramas; cut them into perspective views first",
+    "distortion_params": "a lens whose terms have no names; write them as k1, k2, k3, p1, p2, or undistort first",
+    "transform_matrix_start": "a camera that moved while it took the photo; keep transform_matrix alone",
+    "transform_matrix_end": "a camera that moved while it took the photo; keep transform_matrix alone",
+}
+# Boxes and scales of the tools' own worlds, which the matrices in the file are not in; lists for training; pictures of
+# other things; names and scores. applied_transform: matrices and points of the file have it already.
+IRRELEVANT = frozenset({
+    "aabb", "aabb_scale", "render_aabb", "render_aabb_to_local", "scale", "offset", "up", "avglen", "totw", "totp",
+    "sharpness", "sharpness_discard_threshold", "sharpen", "n_extra_learnable_dims", "importance_sampling",
+    "white_transparent", "black_transparent", "fix_premult", "integer_depth_scale", "enable_depth_loading",
+    "enable_ray_loading", "depth_path", "envmap", "driver_parameters", "from_na", "normal_mts_args",
+    "applied_transform", "applied_scale", "orientation_override", "auto_scale_poses_override", "train_filenames",
+    "val_filenames", "test_filenames", "depth_file_path", "depth_unit_scale_factor", "normal_path",
+    "normal_file_path", "colmap_im_id", "fisheye_crop_radius", "rotation", "timestamp", "camera_label", "image_id",
+    "camera_id", "frame_id", "file_name", "name", "id", "blur_score", "motion_score", "transmat",
+})  # fmt: skip
+# Larger pictures than any sensor's are a damaged file.
+MAX_SIDE = 100_000
+# What two ways of writing the same intrinsics may differ by, pixels.
+AGREEMENT = 1.0
+
+
+def camera_of(values: Fields, picture_size: Callable[[], tuple[int, int]]) -> pycolmap.Camera:
+    """The camera of a frame's fields, those of the whole file among them. `picture_size` gives (height, width) of the
+    photo, for files without w and h.
+
+    Raises:
+        FieldError: a field is missing, contradicts another, or describes a lens that is not supported.
+    """
+    for key, what in REFUSED.items():
+        if key in values and not _says_nothing(values[key]):
+            raise FieldError(f"{key} is {str(values[key])[:40]}: {what}")
+    width, height = _size(values, picture_size)
+    name, terms = _lens(values)
+    return pycolmap.Camera(model=name, width=width, height=height, params=[*_intrinsics(values, width, height), *terms])
+
+
+def unknown_fields(values: Fields) -> set[str]:
+    """Fields that this reader does not know; whether they matter, a person must say."""
+    known = CAMERA_FIELDS | IRRELEVANT | REFUSED.keys()
+    return {key for key in values if key not in known and not _TERM.fullmatch(key) and not key.startswith("ftheta_")}
+
+
+def _says_nothing(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_says_nothing(item) for item in value)
+    return value is None or value is False or value == 0
+
+
+def _size(values: Fields, picture_size: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    width, height = number(values, "w"), number(values, "h")
+    if width is None and height is None:
+        height, width = picture_size()
+    if width is None or height is None:
+        raise FieldError("of w and h only one is there; write both, in pixels")
+    if not all(side == int(side) and 1 <= side <= MAX_SIDE for side in (width, height)):
+        raise FieldError(f"w and h are {width:g} and {height:g}; they must be whole numbers of pixels")
+    return int(width), int(height)
+
+
+def _intrinsics(values: Fields, width: int, height: int) -> list[float]:
+    """Focal lengths and centre in pixels."""
+    center = [
+        side / 2 if value is None else value
+        for side, value in ((width, number(values, "cx")), (height, number(values, "cy")))
+    ]
+    along_x, along_y = _focal(values, "x", width), _focal(values, "y", height)
+    focal = along_x or along_y  # both are there, or the pixels are square
+    written = _written_matrix(values)
+    if focal is None:
+        if written is None:
+            fields = ", ".join(sorted(values))
+            raise FieldError(f"no focal length: fl_x, camera_angle_x and x_fov are missing; its fields are {fields}")
+        return written[1]
+    intrinsics = [focal, along_y or focal, *center]
+    if written is not None and np.abs(np.subtract(intrinsics, written[1])).max() > AGREEMENT:
+        raise FieldError(f"{written[0]} has {written[1]}, but fl_x, fl_y, cx and cy say {intrinsics}; keep one of both")
+    return intrinsics
+
+
+def _focal(values: Fields, axis: str, side: int) -> float | None:
+    """Focal length in pixels along an axis; fl_ comes before camera_angle_, radians, and _fov, degrees."""
+    focal = number(values, f"fl_{axis}")
+    if focal is not None:
+        if not focal > 0:
+            raise FieldError(f"fl_{axis} is {focal:g}; a focal length must be above 0")
+        return focal
+    for key, unit in ((f"camera_angle_{axis}", 1.0), (f"{axis}_fov", math.pi / 180)):
+        angle = number(values, key)
+        if angle is not None:
+            if not 0 < angle * unit < math.pi:
+                raise FieldError(f"{key} is {angle:g}; a field of view must lie between 0 and {math.pi / unit:.4g}")
+            return side / 2 / math.tan(angle * unit / 2)
+    return None
+
+
+def _written_matrix(values: Fields) -> tuple[str, list[float]] | None:
+    """Focal lengths and centre of a field that holds a whole matrix, and its name."""
+    for key in MATRICES:
+        if values.get(key) is not None:
+            found = matrix(values[key], 3, 3)
+            if found is None or found[0, 1] or not (found[0, 0] > 0 and found[1, 1] > 0):
+                raise FieldError(
+                    f"{key} is no 3 × 3 matrix of focal lengths and centre; write fl_x, fl_y, cx and cy instead"
+                )
+            return key, [found[0, 0], found[1, 1], found[0, 2], found[1, 2]]
+    return None
+
+
+def _lens(values: Fields) -> tuple[str, list[float]]:
+    """COLMAP's camera model and its terms: the smallest model that has all terms that are not 0."""
+    name, said = values.get("camera_model"), values.get("is_fisheye")
+    if name is not None and name not in PERSPECTIVE + FISHEYE:
+        raise FieldError(
+            f"camera_model {str(name)[:40]!r} is no lens that a pinhole camera can describe; known are "
+            f"{', '.join(PERSPECTIVE + FISHEYE)}; cut panoramas into perspective views first"
+        )
+    if said not in (None, False, True, 0, 1) or (said and name in PERSPECTIVE):
+        raise FieldError(f"is_fisheye is {said!r} and camera_model {name!r}; correct one of both")
+    terms = {key: number(values, key) or 0.0 for key in values if isinstance(key, str) and _TERM.fullmatch(key)}
+    if name in FISHEYE or said:
+        used, model = ["k1", "k2", "k3", "k4"], "OPENCV_FISHEYE"  # even with all terms 0 it is not a pinhole camera
+    elif name == "FULL_OPENCV" or terms.get("k3"):
+        used, model = ["k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"], "FULL_OPENCV"
+    else:
+        used, model = ["k1", "k2", "p1", "p2"], "OPENCV"
+    rational = model == "FULL_OPENCV" and name != "FULL_OPENCV"  # only a name says that k4 is OpenCV's denominator
+    for key, value in terms.items():
+        if value and (key not in used or (rational and key in ("k4", "k5", "k6"))):
+            raise FieldError(
+                f"{key} is {value:g}, a lens term that {name or 'a lens without a camera_model'} has no place for; "
+                "undistort the photos first, or name the camera_model that has it"
+            )
+    if model == "OPENCV" and not any(terms.get(key) for key in used):
+        return "PINHOLE", []
+    return model, [terms.get(key, 0.0) for key in used]
