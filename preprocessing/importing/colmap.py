@@ -12,7 +12,7 @@ import pycolmap
 
 from infra.errors import UserError
 from preprocessing.importing import colmap_binary, colmap_text
-from preprocessing.importing.colmap_rows import CameraRow, ImageRow
+from preprocessing.importing.colmap_rows import QUATERNION_TOLERANCE, CameraRow, ImageRow
 from preprocessing.importing.photo_files import find_in_named_folder, find_masks, photo_folder, with_files
 from preprocessing.importing.reconstructions import Photo, Reconstruction, refuse_value
 
@@ -118,11 +118,9 @@ def _photos(model: Path, rows: list[ImageRow], folder: Path, order: dict[int, in
 
 
 def _pose(row: ImageRow, path: Path) -> np.ndarray:
-    """[4, 4] of a row's unit quaternion and translation; text has few enough digits that the length may be off by some
-    thousandths.
-    """
+    """[4, 4] of a row's unit quaternion and translation."""
     quaternion, length = row.pose[:4], float(np.linalg.norm(row.pose[:4]))
-    if not np.isfinite(row.pose).all() or not 0.99 < length < 1.01:
+    if not np.isfinite(row.pose).all() or abs(length - 1) > QUATERNION_TOLERANCE:
         refuse_value(
             path,
             row.place,

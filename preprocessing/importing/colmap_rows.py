@@ -36,6 +36,8 @@ class ImageRow:
     has_second_line: bool = True  # in images.txt
 
 
+# What the length of a quaternion may differ from 1 by: text has few digits.
+QUATERNION_TOLERANCE = 0.01
 # Number and position [3] of a point.
 PointRow = tuple[int, list[float]]
 

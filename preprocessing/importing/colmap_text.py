@@ -4,6 +4,7 @@ images.txt for points whatever it holds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import NoReturn
 import numpy as np
 
 from infra.errors import UserError
-from preprocessing.importing.colmap_rows import CameraRow, ImageRow, PointRow, no_keypoints
+from preprocessing.importing.colmap_rows import QUATERNION_TOLERANCE, CameraRow, ImageRow, PointRow, no_keypoints
 from preprocessing.importing.reconstructions import refuse_value
 
 
@@ -50,12 +51,13 @@ def read_cameras(path: Path) -> Iterator[CameraRow]:
 def read_images(path: Path) -> Iterator[ImageRow]:
     """The photos of images.txt.
 
-    A line is told by its fields: a number, seven values, a number and a name are a photo; numbers in threes are the
-    keypoints of the photo before. So the second line may be missing, as scripts for known poses leave it out.
+    A line is told by its fields: a number, a quaternion of length 1, a translation and a number begin a photo; other
+    numbers in threes are the keypoints of the photo before. So the second line may be missing, as scripts for known
+    poses leave it out.
     """
     photo = None  # the photo that waits for its second line, which may be empty
     for line, text in _lines(path):
-        keypoints = None if photo is None else _keypoints(text)
+        keypoints = None if photo is None or _has_pose(text) else _keypoints(text)
         if photo is not None:
             has_line = keypoints is not None
             pixels, points = keypoints if keypoints is not None else no_keypoints()
@@ -82,6 +84,15 @@ def _photo_line(line: int, text: str) -> ImageRow | None:
     if camera is None or None in pose:
         return None
     return ImageRow(f"line {line}", fields[9], camera, np.array(pose, dtype=np.float64), *no_keypoints())
+
+
+def _has_pose(text: str) -> bool:
+    """Whether a line begins as a photo's does. Keypoints would have to lie within a pixel of the corner for that."""
+    fields = text.split(maxsplit=9)[:9]
+    if len(fields) < 9 or _integer(fields[0]) is None or _integer(fields[8]) is None:
+        return False
+    quaternion = [value for field in fields[1:5] if (value := _float(field)) is not None]
+    return len(quaternion) == 4 and abs(math.hypot(*quaternion) - 1) < QUATERNION_TOLERANCE
 
 
 def _keypoints(text: str) -> tuple[np.ndarray, np.ndarray] | None:

@@ -51,15 +51,15 @@ def check_facing(capture: Reconstruction, points: np.ndarray) -> tuple[str, ...]
     hidden = ~behind & ~np.array([photo.project(points)[1].any() for photo in capture.photos])
     if (behind | hidden).sum() * 2 > len(poses):
         raise UserError(
-            f"{capture.source}: the object lies behind {behind.sum()} of {len(poses)} cameras and out of the pictures of "
-            f"{hidden.sum()}; {capture.convention}{_other_reading(poses)}"
+            f"{capture.source}: the object lies behind {behind.sum()} of {len(poses)} cameras and out of the pictures "
+            f"of {hidden.sum()}; {capture.convention}{_other_reading(poses)}"
         )
     box, centers = robust_box(points), camera_centers(poses)
     among = ((centers > box[0]) & (centers < box[1])).all(axis=1)
     if among.sum() * 2 > len(poses):
         raise UserError(
-            f"{capture.source}: {among.sum()} of {len(poses)} cameras lie within the object's points; give masks that show "
-            "the object alone, or its --object-radius"
+            f"{capture.source}: {among.sum()} of {len(poses)} cameras lie within the object's points; give masks that "
+            "show the object alone, or its --object-radius"
         )
     reasons = {"behind": behind, "out of the picture of": hidden, "around": among}
     return tuple(
