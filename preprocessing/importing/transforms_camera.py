@@ -140,7 +140,7 @@ def _written_matrix(values: Fields) -> tuple[str, list[float]] | None:
                 raise FieldError(
                     f"{key} is no 3 × 3 matrix of focal lengths and centre; write fl_x, fl_y, cx and cy instead"
                 )
-            return key, [found[0, 0], found[1, 1], found[0, 2], found[1, 2]]
+            return key, [float(found[place]) for place in ((0, 0), (1, 1), (0, 2), (1, 2))]
     return None
 
 

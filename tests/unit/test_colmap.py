@@ -65,7 +65,8 @@ def test_binary_models_with_rigs_and_tracks(tmp_path: Path) -> None:
     """What pycolmap writes, as COLMAP 4 does, with rigs and frames; observations belong to their points."""
     model, cloud = tmp_path / "sparse/0", points()
     reconstruction = pycolmap.Reconstruction()
-    camera = pycolmap.Camera(camera_id=3, model="SIMPLE_RADIAL", width=WIDTH, height=HEIGHT, params=[FOCAL, 32, 24, 0.1])
+    lens = [FOCAL, 32, 24, 0.1]
+    camera = pycolmap.Camera(camera_id=3, model="SIMPLE_RADIAL", width=WIDTH, height=HEIGHT, params=lens)
     reconstruction.add_camera_with_trivial_rig(camera)
     pixels = np.array([[1.5, 2.5], [30.25, 7.0], [5.0, 6.0]])
     for number, (name, pose) in enumerate(zip(NAMES, poses(), strict=True), start=1):
@@ -83,7 +84,7 @@ def test_binary_models_with_rigs_and_tracks(tmp_path: Path) -> None:
     assert (model / "rigs.bin").is_file()
     capture = read_reconstruction(tmp_path, tmp_path / "images", None)
     np.testing.assert_allclose(capture.points, np.delete(cloud, 1, axis=0))
-    assert capture.photos[0].camera.params.tolist() == [FOCAL, 32, 24, 0.1]
+    assert capture.photos[0].camera.params.tolist() == lens
     for photo, expected in zip(capture.photos, ([(4, 0), (1, 2)], [(4, 1)], *[[]] * 6), strict=True):
         assert photo.observations is not None
         found = {tuple(capture.points[number]): tuple(pixel) for number, pixel in zip(*photo.observations, strict=True)}
@@ -145,7 +146,7 @@ PINHOLE = f"1 PINHOLE {WIDTH} {HEIGHT}"
         (f"1 LENS {WIDTH} {HEIGHT} 80", "camera model 'LENS' is unknown, known are SIMPLE_PINHOLE"),
         ("1 PINHOLE 0 48 80 80 32 24", "pictures of 0 × 48 pixels"),
         ("1 PINHOLE 64 x 80 80 32 24", r"line 2: has 8 fields .*CAMERA_ID, MODEL, WIDTH"),
-        (f"2 PINHOLE {WIDTH} {HEIGHT} 80 80 32 24", r"images\.txt: line 2: 000\.jpg is of camera 1, which cameras does"),
+        (f"2 PINHOLE {WIDTH} {HEIGHT} 80 80 32 24", r"images\.txt: line 2: 000\.jpg is of camera 1, which ca"),
     ],
 )
 def test_cameras_that_cannot_be_are_named(tmp_path: Path, camera: str, message: str) -> None:
@@ -209,7 +210,7 @@ def test_missing_photos_are_left_out_and_named(tmp_path: Path) -> None:
         (tmp_path / "images" / name).unlink()
     with pytest.raises(UserError, match=r"has 2 posed photos, as 000\.jpg, .* are missing; at least 3 are needed"):
         read(model)
-    with pytest.raises(UserError, match=r"none of its 8 photos is there; the first was looked for as .*sparse/000\.jpg"):
+    with pytest.raises(UserError, match=r"none of its 8 photos is there; the first was looked for as .*/000\.jpg"):
         read_reconstruction(model, model, None)
     with pytest.raises(UserError, match=r"sparse: is a COLMAP model; name the folder of its photos with --images"):
         read_reconstruction(model, None, None)
