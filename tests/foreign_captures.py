@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pycolmap
 from PIL import Image
 from plyfile import PlyData, PlyElement
 
 WIDTH, HEIGHT, FOCAL = 64, 48, 80.0
 NUM_PHOTOS = 8
+LENS = [FOCAL, FOCAL, WIDTH / 2, HEIGHT / 2, 0.05, -0.02, 0.001, 0.002]  # OPENCV
 DISTANCE, RADIUS = 4.0, 0.8
 NAMES = [f"{number:03d}.jpg" for number in range(NUM_PHOTOS)]
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -102,4 +104,22 @@ def write_colmap(folder: Path, names: list[str] | None = None, *, camera: str = 
     (model / "images.txt").write_text(f"# images\n{text}", encoding="utf-8")
     lines = [f"{number} {x!r} {y!r} {z!r} 9 9 9 0.5" for number, (x, y, z) in enumerate(points().tolist(), start=1)]
     (model / "points3D.txt").write_text("\n".join(lines) + "\n")
+    return model
+
+
+def tracked_model() -> pycolmap.Reconstruction:
+    """A model of COLMAP's own making in which every photo found the first 60 points where they are."""
+    model, places = pycolmap.Reconstruction(), points()[:60]
+    camera = pycolmap.Camera(camera_id=1, model="OPENCV", width=WIDTH, height=HEIGHT, params=LENS)
+    model.add_camera_with_trivial_rig(camera)
+    for number, (name, pose) in enumerate(zip(NAMES, poses(), strict=True), start=1):
+        image = pycolmap.Image(image_id=number, camera_id=1, name=name)
+        pixels = camera.img_from_cam(places @ pose[:3, :3].T + pose[:3, 3])
+        image.points2D = [pycolmap.Point2D(pixel) for pixel in pixels]
+        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pose[:3]))
+    for place in places:
+        model.add_point3D(place, pycolmap.Track())
+    for number in range(1, NUM_PHOTOS + 1):
+        for point in range(len(places)):
+            model.add_observation(point + 1, pycolmap.TrackElement(number, point))
     return model

@@ -14,7 +14,7 @@ from infra.errors import UserError
 from preprocessing.importing import colmap_binary, colmap_text
 from preprocessing.importing.colmap_rows import QUATERNION_TOLERANCE, CameraRow, ImageRow
 from preprocessing.importing.photo_files import find_in_named_folder, find_masks, photo_folder, with_files
-from preprocessing.importing.reconstructions import Photo, Reconstruction, refuse_value
+from preprocessing.importing.reconstructions import Photo, Reconstruction, listed, refuse_value
 
 CONVENTION = (
     "a COLMAP model's poses must take points of the world to the camera, with OpenCV's axes: x right, y down, z forward"
@@ -23,6 +23,8 @@ CONVENTION = (
 MODEL_FOLDERS = (".", "sparse", "colmap/sparse", "dense/sparse", "distorted/sparse")
 # Larger pictures than any sensor's are a damaged file.
 MAX_SIDE = 100_000
+# COLMAP itself keeps no observation that is farther off, pixels.
+MAX_MISFIT = 4.0
 
 
 def find_models(source: Path) -> list[Path]:
@@ -56,15 +58,16 @@ def read_colmap(source: Path, models: list[Path], images: Path | None, masks: Pa
     if len(models) > 1:
         counts = ", ".join(f"{other.name} with {len(rows[other])} photos" for other in models)
         notes.append(f"{model.parent} holds several models ({counts}): {model.name} is taken")
-    points = _points(model)
-    photos = _photos(model, rows[model], folder, dict(zip(points[0].tolist(), range(len(points[0])), strict=True)))
-    if not all(row.has_second_line for row in rows[model]):
-        notes.append(f"{model / 'images.txt'}: the second line, of keypoints, is missing: read as photos without any")
+    numbers, points = _points(model)
+    photos, num_lost = _photos(model, rows[model], folder, {int(n): place for place, n in enumerate(numbers)})
+    notes += _remarks(model, rows[model], photos, points)
+    if num_lost and len(points):
+        notes.append(f"{model}: {num_lost} keypoints are of points that it does not have")
     there, left_out = with_files(photos, model)
     if masks is not None:
         found = find_masks(masks, [(photo.name, photo.path) for photo in there], model)
         there = [replace(photo, mask_path=found[photo.name]) for photo in there]
-    return Reconstruction(model, tuple(there), points[1], CONVENTION, left_out, tuple(notes))
+    return Reconstruction(model, tuple(there), points, CONVENTION, left_out, tuple(notes))
 
 
 def _is_model(folder: Path) -> bool:
@@ -94,27 +97,41 @@ def _points(model: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.array(list(rows), dtype=np.uint64), positions
 
 
-def _photos(model: Path, rows: list[ImageRow], folder: Path, order: dict[int, int]) -> list[Photo]:
-    """`order` gives the place of each point's number among the points."""
+def _photos(model: Path, rows: list[ImageRow], folder: Path, order: dict[int, int]) -> tuple[list[Photo], int]:
+    """`order` gives the place of each point's number among the points; the count is that of keypoints of others."""
     path = model / ("images.bin" if _is_binary(model) else "images.txt")
     cameras = _cameras(model)
-    photos = []
+    photos, num_lost = [], 0
     for row in rows:
         if row.camera not in cameras:
             refuse_value(path, row.place, f"{row.name} is of camera {row.camera}, which cameras does not have")
-        known = np.array([number in order for number in row.points.tolist()], dtype=bool)
-        numbers = np.array([order[number] for number in row.points[known].tolist()], dtype=np.int64)
-        photos.append(
-            Photo(
-                name=row.name,
-                path=find_in_named_folder(folder, row.name, path),
-                mask_path=None,
-                world_to_camera=_pose(row, path),
-                camera=cameras[row.camera],
-                observations=(numbers, row.pixels[known]),
-            )
+        places = np.array([order.get(number, -1) for number in row.points.tolist()], dtype=np.int64)
+        known = places >= 0
+        num_lost += int((~known).sum())
+        photo = find_in_named_folder(folder, row.name, path)
+        pose, found = _pose(row, path), (places[known], row.pixels[known])
+        photos.append(Photo(row.name, photo, None, pose, cameras[row.camera], found))
+    return photos, num_lost
+
+
+def _remarks(model: Path, rows: list[ImageRow], photos: list[Photo], points: np.ndarray) -> list[str]:
+    """What does not fit together, though each line can be read."""
+    remarks = []
+    if not all(row.has_second_line for row in rows):
+        remarks.append(f"{model / 'images.txt'}: the second line, of keypoints, is missing: read as photos without any")
+    for name, count in (("images", len(rows)), ("points3D", len(points))):
+        path = model / f"{name}.txt"
+        said = colmap_text.said_count(path) if path.is_file() and not _is_binary(model) else None
+        if said not in (None, count):
+            remarks.append(f"{path}: its head says that it has {said} entries, but it holds {count}")
+    errors = {photo.name: photo.reprojection_errors(points) for photo in photos}
+    misfits = [name for name, values in errors.items() if len(values) and not np.median(values) <= MAX_MISFIT]
+    if misfits:
+        remarks.append(
+            f"{model}: the poses of {len(misfits)} of {len(photos)} photos put their points more than {MAX_MISFIT:g} "
+            f"pixels away from where they were found: {listed(misfits)}"
         )
-    return photos
+    return remarks
 
 
 def _pose(row: ImageRow, path: Path) -> np.ndarray:

@@ -5,6 +5,7 @@ images.txt for points whatever it holds.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,10 @@ import numpy as np
 from infra.errors import UserError
 from preprocessing.importing.colmap_rows import QUATERNION_TOLERANCE, CameraRow, ImageRow, PointRow, no_keypoints
 from preprocessing.importing.reconstructions import refuse_value
+
+
+HEAD = 1000  # characters that hold the comments of a file
+_COUNT = re.compile(r"^# Number of \w+: (\d{1,18})\b", re.MULTILINE)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -74,6 +79,13 @@ def read_images(path: Path) -> Iterator[ImageRow]:
                 )
     if photo is not None:
         yield photo
+
+
+def said_count(path: Path) -> int | None:
+    """How many entries COLMAP's comment at the head of a file says that there are."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        said = _COUNT.search(file.read(HEAD))
+    return int(said[1]) if said else None
 
 
 def _photo_line(line: int, text: str) -> ImageRow | None:

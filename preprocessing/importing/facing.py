@@ -20,10 +20,11 @@ READINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "inverted, with those axes turned round": lambda poses: _FLIP @ np.linalg.inv(poses) @ _FLIP,
     "inverted, with the world's y and z turned round": lambda poses: np.linalg.inv(poses) @ _FLIP,
 }
-# A camera looks at a place that it sees less than this far off its axis.
-COSINE = np.cos(np.radians(45))
-# Of a reading that is right nearly all cameras look at one place; of a wrong one some do by chance.
-CLEAR_SHARE = 0.9
+# Of poses that are read as they are meant nearly all cameras look at one place, give or take this angle; read
+# otherwise, those of a ring of cameras become parallel.
+LOOKING_COSINE = np.cos(np.radians(30))
+LOOKING_SHARE = 0.9
+PARALLEL_SPREAD = 0.05
 
 
 def common_center(poses: np.ndarray) -> np.ndarray:
@@ -33,10 +34,32 @@ def common_center(poses: np.ndarray) -> np.ndarray:
     return np.linalg.lstsq(across.sum(0), (across @ centers[..., None]).sum(0)[:, 0], rcond=None)[0]
 
 
-def looking_at(poses: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """[N] which cameras look at a place [3], more or less."""
-    seen = poses[:, :3, :3] @ place + poses[:, :3, 3]
-    return seen[:, 2] > COSINE * np.linalg.norm(seen, axis=1)
+def share_looking_at_one_place(poses: np.ndarray) -> float:
+    """Share of the cameras [N, 4, 4] that look at one place; 0 if their axes are so nearly parallel that they meet
+    nowhere.
+    """
+    axes = poses[:, 2, :3]
+    spread = np.linalg.eigvalsh(np.eye(3) - axes.T @ axes / len(axes))[0]  # mean squared sine of the axes' angles
+    if spread < PARALLEL_SPREAD:
+        return 0.0
+    seen = poses[:, :3, :3] @ common_center(poses) + poses[:, :3, 3]
+    return float((seen[:, 2] > LOOKING_COSINE * np.linalg.norm(seen, axis=1)).mean())
+
+
+def check_poses(capture: Reconstruction) -> None:
+    """Raise UserError if the cameras look at one place when the numbers of their poses are read in another way, and not
+    as this kind of source means them.
+    """
+    poses = np.stack([photo.world_to_camera for photo in capture.photos])
+    if share_looking_at_one_place(poses) >= LOOKING_SHARE:
+        return
+    shares = {name: share_looking_at_one_place(read(poses)) for name, read in READINGS.items()}
+    best = max(shares, key=lambda name: shares[name])
+    if shares[best] >= LOOKING_SHARE:
+        raise UserError(
+            f"{capture.source}: its cameras do not look at one place, but do when their poses are read {best}; "
+            f"{capture.convention}"
+        )
 
 
 def check_facing(capture: Reconstruction, points: np.ndarray) -> tuple[str, ...]:
@@ -52,7 +75,7 @@ def check_facing(capture: Reconstruction, points: np.ndarray) -> tuple[str, ...]
     if (behind | hidden).sum() * 2 > len(poses):
         raise UserError(
             f"{capture.source}: the object lies behind {behind.sum()} of {len(poses)} cameras and out of the pictures "
-            f"of {hidden.sum()}; {capture.convention}{_other_reading(poses)}"
+            f"of {hidden.sum()}; {capture.convention}"
         )
     box, centers = robust_box(points), camera_centers(poses)
     among = ((centers > box[0]) & (centers < box[1])).all(axis=1)
@@ -68,12 +91,3 @@ def check_facing(capture: Reconstruction, points: np.ndarray) -> tuple[str, ...]
         for what, cameras in reasons.items()
         if cameras.any()
     )
-
-
-def _other_reading(poses: np.ndarray) -> str:
-    """The reading under which nearly all cameras look at one place, if there is such."""
-    for name, read in READINGS.items():
-        other = read(poses)
-        if looking_at(other, common_center(other)).mean() >= CLEAR_SHARE:
-            return f"; these look at one place when they are read {name}"
-    return ""

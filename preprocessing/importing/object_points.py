@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infra.errors import UserError
-from preprocessing.importing.facing import check_facing, common_center
+from preprocessing.importing.facing import check_facing, check_poses, common_center
 from preprocessing.importing.reconstructions import Photo, Reconstruction
 from preprocessing.normalize import MINIMUM_POINTS, camera_centers
 
@@ -22,6 +22,8 @@ MaskOf = Callable[[Photo], np.ndarray | None]
 
 # A point is the object's if the masks of this share of the photos that show it say so.
 MASK_AGREEMENT = 0.7
+# And if so many of all photos do: what lies behind the object in one of them is often out of all other pictures.
+MASK_SHARE = 0.25
 # A place is in the visual hull if nearly all masks say so: one bad mask must not cut the object.
 HULL_AGREEMENT = 0.95
 # Without masks: points this near to where the cameras look, in median camera distances.
@@ -59,6 +61,7 @@ def object_points(capture: Reconstruction, mask_of: MaskOf, *, radius: float | N
     poses = np.stack([photo.world_to_camera for photo in capture.photos])
     center = common_center(poses)
     if not silhouettes:
+        check_poses(capture)
         check_facing(capture, center[None])
     found, how = _among_points(capture, silhouettes, center, radius)
     if len(found) < MINIMUM_POINTS and silhouettes:
@@ -70,10 +73,10 @@ def object_points(capture: Reconstruction, mask_of: MaskOf, *, radius: float | N
         guess = "" if radius else ", two thirds of what the pictures show: --object-radius sets another"
         how = f"no points and no masks: the object is taken to be a sphere of radius {size:.4g}{guess}"
     if len(found) < MINIMUM_POINTS:
-        check_facing(capture, center[None])
+        check_poses(capture)
         raise UserError(
             f"{capture.source}: only {len(found)} of {len(capture.points)} points are the object's; give masks that "
-            "show it, or its --object-radius, or a reconstruction whose cameras look at it"
+            "show it, or its --object-radius"
         )
     return ObjectPoints(found, how, check_facing(capture, found))
 
@@ -99,7 +102,8 @@ def _among_points(
     within = np.ones(len(points), dtype=bool) if radius is None else distances <= radius
     if silhouettes:
         shown, seen = votes(silhouettes, points)
-        own = within & (seen > 0) & (shown >= MASK_AGREEMENT * seen)
+        least = min(len(silhouettes), max(2, MASK_SHARE * len(silhouettes)))
+        own = within & (shown >= least) & (shown >= MASK_AGREEMENT * seen)
         return points[own], f"{own.sum()} of {len(points)} points are the object's: those that the masks show"
     if radius is None:
         poses = np.stack([photo.world_to_camera for photo in capture.photos])

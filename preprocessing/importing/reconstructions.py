@@ -43,6 +43,18 @@ class Photo:
         places = np.nan_to_num(self.camera.img_from_cam(seen), nan=-1.0) / (self.camera.width, self.camera.height)
         return places, (places >= 0).all(1) & (places < 1).all(1) & (seen[:, 2] > 0)
 
+    def reprojection_errors(self, points: np.ndarray) -> np.ndarray:
+        """[M] distances in the camera's pixels from where points of [N, 3] were found to where the camera puts them;
+        infinite for one behind the camera.
+        """
+        if self.observations is None:
+            return np.empty(0)
+        numbers, pixels = self.observations
+        places, _ = self.project(points[numbers])
+        depths = points[numbers] @ self.world_to_camera[2, :3] + self.world_to_camera[2, 3]
+        errors = np.linalg.norm(places * (self.camera.width, self.camera.height) - pixels, axis=1)
+        return np.where(depths > 0, errors, np.inf)
+
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:

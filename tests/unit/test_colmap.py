@@ -12,7 +12,18 @@ import pytest
 from infra.errors import UserError
 from preprocessing.importing.reading import read_reconstruction
 from preprocessing.importing.reconstructions import Reconstruction
-from tests.foreign_captures import FOCAL, HEIGHT, NAMES, WIDTH, image_lines, points, poses, write_colmap, write_photos
+from tests.foreign_captures import (
+    FOCAL,
+    HEIGHT,
+    NAMES,
+    WIDTH,
+    image_lines,
+    points,
+    poses,
+    tracked_model,
+    write_colmap,
+    write_photos,
+)
 
 
 def read(model: Path, masks: Path | None = None) -> Reconstruction:
@@ -232,3 +243,27 @@ def test_masks_are_found_by_either_name_or_all_missing_ones_are_named(tmp_path: 
         read(model, tmp_path / "masks")
     with pytest.raises(UserError, match=r"--masks .*nowhere: no such folder"):
         read(model, tmp_path / "nowhere")
+
+
+def test_poses_that_do_not_fit_their_keypoints_are_told(tmp_path: Path) -> None:
+    """COLMAP's own files say nothing; a pose that was changed, a point that is gone, a photo that is gone do."""
+    write_photos(tmp_path / "images", NAMES)
+    model = tmp_path / "sparse"
+    model.mkdir()
+    tracked_model().write_text(str(model))
+    capture = read(model)
+    assert capture.notes == ()
+    assert max(photo.reprojection_errors(capture.points).max() for photo in capture.photos) < 1e-6
+    lines = (model / "images.txt").read_text().splitlines()
+    fields = lines[6].split()
+    assert fields[9] == NAMES[1]
+    moved = " ".join([*fields[:5], str(float(fields[5]) + 0.5), *fields[6:]])
+    (model / "images.txt").write_text("\n".join([*lines[:6], moved, *lines[7:-2]]))
+    cloud = (model / "points3D.txt").read_text().splitlines()
+    (model / "points3D.txt").write_text("\n".join(cloud[:-1]))
+    assert [note.split(": ", 1)[1] for note in read(model).notes] == [
+        "its head says that it has 8 entries, but it holds 7",
+        "its head says that it has 60 entries, but it holds 59",
+        "the poses of 1 of 7 photos put their points more than 4 pixels away from where they were found: 001.jpg",
+        "7 keypoints are of points that it does not have",
+    ]
