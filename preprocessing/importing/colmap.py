@@ -13,6 +13,7 @@ import pycolmap
 from infra.errors import UserError
 from preprocessing.importing import colmap_binary, colmap_text
 from preprocessing.importing.colmap_rows import QUATERNION_TOLERANCE, CameraRow, ImageRow
+from preprocessing.importing.json_fields import MAX_VALUE
 from preprocessing.importing.photo_files import find_in_named_folder, find_masks, photo_folder, with_files
 from preprocessing.importing.reconstructions import Photo, Reconstruction, listed, refuse_value
 
@@ -92,7 +93,7 @@ def _points(model: Path) -> tuple[np.ndarray, np.ndarray]:
     rows = dict(read(path)) if path.is_file() else {}
     positions = np.array(list(rows.values()), dtype=np.float64).reshape(-1, 3)
     for number, position in zip(rows, positions, strict=True):
-        if not np.isfinite(position).all():
+        if not (np.abs(position) < MAX_VALUE).all():
             refuse_value(path, f"point {number}", f"its position is {position.tolist()}")
     return np.array(list(rows), dtype=np.uint64), positions
 
@@ -137,7 +138,7 @@ def _remarks(model: Path, rows: list[ImageRow], photos: list[Photo], points: np.
 def _pose(row: ImageRow, path: Path) -> np.ndarray:
     """[4, 4] of a row's unit quaternion and translation."""
     quaternion, length = row.pose[:4], float(np.linalg.norm(row.pose[:4]))
-    if not np.isfinite(row.pose).all() or abs(length - 1) > QUATERNION_TOLERANCE:
+    if not (np.abs(row.pose) < MAX_VALUE).all() or abs(length - 1) > QUATERNION_TOLERANCE:
         refuse_value(
             path,
             row.place,
@@ -174,6 +175,6 @@ def _camera(row: CameraRow, path: Path) -> pycolmap.Camera:
             "panoramas into perspective views first"
         )
     focal = [row.params[index] for index in camera.focal_length_idxs()]
-    if not np.isfinite(row.params).all() or not min(focal) > 0:
+    if not (np.abs(row.params) < MAX_VALUE).all() or not min(focal) > 0:
         refuse_value(path, row.place, f"{row.model} with parameters {row.params}; a focal length must be above 0")
     return camera

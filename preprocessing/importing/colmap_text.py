@@ -17,7 +17,6 @@ from infra.errors import UserError
 from preprocessing.importing.colmap_rows import QUATERNION_TOLERANCE, CameraRow, ImageRow, PointRow, no_keypoints
 from preprocessing.importing.reconstructions import refuse_value
 
-
 HEAD = 1000  # characters that hold the comments of a file
 _COUNT = re.compile(r"^# Number of \w+: (\d{1,18})\b", re.MULTILINE)
 
