@@ -15,7 +15,7 @@ from preprocessing.importing import colmap_binary, colmap_text
 from preprocessing.importing.colmap_rows import QUATERNION_TOLERANCE, CameraRow, ImageRow
 from preprocessing.importing.json_fields import MAX_VALUE
 from preprocessing.importing.photo_files import find_in_named_folder, find_masks, photo_folder, with_files
-from preprocessing.importing.reconstructions import Photo, Reconstruction, listed, refuse_value
+from preprocessing.importing.reconstructions import Photo, Reconstruction, focal_doubt, listed, refuse_value
 
 CONVENTION = (
     "a COLMAP model's poses must take points of the world to the camera, with OpenCV's axes: x right, y down, z forward"
@@ -174,7 +174,9 @@ def _camera(row: CameraRow, path: Path) -> pycolmap.Camera:
             f"{path}: {row.place}: camera model {row.model} is no lens that a pinhole camera can describe; cut the "
             "panoramas into perspective views first"
         )
-    focal = [row.params[index] for index in camera.focal_length_idxs()]
-    if not (np.abs(row.params) < MAX_VALUE).all() or not min(focal) > 0:
-        refuse_value(path, row.place, f"{row.model} with parameters {row.params}; a focal length must be above 0")
+    if not (np.abs(row.params) < MAX_VALUE).all():
+        refuse_value(path, row.place, f"{row.model} with parameters {row.params}")
+    for index in camera.focal_length_idxs():
+        if doubt := focal_doubt(row.params[index], row.width, row.height):
+            refuse_value(path, row.place, f"{row.model} with focal length {doubt}")
     return camera

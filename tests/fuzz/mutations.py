@@ -118,7 +118,7 @@ def wrong_field(data: bytes, random: Random) -> bytes:
     wrong = (b"", b"-1", b"0", b"nan", b"inf", b"1e308", b"99999999999999999999", b"x", b"\xff\xfe", b"0x10", b"1_0")
     for _ in range(int(random.integers(1, 4))):
         fields = lines[int(random.integers(len(lines)))]
-        place = int(random.integers(len(fields)))
+        place = int(random.integers(max(1, len(fields))))
         fields[place : place + 1] = [wrong[int(random.integers(len(wrong)))]] if random.random() < 0.8 else []
     return b"\n".join(b" ".join(fields) for fields in lines)
 
