@@ -137,14 +137,12 @@ def _remarks(model: Path, rows: list[ImageRow], photos: list[Photo], points: np.
 
 def _pose(row: ImageRow, path: Path) -> np.ndarray:
     """[4, 4] of a row's unit quaternion and translation."""
-    quaternion, length = row.pose[:4], float(np.linalg.norm(row.pose[:4]))
-    if not (np.abs(row.pose) < MAX_VALUE).all() or abs(length - 1) > QUATERNION_TOLERANCE:
-        refuse_value(
-            path,
-            row.place,
-            f"{row.name}: the pose {row.pose.tolist()} must be a quaternion of length 1 and a translation",
-        )
-    w, x, y, z = quaternion / length
+    sane = (np.abs(row.pose) < MAX_VALUE).all()
+    length = float(np.linalg.norm(row.pose[:4])) if sane else 0.0
+    if abs(length - 1) > QUATERNION_TOLERANCE:
+        what = f"{row.name}: the pose {row.pose.tolist()} must be a quaternion of length 1 and a translation"
+        refuse_value(path, row.place, what)
+    w, x, y, z = row.pose[:4] / length
     pose = np.eye(4)
     pose[:3, :3] = pycolmap.Rotation3d(np.array([x, y, z, w])).matrix()
     pose[:3, 3] = row.pose[4:]

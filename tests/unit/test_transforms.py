@@ -13,6 +13,7 @@ import pytest
 from infra.errors import UserError
 from preprocessing.importing.reading import read_reconstruction
 from preprocessing.importing.reconstructions import Reconstruction
+from preprocessing.importing.transforms_camera import CAMERA_FIELDS, IRRELEVANT, REFUSED
 from tests.foreign_captures import (
     FOCAL,
     HEIGHT,
@@ -217,6 +218,12 @@ def test_what_is_wrong_is_named_with_its_value(tmp_path: Path, fields: dict[str,
     write_transforms(tmp_path, **fields)
     with pytest.raises(UserError, match=message):
         read(tmp_path)
+
+
+def test_the_page_names_every_field() -> None:
+    page = (Path(__file__).parents[2] / "docs/own-captures.md").read_text()
+    fields = CAMERA_FIELDS | REFUSED.keys() | IRRELEVANT | {"k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "mask_path"}
+    assert sorted(field for field in fields if f"`{field}`" not in page) == []
 
 
 def test_fields_that_say_nothing_are_no_reason(tmp_path: Path) -> None:
