@@ -91,11 +91,10 @@ def _points(model: Path) -> tuple[np.ndarray, np.ndarray]:
     path = model / ("points3D.bin" if _is_binary(model) else "points3D.txt")
     read = colmap_binary.read_points if _is_binary(model) else colmap_text.read_points
     rows = dict(read(path)) if path.is_file() else {}
-    positions = np.array(list(rows.values()), dtype=np.float64).reshape(-1, 3)
-    for number, position in zip(rows, positions, strict=True):
-        if not (np.abs(position) < MAX_VALUE).all():
-            refuse_value(path, f"point {number}", f"its position is {position.tolist()}")
-    return np.array(list(rows), dtype=np.uint64), positions
+    numbers, positions = list(rows), np.array(list(rows.values()), dtype=np.float64).reshape(-1, 3)
+    for place in np.flatnonzero(~(np.abs(positions) < MAX_VALUE).all(axis=1)):
+        refuse_value(path, f"point {numbers[place]}", f"its position is {positions[place].tolist()}")
+    return np.array(numbers, dtype=np.uint64), positions
 
 
 def _photos(model: Path, rows: list[ImageRow], folder: Path, order: dict[int, int]) -> tuple[list[Photo], int]:

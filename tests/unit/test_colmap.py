@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pycolmap
@@ -69,6 +70,14 @@ def test_the_name_is_the_rest_of_the_line(tmp_path: Path, pattern: str) -> None:
     write_photos(tmp_path / "images", files)
     model = write_colmap(tmp_path, [name if "." in name else f"{name}.png" for name in names])
     (model / "images.txt").write_text("\n".join(image_lines(names)), encoding="utf-8-sig")  # with a byte order mark
+    assert_whole(read(model), names)
+
+
+def test_names_in_another_form_of_unicode(tmp_path: Path) -> None:
+    """macOS stores ü as u and two dots; programs on it write one letter, or the other way round."""
+    names = [normalize("NFC", f"Tür {number}.jpg") for number in range(len(NAMES))]
+    model = write_colmap(tmp_path, [normalize("NFD", name) for name in names])
+    (model / "images.txt").write_text("\n\n".join(image_lines(names)), encoding="utf-8")
     assert_whole(read(model), names)
 
 

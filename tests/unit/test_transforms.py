@@ -84,6 +84,17 @@ def test_blenders_three_files_without_endings_sizes_and_points(tmp_path: Path) -
     assert len(read(tmp_path / "transforms_train.json").photos) == 5
 
 
+def test_photos_that_two_files_share_are_taken_once(tmp_path: Path) -> None:
+    path = write_transforms(tmp_path)
+    path.rename(tmp_path / "transforms_train.json")
+    content = json.loads((tmp_path / "transforms_train.json").read_text())
+    (tmp_path / "transforms_test.json").write_text(json.dumps(content | {"frames": content["frames"][:4]}))
+    assert_posed(read(tmp_path), IMAGES)
+    (tmp_path / "transforms_test.json").write_text(json.dumps(content | {"frames": content["frames"][:4], "fl_x": 90}))
+    with pytest.raises(UserError, match=r"images/000\.jpg, images/000\.jpg are all the file"):
+        read(tmp_path)
+
+
 def test_instant_ngp(tmp_path: Path) -> None:
     """Boxes and scales of its own world do not matter; sizes may be floats, and a frame may have its own camera."""
     fields: dict[str, Any] = {"aabb_scale": 16, "scale": 0.33, "offset": [0.5, 0.5, 0.5], "w": 64.0, "h": 48.0}
