@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 import numpy as np
+import pycolmap
 
 from infra.errors import UserError
 from preprocessing.importing.reconstructions import MINIMUM_PHOTOS, Photo, listed
@@ -168,9 +169,13 @@ def _each_once(files: Iterable[tuple[str, Path]], what: str, source: Path) -> No
 
 
 def _is_same(photo: Photo, other: Photo) -> bool:
-    same_file = photo.path == other.path and photo.mask_path == other.mask_path
+    same_files = (photo.path, photo.mask_path) == (other.path, other.mask_path)
     same_pose = np.array_equal(photo.world_to_camera, other.world_to_camera)
-    return same_file and same_pose and photo.camera.todict() == other.camera.todict()
+    return same_files and same_pose and _numbers(photo.camera) == _numbers(other.camera)
+
+
+def _numbers(camera: pycolmap.Camera) -> list[float]:
+    return [int(camera.model.value), camera.width, camera.height, *camera.params]
 
 
 def _is(missing: list[Photo]) -> str:
