@@ -13,17 +13,22 @@ import pycolmap
 from infra.errors import UserError
 from preprocessing.importing import colmap_binary, colmap_text
 from preprocessing.importing.colmap_rows import QUATERNION_TOLERANCE, CameraRow, ImageRow
-from preprocessing.importing.json_fields import MAX_VALUE
 from preprocessing.importing.photo_files import find_in_named_folder, find_masks, photo_folder, with_files
-from preprocessing.importing.reconstructions import Photo, Reconstruction, focal_doubt, listed, refuse_value
+from preprocessing.importing.reconstructions import (
+    MAX_SIDE,
+    MAX_VALUE,
+    Photo,
+    Reconstruction,
+    focal_doubt,
+    listed,
+    refuse_value,
+)
 
 CONVENTION = (
     "a COLMAP model's poses must take points of the world to the camera, with OpenCV's axes: x right, y down, z forward"
 )
 # Where tools put the folders of models, below the folder that a person names.
 MODEL_FOLDERS = (".", "sparse", "colmap/sparse", "dense/sparse", "distorted/sparse")
-# Larger pictures than any sensor's are a damaged file.
-MAX_SIDE = 100_000
 # COLMAP itself keeps no observation that is farther off, pixels.
 MAX_MISFIT = 4.0
 

@@ -15,6 +15,10 @@ from infra.errors import UserError
 
 # Cameras on a line have no plane that says what is upright (see normalize.py): two photos are never enough.
 MINIMUM_PHOTOS = 3
+# Beyond this a number is no length and no angle, and its square is infinite.
+MAX_VALUE = 1e100
+# Larger pictures than any sensor's are a damaged file.
+MAX_SIDE = 100_000
 # Focal lengths of lenses, as shares of the picture's longer side.
 MINIMUM_FOCAL_SHARE, MAXIMUM_FOCAL_SHARE = 0.09, 60.0
 # Names that a message lists before it only counts.

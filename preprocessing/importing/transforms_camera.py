@@ -16,7 +16,7 @@ import numpy as np
 import pycolmap
 
 from preprocessing.importing.json_fields import FieldError, Fields, matrix, number
-from preprocessing.importing.reconstructions import focal_doubt
+from preprocessing.importing.reconstructions import MAX_SIDE, focal_doubt
 
 # nerfstudio applies all terms to each of these names; other tools write the terms that the name stands for.
 PERSPECTIVE = (
@@ -53,8 +53,6 @@ IRRELEVANT = frozenset({
     "camera_id", "frame_id", "file_name", "name", "id", "blur_score", "motion_score", "poses_from", "confidence_score",
     "aabb_range", "sphere_center", "sphere_radius", "camera_extent", "schema_version",
 })  # fmt: skip
-# Larger pictures than any sensor's are a damaged file.
-MAX_SIDE = 100_000
 # What two ways of writing the same intrinsics may differ by, pixels.
 AGREEMENT = 1.0
 
