@@ -14,15 +14,21 @@ from infra.errors import UserError
 from preprocessing.importing import colmap_binary, colmap_text
 from preprocessing.importing.colmap_rows import QUATERNION_TOLERANCE, CameraRow, ImageRow
 from preprocessing.importing.photo_files import find_in_named_folder, find_masks, photo_folder, with_files
-from preprocessing.importing.reconstructions import Photo, Reconstruction, listed, refuse_value
+from preprocessing.importing.reconstructions import (
+    MAX_SIDE,
+    MAX_VALUE,
+    Photo,
+    Reconstruction,
+    focal_doubt,
+    listed,
+    refuse_value,
+)
 
 CONVENTION = (
     "a COLMAP model's poses must take points of the world to the camera, with OpenCV's axes: x right, y down, z forward"
 )
 # Where tools put the folders of models, below the folder that a person names.
 MODEL_FOLDERS = (".", "sparse", "colmap/sparse", "dense/sparse", "distorted/sparse")
-# Larger pictures than any sensor's are a damaged file.
-MAX_SIDE = 100_000
 # COLMAP itself keeps no observation that is farther off, pixels.
 MAX_MISFIT = 4.0
 
@@ -90,11 +96,10 @@ def _points(model: Path) -> tuple[np.ndarray, np.ndarray]:
     path = model / ("points3D.bin" if _is_binary(model) else "points3D.txt")
     read = colmap_binary.read_points if _is_binary(model) else colmap_text.read_points
     rows = dict(read(path)) if path.is_file() else {}
-    positions = np.array(list(rows.values()), dtype=np.float64).reshape(-1, 3)
-    for number, position in zip(rows, positions, strict=True):
-        if not np.isfinite(position).all():
-            refuse_value(path, f"point {number}", f"its position is {position.tolist()}")
-    return np.array(list(rows), dtype=np.uint64), positions
+    numbers, positions = list(rows), np.array(list(rows.values()), dtype=np.float64).reshape(-1, 3)
+    for place in np.flatnonzero(~(np.abs(positions) < MAX_VALUE).all(axis=1)):
+        refuse_value(path, f"point {numbers[place]}", f"its position is {positions[place].tolist()}")
+    return np.array(numbers, dtype=np.uint64), positions
 
 
 def _photos(model: Path, rows: list[ImageRow], folder: Path, order: dict[int, int]) -> tuple[list[Photo], int]:
@@ -136,14 +141,12 @@ def _remarks(model: Path, rows: list[ImageRow], photos: list[Photo], points: np.
 
 def _pose(row: ImageRow, path: Path) -> np.ndarray:
     """[4, 4] of a row's unit quaternion and translation."""
-    quaternion, length = row.pose[:4], float(np.linalg.norm(row.pose[:4]))
-    if not np.isfinite(row.pose).all() or abs(length - 1) > QUATERNION_TOLERANCE:
-        refuse_value(
-            path,
-            row.place,
-            f"{row.name}: the pose {row.pose.tolist()} must be a quaternion of length 1 and a translation",
-        )
-    w, x, y, z = quaternion / length
+    sane = (np.abs(row.pose) < MAX_VALUE).all()
+    length = float(np.linalg.norm(row.pose[:4])) if sane else 0.0
+    if abs(length - 1) > QUATERNION_TOLERANCE:
+        what = f"{row.name}: the pose {row.pose.tolist()} must be a quaternion of length 1 and a translation"
+        refuse_value(path, row.place, what)
+    w, x, y, z = row.pose[:4] / length
     pose = np.eye(4)
     pose[:3, :3] = pycolmap.Rotation3d(np.array([x, y, z, w])).matrix()
     pose[:3, 3] = row.pose[4:]
@@ -173,7 +176,9 @@ def _camera(row: CameraRow, path: Path) -> pycolmap.Camera:
             f"{path}: {row.place}: camera model {row.model} is no lens that a pinhole camera can describe; cut the "
             "panoramas into perspective views first"
         )
-    focal = [row.params[index] for index in camera.focal_length_idxs()]
-    if not np.isfinite(row.params).all() or not min(focal) > 0:
-        refuse_value(path, row.place, f"{row.model} with parameters {row.params}; a focal length must be above 0")
+    if not (np.abs(row.params) < MAX_VALUE).all():
+        refuse_value(path, row.place, f"{row.model} with parameters {row.params}")
+    for index in camera.focal_length_idxs():
+        if doubt := focal_doubt(row.params[index], row.width, row.height):
+            refuse_value(path, row.place, f"{row.model} with focal length {doubt}")
     return camera

@@ -10,7 +10,7 @@ import numpy as np
 import pycolmap
 
 from preprocessing.importing.colmap_rows import CameraRow, ImageRow, PointRow
-from preprocessing.importing.reconstructions import refuse_value
+from preprocessing.importing.reconstructions import MAX_VALUE, refuse_value
 
 # Models by the number that the files have for them.
 MODELS = {int(model.value): name for name, model in pycolmap.CameraModelId.__members__.items() if name != "INVALID"}
@@ -77,7 +77,7 @@ def read_images(path: Path) -> Iterator[ImageRow]:
         keypoints = np.frombuffer(reader.bytes(count * _KEYPOINT.itemsize), dtype=_KEYPOINT)
         used = keypoints["point"] < 2**63  # those of no point have the largest number there is
         pixels, points = keypoints["xy"][used].astype(np.float64), keypoints["point"][used].astype(np.int64)
-        if not np.isfinite(pixels).all():
+        if not (np.abs(pixels) < MAX_VALUE).all():
             refuse_value(path, reader.place, "a keypoint's place is no number")
         yield ImageRow(reader.place, name, int(camera), np.array(pose), pixels, points)
 

@@ -15,8 +15,7 @@ import numpy as np
 
 from infra.errors import UserError
 from preprocessing.importing.colmap_rows import QUATERNION_TOLERANCE, CameraRow, ImageRow, PointRow, no_keypoints
-from preprocessing.importing.reconstructions import refuse_value
-
+from preprocessing.importing.reconstructions import MAX_VALUE, refuse_value
 
 HEAD = 1000  # characters that hold the comments of a file
 _COUNT = re.compile(r"^# Number of \w+: (\d{1,18})\b", re.MULTILINE)
@@ -117,7 +116,7 @@ def _keypoints(text: str) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     table = values.reshape(-1, 3)
     numbers = table[:, 2]
-    if not np.isfinite(table).all() or not ((numbers == np.floor(numbers)) & (numbers >= -1)).all():
+    if not (np.abs(table) < MAX_VALUE).all() or not ((numbers == np.floor(numbers)) & (numbers >= -1)).all():
         return None
     used = (numbers >= 0) & (numbers < 2**63)
     return table[used, :2], numbers[used].astype(np.int64)

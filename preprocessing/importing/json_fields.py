@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from preprocessing.importing.reconstructions import MAX_VALUE
+
 Fields = Mapping[str, Any]
-# Beyond this a number is no length and no angle, and its square is infinite.
-MAX_VALUE = 1e100
 
 
 class FieldError(Exception):

@@ -22,8 +22,8 @@ MaskOf = Callable[[Photo], np.ndarray | None]
 
 # A point is the object's if the masks of this share of the photos that show it say so.
 MASK_AGREEMENT = 0.7
-# And if so many of all photos do: what lies behind the object in one of them is often out of all other pictures.
-MASK_SHARE = 0.25
+# And if so many do: what lies behind the object in one photo is often out of the picture in all others.
+LEAST_MASKS = 2
 # A place is in the visual hull if nearly all masks say so: one bad mask must not cut the object.
 HULL_AGREEMENT = 0.95
 # Without masks: points this near to where the cameras look, in median camera distances.
@@ -102,7 +102,7 @@ def _among_points(
     within = np.ones(len(points), dtype=bool) if radius is None else distances <= radius
     if silhouettes:
         shown, seen = votes(silhouettes, points)
-        least = min(len(silhouettes), max(2, MASK_SHARE * len(silhouettes)))
+        least = min(LEAST_MASKS, len(silhouettes))
         own = within & (shown >= least) & (shown >= MASK_AGREEMENT * seen)
         return points[own], f"{own.sum()} of {len(points)} points are the object's: those that the masks show"
     if radius is None:

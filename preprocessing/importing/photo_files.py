@@ -6,6 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
+
+import numpy as np
+import pycolmap
 
 from infra.errors import UserError
 from preprocessing.importing.reconstructions import MINIMUM_PHOTOS, Photo, listed
@@ -49,7 +53,12 @@ def find_photo(folder: Path, name: str, source: Path) -> Path:
     such a file.
     """
     path = inside(folder, name, source)
-    if path.suffix.lower() not in ENDINGS and not path.is_file():
+    if path.is_file():
+        return path
+    if not name.isascii() and path.parent.is_dir():
+        wanted = normalize("NFC", path.name)  # macOS writes ü as two letters
+        path = next((file for file in path.parent.iterdir() if normalize("NFC", file.name) == wanted), path)
+    if path.suffix.lower() not in ENDINGS:
         return next((found for ending in ENDINGS if (found := path.with_name(path.name + ending)).is_file()), path)
     return path
 
@@ -97,7 +106,10 @@ def with_files(photos: list[Photo], source: Path) -> tuple[list[Photo], tuple[tu
         UserError: too few are there, or two names are one file.
     """
     missing = [photo for photo in photos if not photo.path.is_file()]
-    there = sorted((photo for photo in photos if photo.path.is_file()), key=lambda photo: photo.name)
+    there: list[Photo] = []
+    for photo in sorted((photo for photo in photos if photo.path.is_file()), key=lambda photo: photo.name):
+        if not any(_is_same(photo, other) for other in there[-1:]):  # files for validation and test may share photos
+            there.append(photo)
     if photos and not there:
         raise UserError(
             f"{source}: none of its {len(photos)} photos is there; the first was looked for as {photos[0].path}: name "
@@ -154,6 +166,16 @@ def _each_once(files: Iterable[tuple[str, Path]], what: str, source: Path) -> No
     if times > 1:
         names = [name for name, other in files if other == path]
         raise UserError(f"{what} {source}: {listed(names)} are all the file {path}; keep them in folders of their own")
+
+
+def _is_same(photo: Photo, other: Photo) -> bool:
+    same_files = (photo.path, photo.mask_path) == (other.path, other.mask_path)
+    same_pose = np.array_equal(photo.world_to_camera, other.world_to_camera)
+    return same_files and same_pose and _numbers(photo.camera) == _numbers(other.camera)
+
+
+def _numbers(camera: pycolmap.Camera) -> list[float]:
+    return [int(camera.model.value), camera.width, camera.height, *camera.params]
 
 
 def _is(missing: list[Photo]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,12 @@ from infra.errors import UserError
 
 # Cameras on a line have no plane that says what is upright (see normalize.py): two photos are never enough.
 MINIMUM_PHOTOS = 3
+# Beyond this a number is no length and no angle, and its square is infinite.
+MAX_VALUE = 1e100
+# Larger pictures than any sensor's are a damaged file.
+MAX_SIDE = 100_000
+# Focal lengths of lenses, as shares of the picture's longer side.
+MINIMUM_FOCAL_SHARE, MAXIMUM_FOCAL_SHARE = 0.09, 60.0
 # Names that a message lists before it only counts.
 NAMES_SHOWN = 5
 
@@ -66,6 +73,15 @@ class Reconstruction:
     convention: str  # how this kind of source means its camera poses, for messages about poses that cannot be meant so
     left_out: tuple[tuple[str, str], ...] = ()  # photos that the source names and that cannot be used, with the reason
     notes: tuple[str, ...] = ()  # sentences for the person: what was changed, and which of several things was taken
+
+
+def focal_doubt(focal: float, width: int, height: int) -> str | None:
+    """Why a focal length cannot be one in pixels, if it cannot: lenses see between 1 and 160 degrees."""
+    share = focal / max(width, height)
+    if MINIMUM_FOCAL_SHARE <= share <= MAXIMUM_FOCAL_SHARE:
+        return None
+    seen = f" (it would see {2 * math.degrees(math.atan(0.5 / share)):.3g} degrees)" if share > 0 else ""
+    return f"{focal:g} for pictures of {width} × {height}{seen}; a focal length must be above 0 and in pixels"
 
 
 def refuse_photos(source: Path, problems: Iterable[tuple[str, str]]) -> None:

@@ -37,6 +37,8 @@ CONVENTION = (
 # Fields that this file reads; those of cameras are in transforms_camera.py.
 _OWN_FIELDS = {"frames", "n_frames", "ply_file_path", "file_path", "transform_matrix", "mask_path", "time"}
 
+_WITHOUT_FRAMES = "it is no object, but perhaps the list that ns-export cameras writes; name the capture's own file"
+
 
 @dataclass(frozen=True)
 class _File:
@@ -113,7 +115,7 @@ def _content(path: Path) -> Mapping[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: no JSON ({error}); export it again") from error
     if not isinstance(content, dict) or not isinstance(content.get("frames"), list):
-        found = f"its fields are {listed(sorted(content))}" if isinstance(content, dict) else "it holds no object"
+        found = f"its fields are {listed(sorted(content))}" if isinstance(content, dict) else _WITHOUT_FRAMES
         raise UserError(f"{path}: not the transforms of posed photos: it has no list named frames; {found}")
     frames = content["frames"]
     for number, frame in enumerate(frames, start=1):

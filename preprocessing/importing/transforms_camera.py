@@ -16,6 +16,7 @@ import numpy as np
 import pycolmap
 
 from preprocessing.importing.json_fields import FieldError, Fields, matrix, number
+from preprocessing.importing.reconstructions import MAX_SIDE, focal_doubt
 
 # nerfstudio applies all terms to each of these names; other tools write the terms that the name stands for.
 PERSPECTIVE = (
@@ -24,7 +25,7 @@ PERSPECTIVE = (
 FISHEYE = ("OPENCV_FISHEYE", "FISHEYE", "SIMPLE_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE")
 # Where a 3 × 3 matrix of intrinsics is written instead of fl_x and so on, or beside them.
 MATRICES = ("intrinsic_matrix", "intrinsics", "camera_intrinsics", "intrinsic", "K")
-_TERM = re.compile(r"[kps]\d*|skew|omega|xi")
+_TERM = re.compile(r"[kps]\d*|skew|sk_x|sk_y|omega|xi")
 CAMERA_FIELDS = frozenset({
     "w", "h", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov", "camera_model",
     "is_fisheye", *MATRICES,
@@ -49,10 +50,9 @@ IRRELEVANT = frozenset({
     "applied_transform", "applied_scale", "orientation_override", "auto_scale_poses_override", "train_filenames",
     "val_filenames", "test_filenames", "depth_file_path", "depth_unit_scale_factor", "normal_path",
     "normal_file_path", "colmap_im_id", "fisheye_crop_radius", "rotation", "timestamp", "camera_label", "image_id",
-    "camera_id", "frame_id", "file_name", "name", "id", "blur_score", "motion_score", "transmat",
+    "camera_id", "frame_id", "file_name", "name", "id", "blur_score", "motion_score", "poses_from", "confidence_score",
+    "aabb_range", "sphere_center", "sphere_radius", "camera_extent", "schema_version",
 })  # fmt: skip
-# Larger pictures than any sensor's are a damaged file.
-MAX_SIDE = 100_000
 # What two ways of writing the same intrinsics may differ by, pixels.
 AGREEMENT = 1.0
 
@@ -69,7 +69,14 @@ def camera_of(values: Fields, picture_size: Callable[[], tuple[int, int]]) -> py
             raise FieldError(f"{key} is {str(values[key])[:40]}: {what}")
     width, height = _size(values, picture_size)
     name, terms = _lens(values)
-    return pycolmap.Camera(model=name, width=width, height=height, params=[*_intrinsics(values, width, height), *terms])
+    intrinsics = _intrinsics(values, width, height)
+    for key, focal in zip(("fl_x", "fl_y"), intrinsics[:2], strict=True):
+        if doubt := focal_doubt(focal, width, height):
+            raise FieldError(f"{key} is {doubt}")
+    for key, center, side in zip(("cx", "cy"), intrinsics[2:], (width, height), strict=True):
+        if 0 < center <= 1 < side / 4:
+            raise FieldError(f"{key} is {center:g} for pictures of {width} × {height}; it must be in pixels")
+    return pycolmap.Camera(model=name, width=width, height=height, params=[*intrinsics, *terms])
 
 
 def unknown_fields(values: Fields) -> set[str]:
@@ -102,14 +109,14 @@ def _intrinsics(values: Fields, width: int, height: int) -> list[float]:
         for side, value in ((width, number(values, "cx")), (height, number(values, "cy")))
     ]
     along_x, along_y = _focal(values, "x", width), _focal(values, "y", height)
-    focal = along_x or along_y  # both are there, or the pixels are square
+    focal = along_y if along_x is None else along_x  # both are there, or the pixels are square
     written = _written_matrix(values)
     if focal is None:
         if written is None:
             fields = ", ".join(sorted(values))
             raise FieldError(f"no focal length: fl_x, camera_angle_x and x_fov are missing; its fields are {fields}")
         return written[1]
-    intrinsics = [focal, along_y or focal, *center]
+    intrinsics = [focal, focal if along_y is None else along_y, *center]
     if written is not None and np.abs(np.subtract(intrinsics, written[1])).max() > AGREEMENT:
         raise FieldError(f"{written[0]} has {written[1]}, but fl_x, fl_y, cx and cy say {intrinsics}; keep one of both")
     return intrinsics
@@ -119,8 +126,6 @@ def _focal(values: Fields, axis: str, side: int) -> float | None:
     """Focal length in pixels along an axis; fl_ comes before camera_angle_, radians, and _fov, degrees."""
     focal = number(values, f"fl_{axis}")
     if focal is not None:
-        if not focal > 0:
-            raise FieldError(f"fl_{axis} is {focal:g}; a focal length must be above 0")
         return focal
     for key, unit in ((f"camera_angle_{axis}", 1.0), (f"{axis}_fov", math.pi / 180)):
         angle = number(values, key)

@@ -110,3 +110,29 @@ def ply_bomb(data: bytes, random: Random) -> bytes:
     header = b"element vertex " + wrong[int(random.integers(len(wrong)))]
     changed = data.replace(old, header)
     return changed.replace(b"property float x", b"property list uchar float x") if random.random() < 0.3 else changed
+
+
+def wrong_field(data: bytes, random: Random) -> bytes:
+    """Text of lines with one to three fields of another kind, or missing."""
+    lines = [line.split(b" ") for line in data.split(b"\n")]
+    wrong = (b"", b"-1", b"0", b"nan", b"inf", b"1e308", b"99999999999999999999", b"x", b"\xff\xfe", b"0x10", b"1_0")
+    for _ in range(int(random.integers(1, 4))):
+        fields = lines[int(random.integers(len(lines)))]
+        place = int(random.integers(max(1, len(fields))))
+        fields[place : place + 1] = [wrong[int(random.integers(len(wrong)))]] if random.random() < 0.8 else []
+    return b"\n".join(b" ".join(fields) for fields in lines)
+
+
+def wrong_lines(data: bytes, random: Random) -> bytes:
+    """Text with a line missing, twice, elsewhere, or joined with the next one."""
+    lines = data.split(b"\n")
+    place = int(random.integers(len(lines) - 1))
+    line = lines.pop(place)
+    way = int(random.integers(4))
+    if way == 1:
+        lines[place:place] = [line, line]
+    elif way == 2:
+        lines.insert(int(random.integers(len(lines) + 1)), line)
+    elif way == 3:
+        lines[place] = line + b" " + lines[place]
+    return b"\n".join(lines)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +25,12 @@ from preprocessing.plan import plan_shards
 from preprocessing.shards import write_shard
 from tests.captures import SIZE, make_capture, write_dataset
 from tests.fuzz import mutations
-from tests.fuzz.mutations import Mutation
+from tests.fuzz.import_targets import import_targets
+from tests.fuzz.target import Target
 from tests.training_inputs import BASE, IMAGE_SIZE, fill_latents
 
 CONFIG = PreprocessConfig(image_size=32, minimum_frames=4, sequences_per_shard=2)
 SEQUENCE = "apple/seq_1"
-
-
-@dataclass(frozen=True)
-class Target:
-    """A kind of file, and what reads it."""
-
-    name: str
-    path: Path  # the file that is damaged
-    mutations: tuple[Mutation, ...]
-    read: Callable[[], None]  # returns if it accepts the file; then what it gave has been checked
-    must_refuse: bool  # after the commit every change is damage
 
 
 def make_targets(folder: Path) -> list[Target]:
@@ -98,6 +86,7 @@ def make_targets(folder: Path) -> list[Target]:
         Target("latents' crops", latents / "crops.npy", mutations.BYTES, latents_equal, must_refuse=True),
         Target("latents' captions", latents / "captions.json", json, latents_equal, must_refuse=True),
         Target("latents.json", latents / "latents.json", json, latents_equal, must_refuse=False),
+        *import_targets(folder / "foreign"),
     ]
 
 

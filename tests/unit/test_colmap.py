@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pycolmap
@@ -69,6 +70,14 @@ def test_the_name_is_the_rest_of_the_line(tmp_path: Path, pattern: str) -> None:
     write_photos(tmp_path / "images", files)
     model = write_colmap(tmp_path, [name if "." in name else f"{name}.png" for name in names])
     (model / "images.txt").write_text("\n".join(image_lines(names)), encoding="utf-8-sig")  # with a byte order mark
+    assert_whole(read(model), names)
+
+
+def test_names_in_another_form_of_unicode(tmp_path: Path) -> None:
+    """macOS stores ü as u and two dots; programs on it write one letter, or the other way round."""
+    names = [normalize("NFC", f"Tür {number}.jpg") for number in range(len(NAMES))]
+    model = write_colmap(tmp_path, [normalize("NFD", name) for name in names])
+    (model / "images.txt").write_text("\n\n".join(image_lines(names)), encoding="utf-8")
     assert_whole(read(model), names)
 
 
@@ -151,7 +160,7 @@ PINHOLE = f"1 PINHOLE {WIDTH} {HEIGHT}"
     ("camera", "message"),
     [
         (f"1 EQUIRECTANGULAR {WIDTH} {HEIGHT} 64 48", r"cameras\.txt: line 2: camera model EQUIRECTANGULAR is no lens"),
-        (f"{PINHOLE} 0 80 32 24", r"line 2: PINHOLE with parameters \[0\.0, .* must be above 0"),
+        (f"{PINHOLE} 0 80 32 24", "line 2: PINHOLE with focal length 0 for pictures of 64 × 48; a focal"),
         (f"{PINHOLE} nan 80 32 24", r"PINHOLE with parameters \[nan"),
         (f"{PINHOLE} 80 32 24", "PINHOLE has 4 parameters, but 3 are written"),
         (f"1 LENS {WIDTH} {HEIGHT} 80", "camera model 'LENS' is unknown, known are SIMPLE_PINHOLE"),

@@ -13,6 +13,7 @@ import pytest
 from infra.errors import UserError
 from preprocessing.importing.reading import read_reconstruction
 from preprocessing.importing.reconstructions import Reconstruction
+from preprocessing.importing.transforms_camera import CAMERA_FIELDS, IRRELEVANT, REFUSED
 from tests.foreign_captures import (
     FOCAL,
     HEIGHT,
@@ -81,6 +82,17 @@ def test_blenders_three_files_without_endings_sizes_and_points(tmp_path: Path) -
     assert capture.points.shape == (0, 3)
     assert any("transforms_train.json, transforms_test.json are taken together" in note for note in capture.notes)
     assert len(read(tmp_path / "transforms_train.json").photos) == 5
+
+
+def test_photos_that_two_files_share_are_taken_once(tmp_path: Path) -> None:
+    path = write_transforms(tmp_path)
+    path.rename(tmp_path / "transforms_train.json")
+    content = json.loads((tmp_path / "transforms_train.json").read_text())
+    (tmp_path / "transforms_test.json").write_text(json.dumps(content | {"frames": content["frames"][:4]}))
+    assert_posed(read(tmp_path), IMAGES)
+    (tmp_path / "transforms_test.json").write_text(json.dumps(content | {"frames": content["frames"][:4], "fl_x": 90}))
+    with pytest.raises(UserError, match=r"images/000\.jpg, images/000\.jpg are all the file"):
+        read(tmp_path)
 
 
 def test_instant_ngp(tmp_path: Path) -> None:
@@ -183,7 +195,11 @@ def test_matrices_of_three_rows_or_few_digits(tmp_path: Path) -> None:
         ({"frames": []}, "has 0 posed photos; at least 3 are needed"),
         ({"frames": frames(IMAGES)[:2]}, "has 2 posed photos; at least 3 are needed"),
         ({"n_frames": 5}, "n_frames is 5, but it has 8 frames"),
-        ({"fl_x": 0}, "fl_x is 0; a focal length must be above 0"),
+        ({"fl_x": 0}, "fl_x is 0 for pictures of 64 × 48; a focal length must be above 0 and in pixels"),
+        ({"fl_x": 4.25}, r"fl_x is 4.25 for pictures of 64 × 48 \(it would see 165 degrees\)"),
+        ({"fl_y": 166503.9}, "fl_y is 166504 for pictures of 64 × 48"),
+        ({"cx": 0.5}, "cx is 0.5 for pictures of 64 × 48; it must be in pixels"),
+        ({"sk_x": 0.1}, "sk_x is 0.1, a lens term"),
         ({"fl_x": "80"}, "fl_x is '80', which is no number; correct it"),
         ({"fl_x": None}, "no focal length: fl_x, camera_angle_x and x_fov are missing; its fields are f"),
         ({"fl_x": None, "camera_angle_x": 4}, r"camera_angle_x is 4; a field of view must lie between 0 and 3\.142"),
@@ -213,6 +229,12 @@ def test_what_is_wrong_is_named_with_its_value(tmp_path: Path, fields: dict[str,
     write_transforms(tmp_path, **fields)
     with pytest.raises(UserError, match=message):
         read(tmp_path)
+
+
+def test_the_page_names_every_field() -> None:
+    page = (Path(__file__).parents[2] / "docs/own-captures.md").read_text()
+    fields = CAMERA_FIELDS | REFUSED.keys() | IRRELEVANT | {"k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "mask_path"}
+    assert sorted(field for field in fields if f"`{field}`" not in page) == []
 
 
 def test_fields_that_say_nothing_are_no_reason(tmp_path: Path) -> None:

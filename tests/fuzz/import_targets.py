@@ -1,0 +1,80 @@
+"""What other tools wrote, damaged: transforms.json, and COLMAP's models in text and binary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from preprocessing.importing.colmap import MAX_MISFIT
+from preprocessing.importing.object_points import object_points
+from preprocessing.importing.photo_files import inside
+from preprocessing.importing.reading import read_reconstruction
+from preprocessing.importing.reconstructions import MINIMUM_PHOTOS, Reconstruction
+from preprocessing.normalize import MINIMUM_POINTS
+from tests.foreign_captures import NAMES, points, tracked_model, write_photos, write_transforms
+from tests.fuzz import mutations
+from tests.fuzz.target import Target
+
+
+def import_targets(folder: Path) -> list[Target]:
+    """Small captures below `folder`, and the readers that `viewdiff import` has for them."""
+    transforms = write_transforms(folder / "json", k1=0.05, k3=0.02, aabb_scale=16, camera_model="OPENCV")
+    write_photos(folder / "images", NAMES)
+    text, binary = folder / "text", folder / "binary"
+    model = tracked_model()
+    for path, write in ((text, model.write_text), (binary, model.write_binary)):
+        path.mkdir()
+        write(str(path))
+    truth = {path: read_reconstruction(path, folder / "images", None) for path in (text, binary)}
+
+    def reads(source: Path) -> Callable[[], None]:
+        return lambda: _check_model(read_reconstruction(source, folder / "images", None), truth[source])
+
+    def reads_transforms() -> None:
+        _check_capture(read_reconstruction(transforms, None, None), transforms.parent)
+
+    json = (*mutations.BYTES, *[mutations.wrong_json] * 3)
+    lines = (*mutations.BYTES, *[mutations.wrong_field, mutations.wrong_lines] * 2)
+    targets = [Target("transforms.json", transforms, json, reads_transforms, must_refuse=False)]
+    for name in ("cameras", "images", "points3D"):
+        for path, end, ways in ((text, "txt", lines), (binary, "bin", mutations.BYTES)):
+            targets.append(Target(f"COLMAP {name}.{end}", path / f"{name}.{end}", ways, reads(path), must_refuse=False))
+    return targets
+
+
+def _check_capture(capture: Reconstruction, folder: Path) -> None:
+    """What is read is well-formed, whatever the file says, and so is what is made of it."""
+    assert len(capture.photos) >= MINIMUM_PHOTOS
+    assert capture.points.shape == (len(capture.points), 3)
+    assert np.isfinite(capture.points).all()
+    for photo in capture.photos:
+        rotation = photo.world_to_camera[:3, :3]
+        assert np.isfinite(photo.world_to_camera).all()
+        np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-9)
+        assert np.linalg.det(rotation) > 0
+        assert np.isfinite(photo.camera.params).all()
+        assert min(photo.camera.focal_length_x, photo.camera.focal_length_y) > 0
+        assert photo.path.is_file()
+        assert photo.path == inside(folder, str(photo.path.relative_to(folder)), folder)
+    found = object_points(capture, lambda photo: None)
+    assert len(found.points) >= MINIMUM_POINTS
+    assert np.isfinite(found.points).all()
+
+
+def _check_model(capture: Reconstruction, truth: Reconstruction) -> None:
+    """A camera that puts points elsewhere than the undamaged model's does is noticed: by the keypoints, or where its
+    size is another, once the picture is opened.
+    """
+    folder = truth.photos[0].path.parent
+    _check_capture(capture, folder)
+    if capture.notes or capture.left_out:
+        return
+    assert len(capture.photos) == len(truth.photos)
+    for photo, true in zip(capture.photos, truth.photos, strict=True):
+        assert photo.path == true.path
+        size = (true.camera.width, true.camera.height)
+        if (photo.camera.width, photo.camera.height) == size:
+            away = (photo.project(points())[0] - true.project(points())[0]) * size
+            assert np.median(np.linalg.norm(away, axis=1)) <= 2 * MAX_MISFIT
