@@ -141,7 +141,7 @@ def test_masks_say_which_points_are_the_objects(tmp_path: Path, capture: Capture
         cv2.imwrite(str(path), np.full(SIZE, 255, np.uint8))
     write_colmap(tmp_path / "model", capture, binary=True)
     options = ("--images", str(photos), "--masks", str(masks))
-    with pytest.raises(UserError, match=r"8 of 12 cameras lie within the object's points; give masks"):
+    with pytest.raises(UserError, match=r"\d+ of 12 cameras lie within the object's points; give masks"):
         run_import(tmp_path / "model", tmp_path / "root", *options)  # masks that show all let walls be the object's
     for path in masks.iterdir():
         mask = np.zeros(SIZE, np.uint8)
