@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,10 +15,11 @@ from model.volume import (
     ViewSamples,
     VoxelProjections,
     contract,
+    outside_scene,
     project_voxels,
-    reachable,
     uncontract,
     unproject,
+    voxel_centers,
     voxel_grid,
 )
 
@@ -29,6 +32,11 @@ def _points_in_all_directions(count: int = 4000) -> Tensor:
     directions = torch.randn(count, 3, generator=generator, dtype=torch.float64)
     distances = torch.logspace(-2, 1.7, count, dtype=torch.float64)
     return directions / directions.abs().amax(-1, keepdim=True) * distances[:, None]
+
+
+def _is_reached(grid_points: Tensor, foreground_fraction: float) -> Tensor:
+    """At most one axis lies outside of the scene's part."""
+    return (grid_points.abs() > foreground_fraction).sum(-1) < 2
 
 
 def _camera(image_size: tuple[int, int] = (6, 8)) -> Cameras:
@@ -44,7 +52,7 @@ def test_uncontract_inverts_contract(foreground_fraction: float) -> None:
     points = _points_in_all_directions()
     contracted = contract(points, foreground_fraction)
     assert contracted.abs().max() < 1
-    assert reachable(contracted, foreground_fraction).all()
+    assert _is_reached(contracted, foreground_fraction).all()
     # Far away, 1/p - n is a small difference of numbers near 1: 50 times their rounding, squared by the derivative.
     torch.testing.assert_close(uncontract(contracted, foreground_fraction), points, rtol=1e-9, atol=1e-9)
 
@@ -55,7 +63,7 @@ def test_contract_inverts_uncontract_where_reachable(foreground_fraction: float)
     grid_points = torch.rand(4000, 3, generator=generator, dtype=torch.float64) * 1.98 - 0.99
     back = contract(uncontract(grid_points, foreground_fraction), foreground_fraction)
     same = (back - grid_points).abs().amax(-1) < 1e-9
-    assert torch.equal(same, reachable(grid_points, foreground_fraction))
+    assert torch.equal(same, _is_reached(grid_points, foreground_fraction))
     assert 0.1 < same.float().mean() < 0.9  # both kinds are among them
 
 
@@ -77,6 +85,60 @@ def test_unreachable_voxels_lie_where_two_axes_leave_the_scene() -> None:
     assert torch.equal(mask, mask.flip(1))
     assert torch.equal(mask, mask.flip(2))
     assert voxel_grid(G, None, CPU).reachable.all()
+
+
+@pytest.mark.parametrize("share", ["1/2", "1/4", "3/10", "2/5", "3/5", "3/4", "9/10"])
+def test_the_scene_ends_where_whole_numbers_say(share: str) -> None:
+    fraction = Fraction(share)
+    for G in range(6, 129):
+        # The centre's distance from the middle is |2i + 1 - G| / G of the half side.
+        expected = [abs(2 * i + 1 - G) * fraction.denominator > fraction.numerator * G for i in range(G)]
+        assert outside_scene(G, float(fraction)).tolist() == expected, G
+
+
+@pytest.mark.parametrize(("G", "unreachable"), [(10, 352), (12, 864), (14, 1080), (30, 12152)])
+def test_so_many_voxels_are_unreachable(G: int, unreachable: int) -> None:
+    """Counted by hand: of 14 centres an axis, 8 lie in the scene (two on its border), so 8³ + 3·8²·6 of 14³ voxels are
+    reached; of 10, 6; of 12, 6; of 30, 16.
+    """
+    inside = {10: 6, 12: 6, 14: 8, 30: 16}[G]
+    assert G**3 - inside**3 - 3 * inside**2 * (G - inside) == unreachable
+    assert (~voxel_grid(G, 0.5, CPU).reachable).sum() == unreachable
+
+
+def test_centres_are_where_and_in_the_order_that_whole_numbers_say() -> None:
+    for G in range(6, 129):
+        centers, steps = voxel_centers(G), 2 * torch.arange(G) + 1 - G
+        # Two roundings of numbers below one, each by at most half of 2⁻²⁴ after the doubling by 2⁻²⁴.
+        torch.testing.assert_close(centers.double(), steps.double() / G, rtol=0, atol=1.5 * 2**-24)
+        assert torch.equal(centers[steps.abs() * 2 == G].abs(), torch.full((int((steps.abs() * 2 == G).sum()),), 0.5))
+        order = steps.abs()[:, None] - steps.abs()
+        assert (centers.abs()[:, None] > centers.abs())[order > 0].all()
+
+
+@pytest.mark.parametrize("G", [6, 12, 14, 30, 37])
+def test_centres_beyond_the_scene_are_where_exact_numbers_put_them(G: int) -> None:
+    points, steps = voxel_grid(G, 0.5, CPU).points.double(), 2 * torch.arange(G, dtype=torch.float64) + 1 - G
+    z, y, x = torch.meshgrid(steps, steps, steps, indexing="ij")
+    n = 2 * torch.stack([x, y, z], dim=-1).reshape(-1, 3)  # u = n / G
+    largest = n.abs().amax(-1, keepdim=True)
+    radius = G / (2 * G - largest)
+    is_largest = n.abs() == largest
+    expected = torch.where(largest <= G, n / G, torch.where(is_largest, n.sign(), n / G) * radius)
+    alone = (largest[:, 0] <= G) | (is_largest.sum(-1) == 1)
+    torch.testing.assert_close(points[alone], expected[alone], rtol=1e-5, atol=1e-6)
+    assert (voxel_grid(G, 0.5, CPU).reachable <= alone).all()  # so every one that is rendered has its place
+    # In corners coordinates tie, and rounding decides which of them is the largest: one at least.
+    tied = torch.where(is_largest, n / G, 0.0) * radius
+    as_largest, as_other = (torch.isclose(points, values, rtol=1e-5, atol=1e-6) for values in (expected, tied))
+    assert (as_largest | (is_largest & as_other)).all()
+    assert (as_largest & is_largest).any(-1).all()
+
+
+def test_what_is_compiled_has_the_same_centres() -> None:
+    compiled = torch.compile(lambda: voxel_grid(14, 0.5, CPU), fullgraph=True, backend="aot_eager")
+    for ours, eager in zip(compiled(), voxel_grid(14, 0.5, CPU), strict=True):
+        assert torch.equal(ours, eager)
 
 
 def test_voxels_are_stored_z_y_x() -> None:
