@@ -58,7 +58,7 @@ def wait_until_running(name: str) -> None:
         if time.monotonic() - said > SECONDS_BETWEEN_LINES:
             said = time.monotonic()
             get_logger("evaluate").info(
-                "waiting for the model to be loaded, since %s (%s)", format_seconds(said - started), state
+                "the model is not loaded yet after %s (%s)", format_seconds(said - started), state
             )
         time.sleep(0.1)
 
@@ -81,7 +81,7 @@ def wait_for_answer(response: DeploymentResponse, name: str) -> Any:
             )
         if now - said > SECONDS_BETWEEN_LINES:
             said = now
-            get_logger("evaluate").info("waiting for an answer since %s (%s)", format_seconds(now - started), state)
+            get_logger("evaluate").info("no answer yet after %s (%s)", format_seconds(now - started), state)
 
 
 @dataclass(frozen=True)

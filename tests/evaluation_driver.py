@@ -1,4 +1,4 @@
-"""An evaluation in a process of its own: `python -m tests.evaluation_driver ROOT FOLDER NUM_STEPS NUM_VIEWS`, on the
+"""An evaluation in a process of its own: `python -m tests.evaluation_driver ROOT FOLDER NUM_STEPS`, on the
 cluster at RAY_ADDRESS. ROOT is what `write_evaluation_inputs` wrote, its artifacts are found there.
 """
 

@@ -90,6 +90,7 @@ def test_from_text_alone(runtime: RuntimeConfig, request_: GenerateRequest, path
         ({"model": "/nowhere", "text": "x"}, "no such folder"),
         ({"text": "x", "known_frame": 3}, "--known-frame 3: of no capture"),
         ({"text": "x", "path": "/nowhere.json"}, "neither orbit nor spiral"),
+        ({"text": "x", "sampling": SamplingConfig(num_steps=1001)}, "noise schedule has only 1000 steps; take fewer"),
     ],
 )
 def test_wrong_names_are_told_and_nothing_is_written(
