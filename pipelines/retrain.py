@@ -88,8 +88,8 @@ def retrain(config: RunConfig, runtime: RuntimeConfig, start: Start, *, dry_run:
     _require_all(captures, start, config, dataset)
     if preprocess is None:
         raise UserError(
-            f"retrain: {dataset.data} has none of the categories {', '.join(config.preprocess.categories)}; name others "
-            "with --preprocess.categories"
+            f"retrain: {dataset.data} has none of the categories {', '.join(config.preprocess.categories)}; name "
+            "others with --preprocess.categories"
         )
     decision = decide(captures, start.tried)
     _print_reasons(decision)
