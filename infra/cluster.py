@@ -20,7 +20,6 @@ import ray
 from ray.util.placement_group import PlacementGroup
 
 from infra.errors import UserError
-from infra.limits import require_open_files
 from infra.log import get_logger
 from infra.ray_folder import use_short_folder
 
@@ -195,7 +194,6 @@ def _tell_of_cluster() -> None:
 
 
 def _start(num_cpus: int | None) -> None:
-    require_open_files()
     use_short_folder()
     # The cluster's processes are children of this one: workers find the checkout's packages in what they inherit.
     inherited = os.environ.get("PYTHONPATH")
