@@ -22,9 +22,8 @@ import ray
 from ray.util.placement_group import PlacementGroup
 
 from infra.errors import UserError
-from infra.limits import require_open_files
 from infra.log import get_logger
-from infra.ray_folder import use_short_folder
+from infra.sockets import use_short_folder_for_ray
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -223,8 +222,7 @@ def _tell_of_cluster() -> None:
 
 
 def _start(num_cpus: int | None) -> None:
-    require_open_files()
-    use_short_folder()
+    use_short_folder_for_ray()
     # The cluster's processes are children of this one: workers find the checkout's packages in what they inherit.
     inherited = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), inherited] if inherited else [str(CHECKOUT)])

@@ -8,7 +8,7 @@ import resource
 from infra.errors import UserError
 
 _MOST = 65_536  # what Ray recommends; programs that close all they could have open take long with a million
-# Ray, MLflow and PyTorch have some hundreds open in a process. When they run out, Ray's processes end without a word and
+# Ray, MLflow and PyTorch have some hundreds open. When they run out, Ray's processes end without a word and
 # pools of processes wait for ever.
 _LEAST = 1024
 _REMEDY = "raise the limit (`ulimit -n 65536`, or LimitNOFILE or nofile where your system sets it)"

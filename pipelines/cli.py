@@ -8,6 +8,9 @@ from pathlib import Path
 
 from infra.command import run_command
 from infra.errors import UserError
+from infra.home import require_home
+from infra.limits import require_open_files
+from infra.sockets import shorten_tmpdir
 from pipelines.names import PRESET_NAMES, nearest
 
 COMMANDS = {
@@ -67,6 +70,9 @@ def dispatch(arguments: Sequence[str]) -> None:
         raise UserError(f"{command} comes before the command; options follow it: viewdiff COMMAND {command} ...")
     if command not in COMMANDS:
         raise UserError(f"unknown command {command!r}{nearest(command, COMMANDS)}")
+    require_home()
+    require_open_files()
+    shorten_tmpdir()
     if command in _OTHERS:
         _OTHERS[command](rest)
     else:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import UserError
-from infra.limits import require_open_files
 from infra.storage import open_path
 from pipelines.artifacts import Artifact, external_dataset, external_model
 from pipelines.checks import check_held_out, check_sampling, check_settings
@@ -50,10 +49,8 @@ def run_chain(
     are further inputs of stages, by stage and role.
 
     Raises:
-        UserError: bad captures or settings, too few open files, or MLflow or the hub does not answer (said before any
-            work is done).
+        UserError: bad captures or settings, or MLflow or the hub does not answer (said before any work is done).
     """
-    require_open_files()
     results: dict[str, Artifact] = dict(given or {})
     if "synth" not in results:
         results |= _given_captures(runtime, until)
