@@ -62,7 +62,8 @@ def test_too_few_photos_end_the_import_with_all_reasons(tmp_path: Path, capture:
     (tmp_path / "3.png").write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00")
     message = (
         r"^model: only 2 of 6 photos can be used; 2 are black \(0\.png, 4\.png\): take .*; "
-        r"1 is a HEIC picture \(3\.png\): convert it to JPEG; .*; 1 is damaged: it cannot be decoded to its end \(2\.png\): copy or export it again$"
+        r"1 is a HEIC picture \(3\.png\): convert it to JPEG; .*; "
+        r"1 is damaged: it cannot be decoded to its end \(2\.png\): copy or export it again$"
     )
     with pytest.raises(UserError, match=message):
         imported(capture, tmp_path / "root")
@@ -172,14 +173,28 @@ def test_pictures_that_agree_with_their_cameras_are_called_good(tmp_path: Path) 
     assert float(line.split("lie ")[1].split(" px")[0]) < 0.5
 
 
-@pytest.mark.parametrize("wrong", ["inverted", "another order"])
+LYING = np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+MIRRORED = np.diag([-1.0, 1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("wrong", ["lying", "mirrored", "another order"])
 def test_pictures_of_other_cameras_are_refused(tmp_path: Path, wrong: str) -> None:
     """A reader's mistake, or the photos of another capture: nothing else would notice."""
-    cameras = poster_poses()
-    cameras = np.linalg.inv(cameras) if wrong == "inverted" else cameras[[3, 0, 4, 1, 5, 2]]
+    right = poster_poses()
+    cameras = {
+        "lying": LYING @ right,
+        "mirrored": MIRRORED @ right @ MIRRORED,
+        "another order": right[[3, 0, 4, 1, 5, 2]],
+    }[wrong]
     with pytest.raises(UserError, match=r"off their epipolar lines .* the cameras are not of these photos"):
         imported(poster_capture(tmp_path, cameras), tmp_path / "root")
     assert not (tmp_path / "root").exists()
+
+
+def test_a_doubtful_agreement_is_told(tmp_path: Path) -> None:
+    """Upside down is nearly right for cameras that move along the horizon."""
+    lines = imported(poster_capture(tmp_path, LYING @ LYING @ poster_poses()), tmp_path / "root")
+    assert any(line.endswith("DOUBTFUL: look at a contact sheet before you go on") for line in lines)
 
 
 @pytest.mark.parametrize("off", [0.3, 1.5, 40.0])
