@@ -13,7 +13,7 @@ from typing import Any
 
 from infra.checkout import git_commit
 from infra.fingerprint import plain
-from infra.log import Progress
+from infra.log import Progress, format_count
 from infra.storage import StoragePath, require_space
 from infra.tasks import run_tasks
 from pipelines.artifacts import RawDataset
@@ -25,6 +25,8 @@ from preprocessing.plan import ShardTask, plan_shards, require_sequences
 from preprocessing.schema import DATASET_NAME, read_manifest
 from preprocessing.shards import committed_record, require_record, sweep, write_planned_shard
 
+# Reasons of refusals that are printed, the commonest first.
+REASONS_SHOWN = 5
 # A stored picture with its mask takes less than a byte per pixel; 2 kB per frame for index, headers and padding.
 _BYTES_PER_PIXEL, _BYTES_PER_FRAME = 1, 2048
 # What a task needs beside the encoded frames of one sequence: 415 MB for photos of 2 megapixels, 383 of them the
@@ -47,6 +49,7 @@ def preprocess(
     remove_records(folder)  # when the last run was killed between its last two steps
     write_card(folder)
     manifest = read_manifest(folder)
+    print("\n".join(outcome_lines(manifest)), flush=True)
     return {
         "num_sequences": manifest["num_sequences"],
         "num_frames": manifest["num_frames"],
@@ -56,6 +59,20 @@ def preprocess(
         "rejected": dict(Counter(item["reason"] for item in manifest["rejected"])),
         "frame_defects": dict(Counter(item["reason"] for item in manifest["frame_defects"])),
     }
+
+
+def outcome_lines(manifest: Mapping[str, Any]) -> list[str]:
+    """How many captures a folder of shards holds and, if some were refused, how many and mostly why."""
+    stored, refused = manifest["num_sequences"], manifest["rejected"]
+    lines = [f"preprocess  {stored} of {format_count(stored + len(refused), 'capture')} stored"]
+    if not refused:
+        return lines
+    counts = Counter(item["reason"] for item in refused).most_common()
+    examples = {item["reason"]: f"{item['category']}/{item['sequence']}" for item in reversed(refused)}
+    shown = [f"{count:>9}  {reason} (as {examples[reason]})" for reason, count in counts[:REASONS_SHOWN]]
+    others = sum(count for _, count in counts[REASONS_SHOWN:])
+    more = [f"{others:>9}  for {len(counts) - REASONS_SHOWN} other reasons, see {DATASET_NAME}"] if others else []
+    return [f"{lines[0]}, {len(refused)} refused:", *shown, *more]
 
 
 def write_shards(root: StoragePath, folder: StoragePath, config: PreprocessConfig, *, num_workers: int) -> None:

@@ -140,7 +140,8 @@ def _distance(first: WrittenPhoto, second: WrittenPhoto) -> float | None:
         return None
     pixels = (pixels[0][fits.ravel() > 0], pixels[1][fits.ravel() > 0])
     poses = (first.world_to_camera, second.world_to_camera)
-    distance = epipolar_distance(pixels, poses, (matrix, other_matrix))
+    with np.errstate(divide="ignore", invalid="ignore"):  # of two cameras in one place there are no lines
+        distance = epipolar_distance(pixels, poses, (matrix, other_matrix))
     return distance if np.isfinite(distance) else None
 
 

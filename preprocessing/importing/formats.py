@@ -61,6 +61,6 @@ def foreign_format(data: bytes, suffix: str) -> tuple[str, str] | None:
 
 def is_raw_file(picture: Image.Image) -> bool:
     """Whether a TIFF file is a raw file, of which Pillow would read the thumbnail."""
-    tags = picture.tag_v2  # type: ignore[attr-defined]
+    tags = picture.tag_v2
     reduced = tags.get(_SUBFILE, 0) & _REDUCED
     return bool(_DNG_VERSION in tags or tags.get(_PHOTOMETRIC) in _SENSOR_VALUES or reduced)

@@ -49,6 +49,7 @@ class Header:
     size: tuple[int, int]  # (height, width) as stored
     orientation: int  # 1 to 8, see `orientation`
     kind: str  # JPEG, PNG, TIFF, WEBP or BMP
+    bits: int  # of a channel
     is_plain: bool  # JPEG or PNG of 8-bit grey or RGB: every reader takes it as it is, but for profile and orientation
 
 
@@ -74,10 +75,10 @@ def read_picture(path: Path) -> Picture:
     with _opened(data, path) as picture:
         header, profile = _header(picture, data), picture.info.get("icc_profile")
         if picture.format in ("JPEG", "MPO") and picture.mode in ("L", "RGB"):
-            # Strict: a warning is an error.
-            found, alpha, changes = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB")), None, []
+            found, alpha = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB")), None  # strict: a warning is an error
         else:
-            found, alpha, changes = _decoded(picture, data, header.orientation)
+            found, alpha = _decoded(picture, data, header.orientation)
+        changes = ["from 16 bits a channel to 8"] if header.bits > 8 else []
         if profile:
             found, change = to_srgb(found, profile)
             changes += [change] if change else []
@@ -98,7 +99,7 @@ def read_values(path: Path) -> np.ndarray:
     """
     data = _bytes(path)
     with _opened(data, path) as picture:
-        found, alpha, _ = _decoded(picture, data, _header(picture, data).orientation)
+        found, alpha = _decoded(picture, data, _header(picture, data).orientation)
         return np.asarray(found.convert("L")) if alpha is None or alpha.min() == OPAQUE else alpha
 
 
@@ -156,7 +157,7 @@ def _pages(picture: Image.Image) -> int:
     full = 0
     for page in range(count):
         picture.seek(page)
-        full += not picture.tag_v2.get(254, 0) & _REDUCED  # type: ignore[attr-defined]
+        full += not picture.tag_v2.get(254, 0) & _REDUCED
     picture.seek(0)
     return full
 
@@ -169,7 +170,8 @@ def _header(picture: Image.Image, data: bytes) -> Header:
         size = turned_size(size, orientation)
     kind = "JPEG" if picture.format == "MPO" else str(picture.format)
     plain = kind in ("JPEG", "PNG") and picture.mode in ("L", "RGB") and not picture.has_transparency_data
-    return Header(size, orientation, kind, is_plain=plain and _bits(picture, data) <= 8)
+    bits = _bits(picture, data)
+    return Header(size, orientation, kind, bits, is_plain=plain and bits <= 8)
 
 
 def _exif(picture: Image.Image, data: bytes) -> Image.Exif:
@@ -188,15 +190,14 @@ def _exif(picture: Image.Image, data: bytes) -> Image.Exif:
 def _bits(picture: Image.Image, data: bytes) -> int:
     """Bits of a channel as stored: Pillow gives colours of 16 bits in 8."""
     if picture.format == "TIFF":
-        return max(picture.tag_v2.get(258, (1,)))  # type: ignore[attr-defined]
+        return max(picture.tag_v2.get(258, (1,)))
     return data[24] if picture.format == "PNG" else 8  # behind signature, name and length of the first chunk, and sides
 
 
-def _decoded(picture: Image.Image, data: bytes, orientation: int) -> tuple[Image.Image, np.ndarray | None, list[str]]:
-    """Pixels as stored, in RGB, L or CMYK; alpha [H, W]; and what was done."""
-    bits = _bits(picture, data)
+def _decoded(picture: Image.Image, data: bytes, orientation: int) -> tuple[Image.Image, np.ndarray | None]:
+    """Pixels as stored, in RGB, L or CMYK, and alpha [H, W]."""
     picture.load()
-    if bits == 16 and picture.format in ("PNG", "TIFF"):
+    if _bits(picture, data) == 16 and picture.format in ("PNG", "TIFF"):
         return _deep(data)
     alpha = None
     if picture.has_transparency_data:
@@ -208,20 +209,20 @@ def _decoded(picture: Image.Image, data: bytes, orientation: int) -> tuple[Image
     if picture.format == "TIFF" and orientation != UPRIGHT:  # which Pillow has turned already
         found = Image.fromarray(turn_picture(np.asarray(found), inverse(orientation)), found.mode)
         alpha = None if alpha is None else turn_picture(alpha, inverse(orientation))
-    return found, alpha, []
+    return found, alpha
 
 
-def _deep(data: bytes) -> tuple[Image.Image, np.ndarray | None, list[str]]:
+def _deep(data: bytes) -> tuple[Image.Image, np.ndarray | None]:
     """The same of a picture of 16 bits a channel, rounded to 8."""
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16:
         raise PictureError("of 16 bits a channel in a form that is not read", "export it with 8 bits a channel")
     values = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if values.ndim == 2:
-        return Image.fromarray(values), None, ["from 16 bits a channel to 8"]
+        return Image.fromarray(values), None
     colors = np.ascontiguousarray(values[..., 2::-1])
     alpha = values[..., 3] if values.shape[2] == 4 else None
-    return Image.fromarray(colors), alpha, ["from 16 bits a channel to 8"]
+    return Image.fromarray(colors), alpha
 
 
 def _bytes(path: Path) -> bytes:

@@ -94,7 +94,8 @@ def test_cmyk_is_not_inverted(tmp_path: Path, adobe: bool) -> None:
     buffer = io.BytesIO()
     Image.fromarray(inks, "CMYK").save(buffer, "JPEG", quality=100)  # Pillow writes as Adobe does
     data = buffer.getvalue()
-    assert (marker := data.find(b"\xff\xee")) > 0
+    marker = data.find(b"\xff\xee")
+    assert marker > 0
     if not adobe:
         length = struct.unpack(">H", data[marker + 2 : marker + 4])[0]
         Image.fromarray(255 - inks, "CMYK").save(buffer := io.BytesIO(), "JPEG", quality=100)
@@ -138,10 +139,10 @@ def test_brightness_is_judged_where_something_is(tmp_path: Path) -> None:
     assert values[..., :3].mean() < 2.55
     assert read_picture(saved(tmp_path / "a.png", Image.fromarray(values))).alpha is not None
     values[disc() > 0, :3] = 1
-    with pytest.raises(PictureError, match="^black; "):
+    with pytest.raises(PictureError, match=r"^black; "):
         read_picture(saved(tmp_path / "a.png", Image.fromarray(values)))
     values[..., 3] = 0
-    with pytest.raises(PictureError, match="^transparent everywhere; export it with the object opaque"):
+    with pytest.raises(PictureError, match=r"^transparent everywhere; export it with the object opaque"):
         read_picture(saved(tmp_path / "a.png", Image.fromarray(values)))
 
 
@@ -236,12 +237,12 @@ def test_what_is_not_read_is_named(tmp_path: Path, name: str, data: bytes, messa
 def test_only_damage_is_called_damage(tmp_path: Path, name: str) -> None:
     path = saved(tmp_path / name, rgb())
     path.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
-    with pytest.raises(PictureError, match="^damaged: it cannot be decoded to its end; copy or export it again$"):
+    with pytest.raises(PictureError, match=r"^damaged: it cannot be decoded to its end; copy or export it again$"):
         read_picture(path)
 
 
 def test_a_place_without_a_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match="^missing; "):
+    with pytest.raises(PictureError, match=r"^missing; "):
         read_header(tmp_path / "a.jpg")
-    with pytest.raises(PictureError, match="^a folder, no file; "):
+    with pytest.raises(PictureError, match=r"^a folder, no file; "):
         read_header(tmp_path)
