@@ -241,6 +241,17 @@ def test_only_damage_is_called_damage(tmp_path: Path, name: str) -> None:
         read_picture(path)
 
 
+def test_damaged_tags_are_damage(tmp_path: Path) -> None:
+    """A TIFF whose width is under another tag: Pillow raises TypeError, which is no fault of this program."""
+    path = saved(tmp_path / "a.tif", rgb())
+    data = path.read_bytes()
+    width = struct.pack("<HHI", 256, 4, 1) if struct.pack("<HHI", 256, 4, 1) in data else struct.pack("<HHI", 256, 3, 1)
+    assert data.count(width) == 1
+    path.write_bytes(data.replace(width, struct.pack("<H", 999) + width[2:]))
+    with pytest.raises(PictureError, match=r"^damaged: "):
+        read_header(path)
+
+
 def test_a_place_without_a_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(PictureError, match=r"^missing; "):
         read_header(tmp_path / "a.jpg")
