@@ -27,7 +27,11 @@ from preprocessing.importing.orientation import UPRIGHT, inverse, turn_picture, 
 
 DAMAGED = "damaged: it cannot be decoded to its end"
 OPAQUE = 255
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+# The second line is what Pillow's reader of TIFF tags raises on damaged ones.
+_DECODE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, cv2.error),
+    *(TypeError, KeyError, IndexError, OverflowError),
+)
 # What is decoded by Pillow or, in 16 bits, by OpenCV. A mode that is not here has no colours that a screen shows.
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "La", "CMYK", "YCbCr", "I;16", "I;16B"})
 _MODE_NAMES = {"F": "32-bit floating-point values", "I": "32-bit whole numbers", "LAB": "L*a*b* colours"}

@@ -241,6 +241,22 @@ def test_only_damage_is_called_damage(tmp_path: Path, name: str) -> None:
         read_picture(path)
 
 
+def test_damaged_tags_are_damage(tmp_path: Path) -> None:
+    """Every tag of a TIFF with another type of value: Pillow raises TypeError and more, no faults of this program."""
+    data = saved(tmp_path / "a.tif", rgb()).read_bytes()
+    start = struct.unpack("<I", data[4:8])[0]
+    places = [start + 2 + 12 * number for number in range(struct.unpack("<H", data[start : start + 2])[0])]
+    reasons = set()
+    for place in places:
+        for kind in range(14):
+            (tmp_path / "a.tif").write_bytes(data[: place + 2] + struct.pack("<H", kind) + data[place + 4 :])
+            try:
+                read_picture(tmp_path / "a.tif")
+            except PictureError as error:
+                reasons.add(error.reason.split(":")[0])
+    assert "damaged" in reasons
+
+
 def test_a_place_without_a_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(PictureError, match=r"^missing; "):
         read_header(tmp_path / "a.jpg")
