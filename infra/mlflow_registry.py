@@ -84,12 +84,20 @@ class Registry:
             created = client.create_model_version(self.name, source, run_id=run_id, model_id=model_id, tags=dict(tags))
         return _registered(created)
 
-    def set_alias(self, alias: str, version: int) -> None:
+    def set_alias(self, alias: str, version: int) -> bool:
         """Point `alias` at a version; it leaves the one that had it. MLflow has no compare-and-set: whoever must not
         take the alias from a third version reads it right before.
+
+        False, and nothing is changed, if there was no such alias and another process made it at the same moment.
         """
         with self._client() as client:
-            client.set_registered_model_alias(self.name, alias, str(version))
+            try:
+                client.set_registered_model_alias(self.name, alias, str(version))
+            except MlflowException as error:  # MLflow looks whether there is one, then inserts
+                if "IntegrityError" not in str(error) and "UniqueViolation" not in str(error):
+                    raise
+                return False
+        return True
 
     def set_tag(self, version: int, key: str, value: str) -> None:
         """Add or change one tag of a version."""

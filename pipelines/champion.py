@@ -88,6 +88,15 @@ def decide(registry: Registry, version: RegisteredVersion, comparison: Compariso
     number = version.version
     if version.tags.get(RIVAL_TAG) != rival:
         registry.set_tag(number, RIVAL_TAG, rival)
+    decision = _set_alias(registry, number, comparison)
+    while decision is None:  # another process set it for the first time at the same moment
+        decision = _set_alias(registry, number, comparison)
+    registry.set_tag(number, DECISION_TAG, json.dumps(asdict(decision)))
+    return decision
+
+
+def _set_alias(registry: Registry, number: int, comparison: Comparison) -> Decision | None:
+    """Judge a version and give it its alias; None if somebody else set that meanwhile."""
     challenger = registry.aliases().get(CHALLENGER, 0)
     champion = registry.champion()
     decision = judge(number, champion, comparison)
@@ -97,10 +106,8 @@ def decide(registry: Registry, version: RegisteredVersion, comparison: Compariso
             f"{champion.name} version {champion.version} became champion meanwhile, and version {number} was not "
             "compared with it; run the same command again"
         )
-    if decision.alias == CHAMPION or challenger < number:
-        registry.set_alias(decision.alias, number)
-    registry.set_tag(number, DECISION_TAG, json.dumps(asdict(decision)))
-    return decision
+    is_due = decision.alias == CHAMPION or challenger < number
+    return decision if not is_due or registry.set_alias(decision.alias, number) else None
 
 
 def recorded_decision(version: RegisteredVersion) -> Decision | None:

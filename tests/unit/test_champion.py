@@ -17,6 +17,7 @@ from pipelines.champion import (
     CHECKPOINT_TAG,
     RIVAL_TAG,
     Comparison,
+    decide,
     find_version,
     judge,
     open_champion,
@@ -65,6 +66,36 @@ def test_who_becomes_champion(
         assert decision is not None
         assert decision.alias == expected[0]
         assert decision.reason.startswith(expected[1])
+
+
+class CollidingRegistry:
+    """Where another process makes version 6 champion in the moment in which version 5 is to become the first one."""
+
+    def __init__(self) -> None:
+        self.named: dict[str, int] = {}
+        self.tags: dict[str, str] = {}
+
+    def aliases(self) -> dict[str, int]:
+        return self.named
+
+    def champion(self) -> RegisteredVersion | None:
+        return version(self.named["champion"]) if "champion" in self.named else None
+
+    def set_alias(self, alias: str, number: int) -> bool:
+        is_first = alias == "champion" and not self.named
+        self.named[alias] = 6 if is_first else number
+        return not is_first
+
+    def set_tag(self, number: int, key: str, value: str) -> None:
+        self.tags[key] = value
+
+
+def test_a_collision_is_judged_again() -> None:
+    registry = CollidingRegistry()
+    decision = decide(registry, version(5), FIRST, rival="")  # type: ignore[arg-type]
+    assert decision.reason == "version 6, which is newer, is the champion"
+    assert registry.named == {"champion": 6, "challenger": 5}
+    assert json.loads(registry.tags["viewdiff.decision"])["alias"] == "challenger"
 
 
 def test_a_decision_is_what_was_recorded_last() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from sqlalchemy.orm import Session
 
 from infra import mlflow_registry
 from infra.mlflow_registry import Registry
@@ -49,6 +50,23 @@ def test_versions_have_tags_and_aliases(uri: str, tmp_path: Path) -> None:
     assert registry.versions()[1].tags == {"score": "2", "decision": "yes"}
     source = MlflowClient(uri, uri).get_model_version("a model", "1").source
     assert (Path(source.removeprefix("file://")) / "weights").read_bytes() == b"weights"
+
+
+def test_an_alias_that_another_process_makes_at_the_same_moment(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(uri, "taken")
+    run, model_id = log_model(uri, tmp_path, "taken")
+    for _ in range(2):
+        registry.add(model_id=model_id, run_id=run.id, tags={})
+    with monkeypatch.context() as patch:
+        # What the store's session does instead of merging when it has not seen the other process's row.
+        patch.setattr(Session, "merge", lambda session, row: session.add(row))
+        assert registry.set_alias("champion", 1)
+        assert not registry.set_alias("champion", 2)
+    assert registry.aliases() == {"champion": 1}
+    assert registry.set_alias("champion", 2)
+    assert registry.aliases() == {"champion": 2}
 
 
 def test_all_versions_are_found_however_many(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
