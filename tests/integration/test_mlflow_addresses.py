@@ -34,7 +34,7 @@ NAMES = (
     "x" * 200,
 )
 
-# All that names the store: a report, a comparison, the lines after a run, a training whose server goes away, a refusal.
+# All that names the store: a report, a comparison, a training whose server goes away, a refusal, a defect.
 PROGRAM = """
 import os
 import signal
@@ -48,20 +48,21 @@ from pipelines import cli, watch
 from pipelines.config import ReportConfig
 from pipelines.report import write_report
 from pipelines.runtime import RuntimeConfig
-from pipelines.summary import print_summary
 from tests.evaluated_run import write_evaluated_run
 from tests.recorded_training import FakeTraining, begin_attempt
 
 uri, root, server_process = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 tracking = Tracking(uri)
 run = tracking.start("train", tags={"viewdiff.fingerprint": "1", "viewdiff.stage": "train"})
-run.log_metrics({"loss": 1.0}, step=1)
+other = tracking.start("train", tags={"viewdiff.fingerprint": "3", "viewdiff.stage": "train"})
+for recorded in (run, other):
+    recorded.log_metrics({"loss": 1.0}, step=1)
 evaluation = tracking.start("evaluate", tags={"viewdiff.fingerprint": "2"}, parent_run_id=run.id)
 inputs = write_evaluated_run(root, {"train": run.id, "evaluate": evaluation.id})
 runtime = RuntimeConfig(root=str(root), tracking_uri=uri)
 (root / "report").mkdir()
 write_report(ReportConfig(), inputs, root / "report", runtime)
-compare = ["compare", run.id, run.id, "--root", str(root), "--tracking-uri", uri, "--output", str(root / "compared")]
+compare = ["compare", run.id, other.id, "--root", str(root), "--tracking-uri", uri, "--output", str(root / "compared")]
 assert exit_code("viewdiff", lambda: cli.dispatch(compare)) == 0
 
 watch.PATIENCE_SECONDS = 2.0
