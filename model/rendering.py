@@ -113,8 +113,8 @@ def sample_volume(volume: Tensor, grid_points: Tensor) -> Tensor:
     """Trilinear samples of a volume [B, C, G, G, G] at grid coordinates [B, V, R, S, 3] -> [B, V, R, S, C].
 
     Part of the plain version; the tiled one samples by `trilinear_corners` of model/kernels/marching.py, Triton's by
-    `place` and `sample` of triton_marching_parts.py. In the points' dtype. Zero where a point's index, 0 at the first voxel's centre, lies outside [0, G): at once before
-    the first centre, fading over one voxel behind the last.
+    `place` and `sample` of triton_marching_parts.py. In the points' dtype. Zero where a point's index, 0 at the first
+    voxel's centre, lies outside [0, G): at once before the first centre, fading over one voxel behind the last.
     """
     first_center = 1 / volume.shape[-1] - 1
     before = (grid_points < first_center).any(-1, keepdim=True)
