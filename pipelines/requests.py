@@ -24,6 +24,23 @@ class ImportConfig:
     masks: str | None = None
     """Folder of masks (PNG, white where the object is), named as their photos. Without masks the object is taken to be
     where the cameras look."""
+    solve_cameras: bool = False
+    """The source is a folder of photos, or a video, without cameras: find them. This takes minutes."""
+    placed_share: float = 0.6
+    """With --solve-cameras: share of the photos, in (0, 1], that must find their place."""
+    video_frames: int = 100
+    """With --solve-cameras: frames taken from a video, the sharpest of as many equal parts of its time."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.placed_share <= 1:
+            raise UserError(f"--placed-share {self.placed_share:g}: must lie above 0 and be at most 1")
+        if self.video_frames < 3:
+            raise UserError(f"--video-frames {self.video_frames}: must be at least 3")
+        if self.solve_cameras and self.images is not None:
+            raise UserError(
+                f"--images {self.images}: goes with a COLMAP model; with --solve-cameras the source itself is the folder "
+                "of the photos"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
