@@ -33,12 +33,13 @@ class Framing:
         )
 
     def __str__(self) -> str:
-        """`the object is out of the picture in 3 of 4 cameras (1 looks away, 1 lies inside the object)`; empty when all
+        """`the object is out of the picture in 3 of 4 cameras (1 looks away, 1 lies inside it)`; empty when all
         show it.
         """
         if not self.missed:
             return ""
-        parts = [f"{self.away} look away"] * bool(self.away) + [f"{self.inside} lie inside it"] * bool(self.inside)
+        counts = ((self.away, "look away", "looks away"), (self.inside, "lie inside it", "lies inside it"))
+        parts = [f"{count} {one if count == 1 else many}" for count, many, one in counts if count]
         return f"the object is out of the picture in {self.missed} of {self.total} cameras" + (
             f" ({', '.join(parts)})" if parts else ""
         )

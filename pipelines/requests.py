@@ -38,8 +38,8 @@ class ImportConfig:
             raise UserError(f"--video-frames {self.video_frames}: must be at least 3")
         if self.solve_cameras and self.images is not None:
             raise UserError(
-                f"--images {self.images}: goes with a COLMAP model; with --solve-cameras the source itself is the folder "
-                "of the photos"
+                f"--images {self.images}: goes with a COLMAP model; with --solve-cameras the source itself is the "
+                "folder of the photos"
             )
 
 

@@ -47,9 +47,16 @@ def picture(pose: np.ndarray) -> np.ndarray:
             continue  # seen from behind
         on_square = np.stack([right, down, corner], axis=1)  # (s, t, 1) in [0, 1]² to the world
         to_picture = to_canvas @ (pose[:3, :3] @ on_square + np.outer(pose[:3, 3], [0, 0, 1]))
-        from_texture = to_picture @ np.diag([1 / _TEXTURE_SIDE, 1 / _TEXTURE_SIDE, 1]) @ [[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]]
+        from_texture = (
+            to_picture @ np.diag([1 / _TEXTURE_SIDE, 1 / _TEXTURE_SIDE, 1]) @ [[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]]
+        )
         cv2.warpPerspective(
-            _texture(number), from_texture, (width, height), dst=canvas, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_TRANSPARENT
+            _texture(number),
+            from_texture,
+            (width, height),
+            dst=canvas,
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_TRANSPARENT,
         )
     return cv2.resize(canvas, SIZE[::-1], interpolation=cv2.INTER_AREA)
 
@@ -58,7 +65,7 @@ def _texture(number: int) -> np.ndarray:
     """Spots of many sizes, the same for each number."""
     random = np.random.default_rng(number)
     layers = [
-        cv2.resize(random.random((side, side, 3)).astype(np.float32), (_TEXTURE_SIDE,) * 2, interpolation=cv2.INTER_CUBIC)
+        cv2.resize(random.random((side, side, 3), np.float32), (_TEXTURE_SIDE,) * 2, interpolation=cv2.INTER_CUBIC)
         for side in (12, 32, 90)
     ]
     return (np.clip(np.mean(layers, axis=0) * 1.8 - 0.4, 0, 1) * 255).astype(np.uint8)
@@ -74,7 +81,7 @@ def write_photo(path: Path, image: np.ndarray, *, orientation: int = 1) -> None:
 
 
 def pose_errors(found: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of cameras [N, 4, 4], after the similarity that fits their centres best (Umeyama 1991): angles in degrees [N], and
+    """Of cameras [N, 4, 4], after the similarity that fits their centres best (Umeyama 1991): angles in degrees [N] and
     distances of the centres [N] in mean distances of the true ones from their middle.
     """
     centers = [-np.einsum("nji,nj->ni", poses[:, :3, :3], poses[:, :3, 3]) for poses in (found, truth)]

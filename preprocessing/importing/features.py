@@ -36,8 +36,8 @@ _Item = TypeVar("_Item")
 
 
 def photo_pairs(count: int, *, in_order: bool) -> list[tuple[int, int]]:
-    """Places of the photos that are compared, (earlier, later), sorted. With `in_order`, and of more than 200 photos, each
-    is expected to show what its neighbours show.
+    """Places of the photos that are compared, (earlier, later), sorted. With `in_order`, and of more than 200 photos,
+    each is expected to show what its neighbours show.
     """
     if not in_order and count <= MOST_EXHAUSTIVE:
         return list(combinations(range(count), 2))
@@ -56,6 +56,11 @@ def add_features(database: Path, folder: Path, lenses: Mapping[str, Lens]) -> di
         for lens in kinds[content.num_cameras() :]:  # numbered from 1 on, in this order
             first = next(name for name, other in lenses.items() if other == lens)
             content.write_camera(pycolmap.infer_camera_from_image(folder / first, _reader()))
+    for number, lens in enumerate(kinds, start=1):
+        # Numbers the photos in their order. The search below would do so in the order in which its threads end.
+        names = [name for name, other in lenses.items() if other == lens]
+        pycolmap.import_images(database, folder, image_names=names, options=_reader(existing_camera_id=number))
+    with open_database(database) as content:
         found = _num_features(content)
     done = [name for name in lenses if name in found]
     with Progress("features", total=len(lenses), unit="photos", done=len(done)) as progress:
@@ -97,7 +102,8 @@ def add_matches(database: Path, names: Sequence[str], *, in_order: bool) -> int:
             )
             progress.advance(len(chunk))
     with open_database(database) as content:
-        return int(content.num_verified_image_pairs())
+        pairs_that_agree, _ = content.read_two_view_geometry_num_inliers()
+        return len(pairs_that_agree)
 
 
 @contextmanager

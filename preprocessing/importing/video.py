@@ -93,7 +93,9 @@ def _reduced(frame: np.ndarray) -> np.ndarray:
 @contextmanager
 def _opened(video: Path) -> Iterator[cv2.VideoCapture]:
     """The video, whose frames come upright: OpenCV turns them as the file's metadata say."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # nothing: what goes wrong is told here
+    # What goes wrong is told here, so that the libraries need not; FFmpeg reads its level when it is first used.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     capture = cv2.VideoCapture(str(video), cv2.CAP_FFMPEG)
     try:
         if not capture.isOpened():
@@ -103,3 +105,4 @@ def _opened(video: Path) -> Iterator[cv2.VideoCapture]:
         yield capture
     finally:
         capture.release()
+        cv2.utils.logging.setLogLevel(level)
