@@ -21,6 +21,19 @@ from torch import Tensor
 from model.cameras import Cameras
 
 WORLD_UP = (0.0, 0.0, 1.0)
+# Camera files of other tools by a key that they have, and how to make a path of them. All are in a world of their own,
+# which has to be turned, moved and scaled so that the object fills [-1, 1]³; so they are not read as they are.
+_FROM_OPENGL = "world_to_camera = inverse of the matrix with its columns 1 and 2 (of 0 to 3) negated"
+OTHER_FORMS = {
+    "camera_path": ("a camera path of nerfstudio", f"camera_to_world is 16 numbers, row by row; {_FROM_OPENGL}"),
+    "frames": ("a transforms.json of posed photos", f"from transform_matrix {_FROM_OPENGL}"),
+    "path": ("a camera path of instant-ngp", "R is a quaternion and T the position, in its own cube from 0 to 1"),
+    "keyframes": ("a list of keyframes of nerfstudio's viewer", f"export the camera path; {_FROM_OPENGL}"),
+    "trajectory": (
+        "a camera trajectory of Open3D",
+        "from extrinsic, 16 numbers column by column, which is world_to_camera",
+    ),
+}
 MAX_ELEVATION = math.radians(89)  # straight above, "up" is no direction in the picture any more
 
 
@@ -93,6 +106,12 @@ def from_file(path: Path) -> Cameras:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"camera path {path}: cannot be read as JSON ({error})") from error
+    for key, (tool, how) in OTHER_FORMS.items():
+        if isinstance(content, dict) and key in content and "cameras" not in content:
+            raise ValueError(
+                f"camera path {path}: this is {tool} (it has {key!r}); write for each camera world_to_camera and "
+                f"intrinsics, as model/trajectories.py says: {how}"
+            )
     if not isinstance(content, dict) or not isinstance(content.get("cameras"), list) or not content["cameras"]:
         raise ValueError(f"camera path {path}: needs an object with a non-empty list `cameras`")
     size = content.get("image_size")

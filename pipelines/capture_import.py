@@ -1,4 +1,4 @@
-"""`viewdiff import`: one's own capture, reconstructed elsewhere, as a sequence of a CO3Dv2 dataset."""
+"""`viewdiff import`: one's own capture, reconstructed elsewhere or here, as a sequence of a CO3Dv2 dataset."""
 
 from __future__ import annotations
 
@@ -10,21 +10,32 @@ from pipelines.pictures import encode_png
 from pipelines.requests import ImportConfig
 from preprocessing.co3d import read_category
 from preprocessing.importing.reading import read_reconstruction
+from preprocessing.importing.solving import find_cameras
 from preprocessing.importing.writing import import_capture
 from preprocessing.inspection import sequence_sheet
 
+WORK_NAME = ".solving"  # below the output: what is found on the way to the cameras, until the capture is imported
+
 
 def run_import(source: Path, config: ImportConfig) -> None:
-    """Read, write, tell how it went and, if asked for, draw a contact sheet.
+    """Find the cameras if asked to; read, write, tell how it went and, if asked for, draw a contact sheet.
 
     Raises:
-        UserError: see `read_reconstruction` and `import_capture`; or the contact sheet cannot be written.
+        UserError: see `find_cameras`, `read_reconstruction` and `import_capture`; or the contact sheet cannot be
+        written.
     """
     sheet = None if config.contact_sheet is None else check_sheet_path(config.contact_sheet)
     images, masks = (None if folder is None else Path(folder) for folder in (config.images, config.masks))
-    capture = read_reconstruction(source, images, masks)
     root = Path(config.output)
+    solution = None
+    if config.solve_cameras:
+        share, count = config.placed_share, config.video_frames
+        solution = find_cameras(source, root / WORK_NAME, placed_share=share, num_frames=count, masks=masks)
+        source, images = solution.model, solution.photos
+    capture = read_reconstruction(source, images, masks)
     summary = import_capture(capture, root, category=config.category, name=config.name, radius=config.object_radius)
+    if solution is not None:  # kept until now, so that a refused import does not begin again
+        solution.remove()
     print("\n".join(summary.lines()))
     if sheet is None:
         print(

@@ -4,15 +4,19 @@ here.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from infra.errors import UserError
+from infra.log import get_logger
 from infra.storage import StoragePath, open_path
 from model.cameras import Cameras
 from model.config import SamplingConfig
+from model.framing import EXPECTED, framing, other_convention
 from model.trajectories import from_file, orbit, orbit_like, spiral
 from model.windows import WindowConfig
 from pipelines.artifacts import RECORD_NAME, ModelVersion, Shards, load_artifact, newest, read_record
@@ -26,6 +30,8 @@ from preprocessing.captions import read_sequence_captions
 from preprocessing.dataset import FrameIndex, SequenceRecord, ShardReader
 
 DEFAULT_NUM_VIEWS = 12  # on a path
+PATHS = ("orbit", "spiral")  # any other is a file
+FAR_SIZE = 1.5  # pictures with sides this many times longer or shorter than the model's are worse
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -71,7 +77,8 @@ def prepare(request: GenerateRequest, runtime: RuntimeConfig) -> GenerateInputs:
             f"{generator.num_timesteps} steps; take fewer"
         )
     task, names, reader = captured or _from_text(request, generator, _trained_on(folder))
-    _check_size(task.cameras.image_size, generator)
+    is_file = not from_capture and request.path not in PATHS
+    _check_size(task.cameras.image_size, generator, path=request.path if is_file else None)
     title = " / ".join(task.name)
     return GenerateInputs(
         generator=generator, task=task, reader=reader, names=names, title=title, model_dir=folder, base=str(base)
@@ -130,7 +137,23 @@ def _path(request: GenerateRequest, image_size: tuple[int, int], shards_dir: Sto
         cameras = from_file(Path(request.path).expanduser())
     except ValueError as error:
         raise UserError(f"--path is neither orbit nor spiral nor a file of cameras: {error}") from error
-    return cameras if request.num_views is None else cameras[: request.num_views]
+    cameras = cameras if request.num_views is None else cameras[: request.num_views]
+    _check_framing(cameras, request.path)
+    return cameras
+
+
+def _check_framing(cameras: Cameras, path: str) -> None:
+    """Refuse a path most of whose cameras do not show the object; tell of one some of whose do not."""
+    bounds = torch.from_numpy(UNIT_CUBE)
+    found = framing(cameras, bounds)
+    if 2 * found.missed > found.total:
+        meant = other_convention(cameras, bounds)
+        remedy = (
+            f"these look like {meant}" if meant else "the object fills the cube [-1, 1]³ around the origin, z is up"
+        )
+        raise UserError(f"camera path {path}: {found}; {EXPECTED}; {remedy}")
+    if found.missed:
+        get_logger("generate").warning(f"camera path {path}: {found}; {EXPECTED}")
 
 
 def _windows(request: GenerateRequest, num_views: int) -> WindowConfig | None:
@@ -222,9 +245,22 @@ def _shards_dir(request: GenerateRequest, model_dir: Path) -> StoragePath:
     return address
 
 
-def _check_size(image_size: tuple[int, int], generator: SampleGenerator) -> None:
-    if any(side % generator.side_multiple for side in image_size):
+def _check_size(image_size: tuple[int, int], generator: SampleGenerator, *, path: str | None) -> None:
+    """Refuse pictures that the network cannot halve often enough; tell of such that are far from what it was made for.
+    `path` is the file that the size stands in, if there is one.
+    """
+    source = "" if path is None else f"camera path {path}: image_size {list(image_size)}: "
+    multiple, own = generator.side_multiple, generator.image_size
+    if any(side % multiple for side in image_size):
+        near = [max(multiple, round(side / multiple) * multiple) for side in image_size]
+        remedy = f"preprocess with such an image_size, as {near[0]}" if path is None else f"{near} would work"
         raise UserError(
-            f"pictures of {image_size[0]}×{image_size[1]} pixels: this model needs sides that are multiples of "
-            f"{generator.side_multiple}; preprocess with such an image_size"
+            f"{source}pictures of {image_size[0]}×{image_size[1]} pixels: this model needs sides that are multiples of "
+            f"{multiple}; {remedy}"
+        )
+    ratio = math.sqrt(math.prod(image_size) / math.prod(own))
+    if not 1 / FAR_SIZE <= ratio <= FAR_SIZE:
+        get_logger("generate").warning(
+            f"{source}pictures of {image_size[0]}×{image_size[1]} pixels: the model was made for {own[0]}×{own[1]}; "
+            "far from that it repeats or blurs things"
         )

@@ -17,6 +17,7 @@ from infra.errors import UserError
 from model.base import BaseModel, load_base
 from model.cameras import Cameras
 from model.config import SamplingConfig
+from model.framing import EXPECTED, framing
 from model.sampling import ReportStep, ViewRequest, generate_views, render_depth
 from model.unet import ViewDiffUNet
 from model.views import Scene
@@ -38,6 +39,12 @@ class SampleRequest:
     seed: int
     sampling: SamplingConfig
     windows: WindowConfig | None = None  # None: all views in one denoising call
+
+    def __post_init__(self) -> None:
+        cameras = Cameras(torch.as_tensor(self.world_to_camera), torch.as_tensor(self.intrinsics), self.image_size)
+        found = framing(cameras, torch.as_tensor(self.scene_bounds))
+        if found.missed == found.total:
+            raise UserError(f"cameras of “{self.text}”: {found}; {EXPECTED}")
 
     @property
     def batch_key(self) -> tuple[object, ...]:

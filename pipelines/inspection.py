@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 from infra.errors import UserError
 from infra.log import format_count
+from infra.processes import process_pool
 from infra.storage import StoragePath, atomic_write
 from pipelines.pictures import encode_png
 from pipelines.requests import InspectConfig
@@ -92,7 +91,7 @@ def _summaries(root: StoragePath, categories: Sequence[str], config: InspectConf
     if num_processes == 1:
         yield from map(summarize, categories)
         return
-    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+    with process_pool(num_processes, summarize_category.__module__) as pool:
         yield from pool.map(summarize, categories)
 
 

@@ -30,10 +30,25 @@ class ImportConfig:
     the points, the masks or what the pictures show say how large the object is."""
     contact_sheet: str | None = None
     """PNG file to write: pictures of the sequence as they were written, with its points projected into them."""
+    solve_cameras: bool = False
+    """The source is a folder of photos, or a video, without cameras: find them. This takes minutes."""
+    placed_share: float = 0.6
+    """With --solve-cameras: share of the photos, in (0, 1], that must find their place."""
+    video_frames: int = 100
+    """With --solve-cameras: frames taken from a video, the sharpest of as many equal parts of its time."""
 
     def __post_init__(self) -> None:
         if self.object_radius is not None and not 0 < self.object_radius < float("inf"):
             raise UserError(f"--object-radius {self.object_radius:g}: must be above 0, in the source's units")
+        if not 0 < self.placed_share <= 1:
+            raise UserError(f"--placed-share {self.placed_share:g}: must lie above 0 and be at most 1")
+        if self.video_frames < 3:
+            raise UserError(f"--video-frames {self.video_frames}: must be at least 3")
+        if self.solve_cameras and self.images is not None:
+            raise UserError(
+                f"--images {self.images}: goes with a COLMAP model; with --solve-cameras the source itself is the "
+                "folder of the photos"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from preprocessing.captures import FORMATS, Frame, Sequence, Viewpoint
 
 FRAMES_NAME = "frame_annotations.jgz"
 SEQUENCES_NAME = "sequence_annotations.jgz"
+UCO3D_NAME = "metadata.sqlite"  # of uCO3D, CO3Dv2's successor in another layout
 # The largest category has some 300,000 frames of about 1 kB; more than this is a decompression bomb or not CO3D.
 MAX_EXPANDED_BYTES = 4 << 30
 
@@ -40,6 +41,11 @@ def open_root(root: StoragePath) -> tuple[str, ...]:
     if not root.is_dir():
         raise UserError(f"dataset root {root}: no such folder; name the folder that holds the category folders")
     categories = sorted(path.parent.name for path in root.glob(f"*/{FRAMES_NAME}"))
+    if not categories and (root / UCO3D_NAME).is_file():
+        raise UserError(
+            f"dataset root {root}: this is uCO3D ({UCO3D_NAME}, frames inside videos), which is not supported; give "
+            "CO3Dv2, or add single captures with `viewdiff import`"
+        )
     if not categories:
         raise UserError(
             f"dataset root {root}: no CO3Dv2 dataset, it has no <category>/{FRAMES_NAME}; "

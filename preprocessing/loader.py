@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 
@@ -14,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from infra.errors import UserError
+from infra.processes import end_with, worker_context
 from preprocessing.batches import LoadedBatch, TrainBatches
 
 BATCHES_AHEAD = 2  # per process
@@ -38,10 +35,7 @@ def load_batches(batches: TrainBatches, positions: Iterable[range], *, num_worke
     """The batches at `positions`, in that order whatever the number of processes; with 0 each is loaded when it is
     asked for. To go on anywhere start with the positions there: nothing before them is read or drawn.
     """
-    # A forked copy of a process with an object store's threads, or CUDA, cannot use them: workers are copies of a
-    # process that has only imported what they need.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context = worker_context(__name__)
     watched, _held = context.Pipe(duplex=False)  # the other end is held until this process ends, however it does
     loader = DataLoader(
         _ByPositions(batches),
@@ -65,13 +59,4 @@ def _as_is(batch: LoadedBatch | UserError) -> LoadedBatch | UserError:
 
 def _start(watched: Connection, worker: int) -> None:
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
-
-
-def _end_with(watched: Connection) -> None:
-    """End this process when the one that it reads for has ended, however that was: that alone holds the other end. By
-    itself it would live as long as the fork server, which lives as long as its children.
-    """
-    with suppress(EOFError):
-        watched.recv_bytes()
-    os._exit(0)
+    end_with(watched)

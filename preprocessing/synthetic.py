@@ -14,10 +14,9 @@ categories or objects change no existing one.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 from collections.abc import Generator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 from infra.errors import UserError
 from infra.fingerprint import fingerprint
 from infra.log import Progress
+from infra.processes import process_pool
 from infra.storage import atomic_write
 from preprocessing.co3d import encode_jgz
 from preprocessing.config import SyntheticConfig
@@ -117,16 +117,10 @@ def _written(config: SyntheticConfig, root: Path, tasks: list[tuple[str, int]], 
         for task in tasks:
             yield write_sequence(config, root, *task)
         return
-    context = multiprocessing.get_context(
-        "forkserver"
-    )  # the caller may have threads, which plain fork does not survive
-    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+    with process_pool(num_processes, __name__) as pool:
         futures = [pool.submit(write_sequence, config, root, *task) for task in tasks]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for future in as_completed(futures):
+            yield future.result()
 
 
 def _settings(config: SyntheticConfig) -> str:

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import cv2
 import pytest
+import torch
 
 from infra.errors import UserError
 from model.base import save_base
+from model.cameras import Cameras
 from model.config import SamplingConfig
 from model.tiny_base import build_tiny_base
+from model.trajectories import orbit
 from pipelines.artifacts import RECORD_NAME, Artifact
 from pipelines.generate import generate
 from pipelines.generate_inputs import _model_dir
@@ -120,6 +123,34 @@ def test_a_challenger_is_not_taken_for_the_champion(inputs: dict[str, Artifact],
 def publish(root: Path, stage: str, name: str, record: dict[str, object]) -> None:
     (root / stage / name).mkdir(parents=True, exist_ok=True)
     (root / stage / name / RECORD_NAME).write_text(json.dumps(record))
+
+
+def write_path(file: Path, cameras: Cameras) -> str:
+    pairs = zip(cameras.world_to_camera.tolist(), cameras.intrinsics.tolist(), strict=True)
+    entries = [{"world_to_camera": pose, "intrinsics": intrinsics} for pose, intrinsics in pairs]
+    file.write_text(json.dumps({"image_size": list(cameras.image_size), "cameras": entries}))
+    return str(file)
+
+
+def test_a_path_that_shows_no_object_is_refused_with_what_it_may_mean(
+    runtime: RuntimeConfig, request_: GenerateRequest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = orbit(4, image_size=(IMAGE_SIZE, IMAGE_SIZE))
+    wrong = replace(right, world_to_camera=torch.linalg.inv(right.world_to_camera))
+    path = write_path(tmp_path / "path.json", wrong)
+    with pytest.raises(UserError, match=r"path.json: the object is out of the picture in 4 of 4 .* invert each"):
+        generate(replace(request_, text="x", path=path), runtime)
+    wrong.world_to_camera[:3] = right.world_to_camera[:3]
+    generate(replace(request_, text="x", path=write_path(tmp_path / "path.json", wrong)), runtime)
+    assert "out of the picture in 1 of 4 cameras" in caplog.text
+
+
+def test_a_path_of_another_size_is_told_with_one_that_works(
+    runtime: RuntimeConfig, request_: GenerateRequest, tmp_path: Path
+) -> None:
+    path = write_path(tmp_path / "path.json", orbit(2, image_size=(1081, 1921)))
+    with pytest.raises(UserError, match=r"path.json: image_size \[1081, 1921\]: .*; \[1080, 1920\] would work"):
+        generate(replace(request_, text="x", path=path), runtime)
 
 
 def test_what_exists_is_not_overwritten(runtime: RuntimeConfig, request_: GenerateRequest, tmp_path: Path) -> None:

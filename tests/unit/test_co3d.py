@@ -172,6 +172,12 @@ def test_root_must_be_a_dataset(tmp_path: Path) -> None:
         open_root(tmp_path)
 
 
+def test_uco3d_is_called_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "metadata.sqlite").touch()
+    with pytest.raises(UserError, match=r"this is uCO3D .* not supported"):
+        open_root(tmp_path)
+
+
 def test_unknown_category_lists_the_nearest_first(tmp_path: Path) -> None:
     for category in ("zebra", "apple", "teddybear", "hydrant"):
         write_annotations(tmp_path, [make_capture(category)])

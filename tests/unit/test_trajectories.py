@@ -121,3 +121,24 @@ def test_files_that_are_no_json_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text("azimuth 12")
     with pytest.raises(ValueError, match="cannot be read as JSON"):
         from_file(tmp_path / "text.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "tool"),
+    [
+        (
+            {"camera_path": [{"camera_to_world": [1.0] * 16, "fov": 50}], "render_height": 8},
+            "a camera path of nerfstudio",
+        ),
+        ({"fl_x": 50, "frames": [{"transform_matrix": []}]}, "a transforms.json of posed photos"),
+        ({"path": [{"R": [0, 0, 0, 1], "T": [0, 0, 0], "fov": 50}], "time": 1.0}, "a camera path of instant-ngp"),
+        ({"keyframes": [], "camera_type": "perspective"}, "a list of keyframes of nerfstudio's viewer"),
+        ({"class_name": "PinholeCameraTrajectory", "parameters": [], "trajectory": []}, "Open3D"),
+    ],
+)
+def test_paths_of_other_tools_are_called_what_they_are(content: dict, tool: str, tmp_path: Path) -> None:
+    path = tmp_path / "path.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{tool}.*write for each camera world_to_camera and intrinsics") as refused:
+        from_file(path)
+    assert str(path) in str(refused.value)
