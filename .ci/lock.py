@@ -16,7 +16,7 @@ from packaging.version import Version
 from piptools.repositories import PyPIRepository
 
 NOT_LOCKED = ("torch",)
-BUILD_TOOLS = ("pip==26.3", "setuptools==80.9.0", "wheel==0.48.0")
+BUILD_TOOLS = ("pip==26.3", "setuptools==80.9.0")  # which builds wheels itself
 PYTHON = (3, 11)
 
 
