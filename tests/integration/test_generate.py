@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from infra.errors import UserError
+from infra.log import get_logger
 from model.base import save_base
 from model.cameras import Cameras
 from model.config import SamplingConfig
@@ -133,8 +135,14 @@ def write_path(file: Path, cameras: Cameras) -> str:
 
 
 def test_a_path_that_shows_no_object_is_refused_with_what_it_may_mean(
-    runtime: RuntimeConfig, request_: GenerateRequest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    runtime: RuntimeConfig,
+    request_: GenerateRequest,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    get_logger("generate")
+    monkeypatch.setattr(logging.getLogger("viewdiff"), "propagate", True)
     right = orbit(4, image_size=(IMAGE_SIZE, IMAGE_SIZE))
     wrong = replace(right, world_to_camera=torch.linalg.inv(right.world_to_camera))
     path = write_path(tmp_path / "path.json", wrong)

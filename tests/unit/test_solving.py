@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pycolmap
 import pytest
 
 from infra.errors import UserError
+from infra.log import get_logger
 from pipelines import cli
 from preprocessing.co3d import read_category
 from preprocessing.importing import features
@@ -161,8 +163,14 @@ def test_what_cannot_work_is_one_line(write: Any, message: str, tmp_path: Path) 
 
 
 def test_import_solves_and_goes_on_as_with_a_model(
-    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    photos: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    get_logger("import")
+    monkeypatch.setattr(logging.getLogger("viewdiff"), "propagate", True)
     shutil.copytree(photos, tmp_path / "photos", ignore=shutil.ignore_patterns("*.webp"))
     root = tmp_path / "root"
     options = ["--solve-cameras", "--output", str(root), "--category", "box", "--name", "one"]
