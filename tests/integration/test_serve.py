@@ -92,13 +92,19 @@ class Driver:
         self.process.wait()
 
 
-def wait_until(condition: Callable[[], Any], driver: Driver, *, seconds: float = 400.0) -> float:
-    """Seconds until `condition()` was true."""
+def wait_until(
+    condition: Callable[[], Any], what: Callable[[], str] = lambda: str(serve.status()), *, seconds: float = 400.0
+) -> float:
+    """Seconds until `condition()` was true; `what()` is said if that takes too long."""
     started = time.monotonic()
     while not condition():
-        assert time.monotonic() < started + seconds, driver.said()
+        assert time.monotonic() < started + seconds, what()
         time.sleep(0.2)
     return time.monotonic() - started
+
+
+def nothing_served() -> bool:
+    return not serve.status().applications
 
 
 def running() -> list[str]:
@@ -118,11 +124,11 @@ def test_an_application_ends_with_its_driver(address: str, inputs: dict[str, Art
     """However that ends: if it is killed the replica notices, if its terminal is closed it sees to that itself."""
     for stop in (signal.SIGKILL, signal.SIGHUP):
         with Driver(inputs["shards"].folder.parents[1], tmp_path / stop.name, LONG) as driver:
-            wait_until(lambda: running() or driver.process.poll() is not None, driver)
+            wait_until(lambda: running() or driver.process.poll() is not None, driver.said)
             assert len(running()) == 1, driver.said()
-            wait_until(lambda: "starting at 0/4 objects" in driver.said(), driver)
+            wait_until(lambda: "starting at 0/4 objects" in driver.said(), driver.said)
             driver.process.send_signal(stop)
-            seconds = wait_until(lambda: not serve.status().applications and not replicas(), driver)
+            seconds = wait_until(lambda: nothing_served() and not replicas())
             assert seconds < SECONDS_TO_END
             assert driver.process.wait(timeout=60) == (130 if stop == signal.SIGHUP else -stop)
     assert "interrupted; run the same command again to go on" in driver.said()
@@ -136,7 +142,7 @@ def test_two_evaluations_of_a_model_do_not_meet(address: str, inputs: dict[str, 
     with Driver(root, tmp_path / "long" / "it", 40) as long, Driver(root, tmp_path / "short" / "it", 2) as short:
         assert short.process.wait(timeout=600) == 0, short.said()
         assert long.process.wait(timeout=600) == 0, long.said()
-    assert not serve.status().applications
+    wait_until(nothing_served, seconds=SECONDS_TO_END)
     tables = [pq.read_table(tmp_path / name / "it" / "objects.parquet") for name in ("long", "short")]
     assert tables[0]["reason"].null_count == tables[1]["reason"].null_count == 2
 
@@ -190,7 +196,7 @@ def test_a_model_that_cannot_be_read_is_told(address: str, served: ServeConfig, 
         serving(replace(served, model_dir=tmp_path)),
     ):
         pass
-    assert not serve.status().applications
+    wait_until(nothing_served, seconds=SECONDS_TO_END)
 
 
 def test_an_application_that_somebody_takes_down_is_missed(
@@ -225,9 +231,6 @@ def test_what_waits_for_room_is_taken_down_by_others(address: str) -> None:
         target = serve.RunTarget(deployment.bind(), name=name, route_prefix=None)
         serve.run_many([target], wait_for_applications_running=False)
     assert end_orphans() == names[:1]
-    deadline = time.monotonic() + SECONDS_TO_END
-    while set(serve.status().applications) != set(names[1:]):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_until(lambda: set(serve.status().applications) == set(names[1:]), seconds=SECONDS_TO_END)
     for name in names[1:]:
         serve.delete(name)
