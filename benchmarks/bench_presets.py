@@ -19,7 +19,6 @@ from pipelines.runtime import RuntimeConfig
 from tests.integration.test_stable_diffusion import options
 from tests.narrow_models import MODELS
 
-KINDS = [kind for kind in MODELS if "full width" not in kind]
 NAMES = [name for name, preset in PRESETS.items() if preset().base.source is not None]
 
 
@@ -29,14 +28,14 @@ def main() -> None:
         raise SystemExit(__doc__)
     root = Path(sys.argv[1]).absolute()
     root.mkdir(parents=True)
-    _run(root, "captions", NAMES[0], KINDS[0])  # captures and shards, which all share
-    seconds = {(name, kind): _run(root, "run", name, kind) for kind in KINDS for name in NAMES}
-    rows = [[name, *(f"{seconds[name, kind]:.0f}" for kind in KINDS)] for name in NAMES]
+    _run(root, "captions", NAMES[0], list(MODELS)[0])  # captures and shards, which all share
+    seconds = {(name, kind): _run(root, "run", name, kind) for kind in MODELS for name in NAMES}
+    rows = [[name, *(f"{seconds[name, kind]:.0f}" for kind in MODELS)] for name in NAMES]
     text = (
         "Seconds from shards to the registry, narrow base models (random weights) at 256 × 256 pixels, two training "
         "steps of two samples of three views in bfloat16, an eighth of each preset's voxels along a side. A base "
         "model's first row includes reading it and caching latents, with prior images at its own 512 or 768 pixels.\n\n"
-    ) + table(["preset", *(f"Stable Diffusion {kind}" for kind in KINDS)], rows)
+    ) + table(["preset", *(f"Stable Diffusion {kind}" for kind in MODELS)], rows)
     results = [{"preset": name, "base": kind, "seconds": value} for (name, kind), value in seconds.items()]
     write("presets", title="Presets on base models", text=text, results={"results": results})
 

@@ -26,9 +26,8 @@ from benchmarks.record import REPOSITORY, table, write
 from pipelines.arguments import parse_run
 from pipelines.memory import training_memory
 from tests.kill.processes import trains
-from tests.narrow_models import save_narrow_model
+from tests.narrow_models import TRUE_SIZE, save_model
 
-BASE = "2.1-base at full width"
 FEW = {
     "num-workers": "1",
     "synth.categories": "teddybear",
@@ -68,7 +67,7 @@ def main() -> None:
     folder = Path(sys.argv[1]).absolute()
     root, base = folder / "root", folder / "base-model"
     if not (base / "model_index.json").is_file():
-        save_narrow_model(base, BASE)
+        save_model(base, TRUE_SIZE)
     options = {"preset": "released", "root": str(root), "base.source": str(base)} | FEW
     train, folders = _command("train", options), {"root": str(root), "output": str(root / "generated")}
     results = [
