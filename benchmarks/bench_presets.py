@@ -28,7 +28,7 @@ def main() -> None:
         raise SystemExit(__doc__)
     root = Path(sys.argv[1]).absolute()
     root.mkdir(parents=True)
-    _run(root, "captions", NAMES[0], list(MODELS)[0])  # captures and shards, which all share
+    _run(root, "captions", NAMES[0], next(iter(MODELS)))  # captures and shards, which all share
     seconds = {(name, kind): _run(root, "run", name, kind) for kind in MODELS for name in NAMES}
     rows = [[name, *(f"{seconds[name, kind]:.0f}" for kind in MODELS)] for name in NAMES]
     text = (
