@@ -21,6 +21,7 @@ from pipelines.champion import (
 )
 from pipelines.config import RegisterConfig
 from pipelines.runtime import RuntimeConfig
+from pipelines.scoring import common_psnr
 from preprocessing.schema import read_manifest
 
 # Tags of a version: what it was trained on.
@@ -48,7 +49,7 @@ def register(config: RegisterConfig, inputs: Mapping[str, Any], folder: Path, ru
     registry = Registry(runtime.tracking, config.model_name)
     comparison = _comparison(inputs)
     versions = registry.versions()
-    version = find_version(versions, inputs["checkpoint"].fingerprint) or _add(registry, inputs, comparison.psnr)
+    version = find_version(versions, inputs["checkpoint"].fingerprint) or _add(registry, inputs)
     decision = recorded_decision(version)
     if decision is None:
         rival = comparison.rival and find_version(versions, comparison.rival)
@@ -68,22 +69,25 @@ def register(config: RegisterConfig, inputs: Mapping[str, Any], folder: Path, ru
 
 
 def _comparison(inputs: Mapping[str, Any]) -> Comparison:
+    """With the champion over the objects that have scores in both evaluations."""
+    evaluation: EvaluationReport = inputs["evaluation"]
     champion: EvaluationReport | None = inputs.get("champion_evaluation")
-    psnr = _mean_psnr(inputs["evaluation"])
     if champion is None:
-        return Comparison(psnr)
+        return Comparison(_mean_psnr(evaluation))
     rival = read_record(champion.folder)["inputs"]["checkpoint"]["fingerprint"]
-    return Comparison(psnr, rival, _mean_psnr(champion))
+    common = common_psnr(evaluation.objects_path, champion.objects_path)
+    return Comparison(common.first, rival, common.second)
 
 
 def _mean_psnr(evaluation: EvaluationReport) -> float:
-    """Mean PSNR over the held-out objects, dB."""
+    """Mean PSNR over the held-out objects that have scores, dB."""
     return float(json.loads(evaluation.summary_path.read_text())["psnr"])
 
 
-def _add(registry: Registry, inputs: Mapping[str, Any], psnr: float) -> RegisteredVersion:
+def _add(registry: Registry, inputs: Mapping[str, Any]) -> RegisteredVersion:
     """A new version, about which nothing is decided yet."""
     checkpoint: Checkpoint = inputs["checkpoint"]
+    psnr = _mean_psnr(inputs["evaluation"])
     with registry.tracking.answering(seconds=_UPLOAD_SECONDS):
         run = registry.tracking.resume(checkpoint.facts["mlflow_run_id"])
         model_id = run.log_model(checkpoint.model_dir, name=registry.name)

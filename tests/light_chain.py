@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 from safetensors.numpy import save_file
@@ -23,6 +25,7 @@ from pipelines import plan
 from pipelines.champion import BASE_TAG, CHECKPOINT_TAG
 from pipelines.config import TrainConfig
 from pipelines.runtime import RuntimeConfig
+from pipelines.scoring import OBJECTS_SCHEMA, SCORE_COLUMNS
 from pipelines.stage import final_dir
 from pipelines.steps import STEPS
 from preprocessing.config import PreprocessConfig
@@ -118,7 +121,11 @@ def _train(config: TrainConfig, inputs: Mapping[str, Any], folder: Path, runtime
 
 
 def _evaluate(config: Any, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
-    (folder / "summary.json").write_text(json.dumps({"psnr": inputs["checkpoint"].facts["psnr"]}))
+    psnr = inputs["checkpoint"].facts["psnr"]
+    (folder / "summary.json").write_text(json.dumps({"psnr": psnr}))
+    names = {"category": "apple", "sequence": "seq_1", "known_frame": 0, "target_frames": [1]}
+    scores = dict.fromkeys(SCORE_COLUMNS, psnr)
+    pq.write_table(pa.Table.from_pylist([names | scores], schema=OBJECTS_SCHEMA), folder / "objects.parquet")
     return {}
 
 
