@@ -113,8 +113,8 @@ def outside_scene(grid_size: int, foreground_fraction: float) -> Tensor:
 
     In whole numbers, so that a centre on the border, where |2i + 1 - G| = p·G, never counts as outside.
     """
-    distance = (2 * torch.arange(grid_size, device="cpu") + 1 - grid_size).abs()  # from the middle, in half voxels
-    return distance > foreground_fraction * grid_size
+    distances = (abs(2 * i + 1 - grid_size) for i in range(grid_size))  # from the middle, in half voxels
+    return torch.tensor([distance > foreground_fraction * grid_size for distance in distances], device="cpu")
 
 
 def _on_three_axes(values: Tensor) -> Tensor:

@@ -140,7 +140,9 @@ def _check_captions_source(config: CaptionsConfig) -> None:
 
 
 def _check_base(source: str) -> None:
-    """Look at the base model's folder, unless it is on the hub and so not known yet."""
+    """Look at the base model's folder, unless it is on the hub and so not known yet, or was read and is gone."""
+    if not Path(source).expanduser().exists():
+        return
     from model.base import check_base
 
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,7 +122,9 @@ def base_unet_config(base: BaseConfig) -> dict[str, object]:
 
 
 def _configs(source: str, *files: str) -> list[dict[str, Any]] | None:
-    """JSON files of a base model's folder; None for an id that is not on this disk."""
+    """JSON files of a base model's folder; None for what is not on this disk: an id, or a folder that was read once."""
+    if not Path(source).expanduser().exists():
+        return None
     try:
         folder = find_folder(source)
         if folder is None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from infra.addresses import shown
 from infra.errors import UserError
 from infra.mlflow_registry import RegisteredVersion, Registry
 from infra.storage import StoragePath, open_path
@@ -59,7 +60,8 @@ def find_start(config: RegisterConfig, runtime: RuntimeConfig) -> Start:
     champion = registry.champion()
     if champion is None:
         raise UserError(
-            f"retrain: no champion of model {config.model_name!r} in {runtime.tracking}; run `viewdiff run` first"
+            f"retrain: no champion of model {config.model_name!r} in {shown(runtime.tracking)}; run `viewdiff run` "
+            "first"
         )
     versions = registry.versions()
     start = last_decided(champion, versions)

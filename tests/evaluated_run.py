@@ -61,7 +61,7 @@ def _write_objects(evaluation: EvaluationReport) -> None:
     columns |= {name: [1.25 + number, 2.5 + number] for number, name in enumerate(SCORE_COLUMNS)}
     columns[REASON] = [None, None]
     pq.write_table(pa.table(columns, schema=OBJECTS_SCHEMA), evaluation.objects_path)
-    summary = summarize(columns) | {"num_objects": len(OBJECTS), "num_text_objects": 1}
+    summary = summarize(columns) | {"num_objects": len(OBJECTS), "num_text_objects": 1, "failed_texts": {}}
     evaluation.summary_path.write_text(json.dumps(summary))
 
 

@@ -19,7 +19,7 @@ from model.base import check_base, load_base, save_base
 from model.base_checks import SUPPORTED
 from model.tiny_base import build_tiny_base
 from pipelines import cli
-from tests.training_inputs import BASE
+from tests.training_inputs import BASE, IMAGE_SIZE
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 Change = Callable[[Path], None]
@@ -28,7 +28,7 @@ Change = Callable[[Path], None]
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("base") / "original"
-    save_base(build_tiny_base(BASE, words=["red", "apple"], seed=0), folder)
+    save_base(build_tiny_base(BASE, image_size=IMAGE_SIZE, words=["red", "apple"], seed=0), folder)
     return folder
 
 

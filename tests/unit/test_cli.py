@@ -249,7 +249,7 @@ def test_a_given_model_is_known_by_its_content(tmp_path: Path) -> None:
 
 def test_a_base_model_that_is_read_does_not_depend_on_the_captures(tmp_path: Path) -> None:
     config = replace(tiny(), base=replace(tiny().base, source="a/b", revision="0" * 40))
-    other = replace(config, preprocess=replace(config.preprocess, image_size=32))
+    other = replace(config, preprocess=replace(config.preprocess, image_size=128))
     runtime = RuntimeConfig(root=str(tmp_path))
     fingerprints = [
         {name: value for name, value, _ in plan.describe_chain(settings, runtime, until="latents")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from contextlib import nullcontext
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,6 +203,8 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     tracking = SimpleNamespace(
         uri="sqlite:///mlflow.db",
         experiment="viewdiff",
+        check=lambda: None,
+        answering=nullcontext,
         run_url=lambda run_id: None,
         resume=lambda run_id: SimpleNamespace(log_artifact=lambda path: None),
     )

@@ -173,6 +173,7 @@ def test_the_rows_of_a_shard(plant: Any, mark: Path, shards: tuple[Path, ShardPl
 def test_the_objects_of_an_evaluation(plant: Any, mark: Path, tmp_path: Path) -> None:
     values: dict[str, Any] = {name: [0.5, 1.5] for name in OBJECTS_SCHEMA.names}
     values |= {"category": ["a", "b"], "sequence": ["c", "d"], "known_frame": [0, 1], "target_frames": [[1], [2]]}
+    values |= {"reason": [None, None]}
     table = pa.table(values, schema=OBJECTS_SCHEMA)
     path = tmp_path / "objects.parquet"
     path.write_bytes(parquet(table))
