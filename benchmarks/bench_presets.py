@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from benchmarks.record import REPOSITORY, table, write
-from infra.tracking import Tracking
+from infra.mlflow_registry import Registry
 from pipelines.presets import PRESETS
 from pipelines.runtime import RuntimeConfig
 from tests.integration.test_stable_diffusion import options
@@ -46,7 +46,7 @@ def _run(root: Path, command: str, preset: str, kind: str) -> float:
     words = [*options(root, preset, kind), "--train.num-steps", "2", "--register.model-name", model_name]
     subprocess.run([sys.executable, "-m", "pipelines.cli", command, *words], cwd=REPOSITORY, check=True)
     seconds = time.monotonic() - started
-    if command == "run" and Tracking(RuntimeConfig(root=str(root)).tracking).champion(model_name) is None:
+    if command == "run" and Registry(RuntimeConfig(root=str(root)).tracking, model_name).champion() is None:
         raise SystemExit(f"{model_name} is not in the registry")
     return seconds
 

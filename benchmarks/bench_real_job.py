@@ -27,22 +27,9 @@ from pipelines.arguments import parse_run
 from pipelines.memory import training_memory
 from tests.kill.processes import trains
 from tests.narrow_models import TRUE_SIZE, save_model
+from tests.small_runs import SMALL_DATA
 
-FEW = {
-    "num-workers": "1",
-    "synth.categories": "teddybear",
-    "synth.objects-per-category": "5",
-    "synth.frames-per-sequence": "10",
-    "synth.image-size": "256",
-    "preprocess.split-fractions": "0.6 0.2 0.2",
-    "latents.num-prior-images": "2",
-    "latents.prior-num-steps": "2",
-    "train.trained": "adapter",
-    "train.num-steps": "2",
-    "train.batch-size": "1",
-    "train.checkpoint-every-steps": "1",
-    "train.validation-samples": "1",
-}
+FEW = {**SMALL_DATA, "train.trained": "adapter", "train.num-steps": "2", "train.batch-size": "1"}
 GENERATE = {"text": "toy", "num-views": "3", "sampling.num-steps": "2"}
 SAMPLE_SECONDS = 0.5
 GB = 1e9

@@ -9,8 +9,6 @@ model, and the same call goes on there. All random choices have one seed: the sa
 from __future__ import annotations
 
 import shutil
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -232,9 +230,6 @@ def _quiet() -> Iterator[None]:
     """Without the hundreds of lines that COLMAP logs to standard error; what goes wrong it raises."""
     before = pycolmap.logging.minloglevel
     pycolmap.logging.minloglevel = _SILENT
-    if threading.current_thread() is threading.main_thread():
-        # Imported, pycolmap answers SIGTERM with a page of addresses; this puts back how this process answers it.
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     try:
         yield
     finally:

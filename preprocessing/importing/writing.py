@@ -21,6 +21,7 @@ import pycolmap
 from plyfile import PlyData, PlyElement
 
 from infra.errors import UserError
+from infra.locks import take_lock
 from infra.log import Progress
 from infra.storage import atomic_write, replace_folder
 from preprocessing.captures import Viewpoint
@@ -36,6 +37,7 @@ from preprocessing.importing.summary import ImportSummary
 from preprocessing.samples import SAFE_NAME
 
 FORMAT = "ndc_isotropic"
+_LOCK_NAME = ".import.lock"  # in a category's folder: imports that end at once annotate one after the other
 # What an import makes in a sequence's folder.
 _OWN = frozenset({"images", "masks", "pointcloud.ply"})
 
@@ -188,7 +190,6 @@ def _annotate(root: Path, category: str, name: str, photos: Sequence[Photo], num
     """Add the sequence to the category's annotations, which another import may have changed meanwhile."""
     key, folder = f"{category}/{name}", root / category
     own = [_frame(photo, number, key) for number, photo in enumerate(photos)]
-    others = [entry for entry in _entries(folder / FRAMES_NAME) if entry.get("sequence_name") != name]
     sequence = {
         "sequence_name": name,
         "category": category,
@@ -196,8 +197,11 @@ def _annotate(root: Path, category: str, name: str, photos: Sequence[Photo], num
         "point_cloud": {"path": f"{key}/pointcloud.ply", "quality_score": None, "n_points": num_points},
         "viewpoint_quality_score": None,
     }
-    _write_entries(folder / FRAMES_NAME, [*others, *own])
-    _write_entries(folder / SEQUENCES_NAME, [*_entries(folder / SEQUENCES_NAME), sequence])
+    with (folder / _LOCK_NAME).open("w") as lock:
+        take_lock(lock, wait=True, remedy="name a folder on another one with --output")
+        others = [entry for entry in _entries(folder / FRAMES_NAME) if entry.get("sequence_name") != name]
+        _write_entries(folder / FRAMES_NAME, [*others, *own])
+        _write_entries(folder / SEQUENCES_NAME, [*_entries(folder / SEQUENCES_NAME), sequence])
 
 
 def _frame(photo: Photo, number: int, key: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.timeout(600)
 
 NUM_CAPTURES = 6
 PREPROCESS = PreprocessConfig(
-    image_size=BASE.image_size, sequences_per_shard=1, minimum_frames=5, split_fractions=(1.0, 0.0, 0.0)
+    image_size=IMAGE_SIZE, sequences_per_shard=1, minimum_frames=5, split_fractions=(1.0, 0.0, 0.0)
 )
 LATENTS = LatentsConfig(num_crops=2, batch_size=4, num_prior_images=3, prior_num_steps=2)
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from infra.tracking import Tracking
+from infra.mlflow_registry import Registry
 from pipelines import cli
 from pipelines.artifacts import newest
 from pipelines.presets import PRESETS
@@ -31,24 +31,16 @@ from pipelines.runtime import RuntimeConfig
 from preprocessing.latents import LatentCache
 from tests.distributed.launch import TIMEOUT_SECONDS
 from tests.narrow_models import save_narrow_model
+from tests.small_runs import SMALL_DATA, words
 
 pytestmark = pytest.mark.timeout(3 * TIMEOUT_SECONDS)
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 FEWER_VOXELS = 8  # times fewer along a side
 FEW = {
-    "num-workers": "1",
-    "synth.categories": "teddybear",
-    "synth.objects-per-category": "5",
-    "synth.frames-per-sequence": "10",
-    "synth.image-size": "256",
-    "preprocess.split-fractions": "0.6 0.2 0.2",
-    "latents.num-prior-images": "2",
-    "latents.prior-num-steps": "2",
+    **SMALL_DATA,
     "train.batch-size": "2",
     "train.num-views": "3",
-    "train.validation-samples": "1",
-    "train.checkpoint-every-steps": "1",
     "train.model.projection.num-samples": "8",
     "evaluate.num-objects": "1",
     "evaluate.num-text-objects": "1",
@@ -66,7 +58,7 @@ def options(root: Path, preset: str, kind: str) -> list[str]:
     blocks = PRESETS[preset]().train.model.projection.blocks
     grids = " ".join(f"{name} {size // FEWER_VOXELS}" for name, size in blocks)
     settings = {"preset": preset, "root": str(root), "base.source": str(base), "train.model.projection.blocks": grids}
-    return [word for name, values in (settings | FEW).items() for word in (f"--{name}", *values.split())]
+    return words(settings | FEW)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +100,7 @@ def test_a_preset_runs_to_the_registry(root: Path, preset: str, kind: str, monke
     evaluation = newest(root, "evaluate")
     assert evaluation is not None
     assert np.isfinite(pq.read_table(evaluation / "objects.parquet").column("psnr").to_pylist()).all()
-    champion = Tracking(RuntimeConfig(root=str(root)).tracking).champion(name)
+    champion = Registry(RuntimeConfig(root=str(root)).tracking, name).champion()
     assert champion is not None
     assert champion.version == 1
 
