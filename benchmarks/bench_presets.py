@@ -33,7 +33,7 @@ def main() -> None:
     rows = [[name, *(f"{seconds[name, kind]:.0f}" for kind in MODELS)] for name in NAMES]
     text = (
         "Seconds from shards to the registry, narrow base models (random weights) at 256 × 256 pixels, two training "
-        "steps of two samples of three views in bfloat16, an eighth of each preset's voxels along a side. A base "
+        "steps of one sample of three views in bfloat16, an eighth of each preset's voxels along a side. A base "
         "model's first row includes reading it and caching latents, with prior images at its own 512 or 768 pixels.\n\n"
     ) + table(["preset", *(f"Stable Diffusion {kind}" for kind in MODELS)], rows)
     results = [{"preset": name, "base": kind, "seconds": value} for (name, kind), value in seconds.items()]
@@ -43,7 +43,7 @@ def main() -> None:
 def _run(root: Path, command: str, preset: str, kind: str) -> float:
     """Seconds of a command; the model must be in the registry after `run`."""
     model_name, started = f"{preset}-{kind}".replace(".", "-"), time.monotonic()  # MLflow takes no dots
-    words = [*options(root, preset, kind), "--train.num-steps", "2", "--register.model-name", model_name]
+    words = [*options(root, preset, kind), "--register.model-name", model_name]
     subprocess.run([sys.executable, "-m", "pipelines.cli", command, *words], cwd=REPOSITORY, check=True)
     seconds = time.monotonic() - started
     if command == "run" and Registry(RuntimeConfig(root=str(root)).tracking, model_name).champion() is None:

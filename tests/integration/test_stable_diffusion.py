@@ -39,7 +39,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 FEWER_VOXELS = 8  # times fewer along a side
 FEW = {
     **SMALL_DATA,
-    "train.batch-size": "2",
+    "train.num-steps": "2",
+    "train.batch-size": "1",
     "train.num-views": "3",
     "train.model.projection.num-samples": "8",
     "evaluate.num-objects": "1",
@@ -87,7 +88,7 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 def test_a_preset_runs_to_the_registry(root: Path, preset: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     name = f"{preset}-{kind}".replace(".", "-")  # MLflow takes no dots
-    cli.dispatch(["run", *options(root, preset, kind), "--train.num-steps", "2", "--register.model-name", name])
+    cli.dispatch(["run", *options(root, preset, kind), "--register.model-name", name])
     trained = newest(root, "train")
     assert trained is not None
     assert [line["step"] for line in steps(trained)] == [1, 2]
@@ -108,8 +109,8 @@ def test_a_preset_runs_to_the_registry(root: Path, preset: str, kind: str, monke
 def test_a_killed_training_goes_on_bit_for_bit(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16, with latents of a base model made for 512 pixels."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    chosen = [*options(root, "released", "2.1-base"), "--train.num-steps", "3"]
-    cli.dispatch(["train", *chosen])
+    chosen = options(root, "released", "2.1-base")
+    cli.dispatch(["train", *chosen])  # as a rule there from the test above
     peaceful = newest(root, "train")
     assert peaceful is not None
     for stage in BEFORE_TRAINING:
