@@ -25,7 +25,9 @@ from PIL import Image
 
 from infra.mlflow_registry import Registry
 from pipelines import cli
+from pipelines.arguments import parse_run
 from pipelines.artifacts import newest
+from pipelines.plan import run_chain
 from pipelines.presets import PRESETS
 from pipelines.runtime import RuntimeConfig
 from preprocessing.latents import LatentCache
@@ -66,6 +68,12 @@ def options(root: Path, preset: str, kind: str) -> list[str]:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Captures and shards are made by the first test, and reused by the others."""
     return tmp_path_factory.mktemp("real")
+
+
+def train(chosen: list[str]) -> Path:
+    """Folder of the training with these options, which is there already if a test before has run it."""
+    parsed = parse_run("train", chosen, description="")
+    return run_chain(parsed.config, parsed.runtime, until="train")["train"].folder
 
 
 def steps(folder: Path) -> list[dict[str, Any]]:
@@ -110,9 +118,7 @@ def test_a_killed_training_goes_on_bit_for_bit(root: Path, tmp_path: Path, monke
     """In bfloat16, with latents of a base model made for 512 pixels."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     chosen = options(root, "released", "2.1-base")
-    cli.dispatch(["train", *chosen])  # as a rule there from the test above
-    peaceful = newest(root, "train")
-    assert peaceful is not None
+    peaceful = train(chosen)
     for stage in BEFORE_TRAINING:
         shutil.copytree(root / stage, tmp_path / stage)
     chosen[chosen.index("--root") + 1] = str(tmp_path)
@@ -127,9 +133,7 @@ def test_a_killed_training_goes_on_bit_for_bit(root: Path, tmp_path: Path, monke
     process.wait()
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
-    cli.dispatch(["train", *chosen])
-    resumed = newest(tmp_path, "train")
-    assert resumed is not None
+    resumed = train(chosen)
     assert json.loads((resumed / "artifact.json").read_text())["resumed"]
     assert steps(resumed) == steps(peaceful)
 
@@ -139,9 +143,7 @@ def test_the_trained_model_generates_at_the_size_that_it_was_trained_on(
 ) -> None:
     """Without its shards too: 256 pixels, though the base model was made for 512."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    trained = newest(root, "train")
-    assert trained is not None
-    shutil.copytree(trained / "model", tmp_path / "model")
+    shutil.copytree(train(options(root, "released", "2.1-base")) / "model", tmp_path / "model")
     few = ["--num-views", "2", "--sampling.num-steps", "2", "--output", str(tmp_path / "pictures")]
     base = ["--model", str(tmp_path / "model"), "--base", str(root / "bases" / "2.1-base")]
     cli.dispatch(["generate", *base, "--text", "a toy", *few])
