@@ -17,10 +17,10 @@ _OPENGL = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
 class Framing:
     """How many of `total` cameras do not show the object; each is counted once, under the first that is true of it."""
 
-    total: int
-    inside: int  # the camera lies inside the object's box
-    away: int  # the box's centre is behind it
-    outside: int  # the box's centre is beside its picture
+    total: int = 0
+    inside: int = 0  # the camera lies inside the object's box
+    away: int = 0  # the box's centre is behind it
+    outside: int = 0  # the box's centre is beside its picture
 
     @property
     def missed(self) -> int:

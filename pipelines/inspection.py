@@ -18,6 +18,9 @@ from preprocessing.co3d import select_categories
 from preprocessing.co3d_lists import check_subset
 from preprocessing.inspection import CategorySummary, contact_sheet, summarize_category
 
+# Of the annotations' cameras.
+CONVENTION = "R and T are meant as PyTorch3D's: X_camera = X R + T, x left, y up, z forward"
+
 # Annotations of one category can take gigabytes as Python objects.
 MOST_PROCESSES = 8
 
@@ -72,6 +75,9 @@ def category_lines(summary: CategorySummary) -> list[str]:
     lines += [f"  set lists of {subset}: {_counts(splits)}" for subset, splits in summary.subsets.items()]
     if summary.eval_batches:
         lines.append(f"  evaluation batches: {_counts(summary.eval_batches)}")
+    if summary.unframed:
+        count = format_count(len(summary.unframed), "sequence")
+        lines.append(f"  cameras: {summary.framing}, in {count} (as {summary.unframed[0]}); {CONVENTION}")
     return lines
 
 

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
 
 from infra.errors import UserError
 from infra.storage import StoragePath
+from model.cameras import Cameras
+from model.framing import Framing, framing
 from preprocessing.captures import Frame, Sequence
 from preprocessing.co3d import read_category
 from preprocessing.co3d_lists import read_eval_batches, read_set_lists
 from preprocessing.config import PreprocessConfig
 from preprocessing.images import DefectError, read_image
-from preprocessing.normalize import RejectionError, load_points
+from preprocessing.normalize import RejectionError, common_center, load_points
 from preprocessing.plan import listed_splits, require_listed
 from preprocessing.samples import screen
 
@@ -25,6 +28,7 @@ SHEET_ROWS = 4  # of frames, where a sheet is of one sequence
 TILE_SIDE = 192  # pixels
 TITLE_HEIGHT, PLATE_HEIGHT = 22, 16  # of a sequence's title, of a frame's number
 MOST_POINTS = 600  # of a point cloud, drawn: more would hide the object
+FEWEST_CAMERAS = 3  # whose axes say where they look together
 _WHITE, _DARK = 255, (40, 40, 40)
 
 
@@ -41,6 +45,8 @@ class CategorySummary:
     intrinsics_formats: Mapping[str, int]  # frames with a camera
     subsets: Mapping[str, Mapping[str, int]]  # set lists: sequences of each split
     eval_batches: Mapping[str, int]  # of each subset that has some
+    framing: Framing  # cameras of usable sequences that do not show the place that most of a sequence's cameras look at
+    unframed: tuple[str, ...]  # names of the sequences that have such cameras
 
 
 def summarize_category(root: StoragePath, category: str, config: PreprocessConfig) -> CategorySummary:
@@ -50,18 +56,21 @@ def summarize_category(root: StoragePath, category: str, config: PreprocessConfi
         UserError: an annotation file or a set list is missing, damaged or not what CO3Dv2 defines.
     """
     sequences, reasons, examples = read_category(root, category), Counter[str](), dict[str, str]()
-    listed = listed_splits(root, category, config.subset)
+    listed, usable = listed_splits(root, category, config.subset), list[Sequence]()
     for sequence in sequences:
         reason = _rejection(sequence, listed, config)
-        if reason is not None:
+        if reason is None:
+            usable.append(sequence)
+        else:
             reasons[reason] += 1
             examples.setdefault(reason, sequence.name)
+    framings = {item.name: _framing(item) for item in usable}
     viewpoints = (frame.viewpoint for sequence in sequences for frame in sequence.frames)
     return CategorySummary(
         category=category,
         num_sequences=len(sequences),
         num_frames=sum(len(sequence.frames) for sequence in sequences),
-        num_usable=len(sequences) - reasons.total(),
+        num_usable=len(usable),
         reasons=dict(reasons.most_common()),
         examples=examples,
         intrinsics_formats=Counter(viewpoint.intrinsics_format for viewpoint in viewpoints if viewpoint is not None),
@@ -70,6 +79,8 @@ def summarize_category(root: StoragePath, category: str, config: PreprocessConfi
             for subset, named in read_set_lists(root, category).items()
         },
         eval_batches={subset: len(batches) for subset, batches in read_eval_batches(root, category).items()},
+        framing=sum(framings.values(), Framing()),
+        unframed=tuple(name for name, cameras in framings.items() if cameras.missed),
     )
 
 
@@ -101,6 +112,22 @@ def _rejection(sequence: Sequence, listed: Container[str], config: PreprocessCon
     except RejectionError as reason:
         return str(reason)
     return None
+
+
+def _framing(sequence: Sequence) -> Framing:
+    """What the sequence's cameras show of the place that they look at together, without a look at its points."""
+    poses, intrinsics = [], []
+    for frame in sequence.frames:
+        if frame.viewpoint is not None and frame.viewpoint.is_finite() and frame.image_size is not None:
+            height, width = frame.image_size
+            pose, matrix = frame.viewpoint.to_opencv(frame.image_size)
+            poses.append(pose)
+            intrinsics.append(np.diag([1 / width, 1 / height, 1]) @ matrix)  # of pictures of 1 × 1
+    if len(poses) < FEWEST_CAMERAS:
+        return Framing()
+    place = torch.from_numpy(common_center(np.stack(poses)))
+    cameras = Cameras(torch.from_numpy(np.stack(poses)), torch.from_numpy(np.stack(intrinsics)), (1, 1))
+    return framing(cameras, torch.stack([place, place]))
 
 
 def _row(root: StoragePath, sequence: Sequence, most_frames: int = SHEET_FRAMES) -> np.ndarray:

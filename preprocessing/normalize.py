@@ -103,6 +103,13 @@ def camera_centers(world_to_camera: np.ndarray) -> np.ndarray:
     return -np.einsum("nji,nj->ni", world_to_camera[:, :3, :3], world_to_camera[:, :3, 3])
 
 
+def common_center(poses: np.ndarray) -> np.ndarray:
+    """[3] the place nearest to the viewing axes of world-to-camera poses [N, 4, 4], by least squares."""
+    centers, axes = camera_centers(poses), poses[:, 2, :3]
+    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
+    return np.linalg.lstsq(across.sum(0), (across @ centers[..., None]).sum(0)[:, 0], rcond=None)[0]
+
+
 def plausible(world_to_camera: np.ndarray, points: np.ndarray) -> np.ndarray:
     """[N] whether each camera is at a distance from the object like the others' (at most ten times the median one)."""
     distances = np.linalg.norm(camera_centers(world_to_camera) - np.median(points, axis=0), axis=1)

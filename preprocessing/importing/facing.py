@@ -10,7 +10,7 @@ import numpy as np
 
 from infra.errors import UserError
 from preprocessing.importing.reconstructions import Reconstruction, listed
-from preprocessing.normalize import camera_centers, robust_box
+from preprocessing.normalize import camera_centers, common_center, robust_box
 
 _FLIP = np.diag([1.0, -1.0, -1.0, 1.0])
 # Other things that a tool could mean by the same numbers, and the poses [N, 4, 4] that these would be.
@@ -25,13 +25,6 @@ READINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 LOOKING_COSINE = np.cos(np.radians(30))
 LOOKING_SHARE = 0.9
 PARALLEL_SPREAD = 0.05
-
-
-def common_center(poses: np.ndarray) -> np.ndarray:
-    """[3] the place nearest to the viewing axes of world-to-camera poses [N, 4, 4], by least squares."""
-    centers, axes = camera_centers(poses), poses[:, 2, :3]
-    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
-    return np.linalg.lstsq(across.sum(0), (across @ centers[..., None]).sum(0)[:, 0], rcond=None)[0]
 
 
 def share_looking_at_one_place(poses: np.ndarray) -> float:

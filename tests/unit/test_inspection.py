@@ -46,6 +46,25 @@ def test_a_summary_counts_what_the_annotations_say(root: Path) -> None:
     assert summary.eval_batches == {"manyview_dev_0": 3}
 
 
+def test_cameras_that_do_not_show_what_the_others_look_at_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turned, fine = make_capture(name="turned"), make_capture(name="fine")
+    for place, half_turn in ((0, [-1, 1, -1]), (5, [-1, 1, -1])):  # about the camera's upward axis: it looks away
+        viewpoint = turned.frames[place]["viewpoint"]
+        viewpoint["R"] = (np.array(viewpoint["R"]) * half_turn).tolist()
+        viewpoint["T"] = (np.array(viewpoint["T"]) * half_turn).tolist()
+    write_annotations(tmp_path, [turned, fine])
+    summary = summarize_category(tmp_path, "apple", CONFIG)
+    assert (summary.framing.total, summary.framing.away, summary.framing.missed) == (24, 2, 2)
+    assert summary.unframed == ("turned",)
+    cli.dispatch(["inspect", str(tmp_path)])
+    said = (
+        "cameras: the object is out of the picture in 2 of 24 cameras (2 look away), in 1 sequence (as turned); R and"
+    )
+    assert said in capsys.readouterr().out
+
+
 def test_the_command_prints_every_category_and_their_sum(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.dispatch(["inspect", str(root), "--preprocess.minimum-frames", "8"])
     assert capsys.readouterr().out.splitlines() == [
