@@ -91,7 +91,8 @@ class ImportArguments:
     """Of `viewdiff import`."""
 
     source: tyro.conf.Positional[str]
-    """Folder with a COLMAP model, or with nerfstudio's transforms.json."""
+    """Folder of a COLMAP model, or a transforms.json, as nerfstudio and others write it, or its folder; with
+    --solve-cameras a folder of photos, or a video."""
     config: Annotated[ImportConfig, tyro.conf.arg(name="")]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from infra.errors import UserError
 from infra.storage import atomic_write
 from pipelines.inspection import check_sheet_path
 from pipelines.pictures import encode_png
@@ -11,7 +12,7 @@ from pipelines.requests import ImportConfig
 from preprocessing.co3d import read_category
 from preprocessing.importing.reading import read_reconstruction
 from preprocessing.importing.solving import find_cameras
-from preprocessing.importing.writing import import_capture
+from preprocessing.importing.writing import check_place, import_capture
 from preprocessing.inspection import sequence_sheet
 
 WORK_NAME = ".solving"  # below the output: what is found on the way to the cameras, until the capture is imported
@@ -27,6 +28,9 @@ def run_import(source: Path, config: ImportConfig) -> None:
     sheet = None if config.contact_sheet is None else check_sheet_path(config.contact_sheet)
     images, masks = (None if folder is None else Path(folder) for folder in (config.images, config.masks))
     root = Path(config.output)
+    check_place(root, config.category, config.name)
+    if masks is not None and not masks.is_dir():
+        raise UserError(f"--masks {masks}: no such folder; name the folder that holds the masks")
     solution = None
     if config.solve_cameras:
         share, count = config.placed_share, config.video_frames

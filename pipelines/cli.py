@@ -15,7 +15,7 @@ from pipelines.names import PRESET_NAMES, nearest
 
 COMMANDS = {
     "inspect": "say what is in a folder of captures, and what is wrong with it",
-    "import": "add one's own capture, from COLMAP or nerfstudio, to a folder of captures",
+    "import": "add one's own capture, from COLMAP, nerfstudio, photos or a video, to a folder of captures",
     "run": "everything below, from captures to a registered model and a report",
     "synth": "write a synthetic data set in CO3Dv2 layout",
     "preprocess": "turn captures into shards",

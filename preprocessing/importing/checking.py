@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from infra.errors import UserError
+from infra.log import format_count
 from preprocessing.importing import orientation as turning
 from preprocessing.importing.lenses import lens_of
 from preprocessing.importing.orientation import UPRIGHT
@@ -83,7 +84,7 @@ def require_enough(capture: Reconstruction, kept: int, left_out: Sequence[LeftOu
         by_reason[item.reason, item.remedy].append(item.name)
     ordered = sorted(by_reason.items(), key=lambda item: -len(item[1]))
     causes = [
-        f"{len(names)} {'is' if len(names) == 1 else 'are'} {reason} ({listed(names)}): {remedy}"
+        f"{format_count(len(names), 'photo')}, {reason} ({listed(names)}): {remedy}"
         for (reason, remedy), names in ordered
     ]
     raise UserError(f"{capture.source}: only {kept} of {total} photos can be used; {'; '.join(causes)}")

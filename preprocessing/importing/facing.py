@@ -10,7 +10,7 @@ import numpy as np
 
 from infra.errors import UserError
 from preprocessing.importing.reconstructions import Reconstruction, listed
-from preprocessing.normalize import camera_centers, common_center, robust_box
+from preprocessing.normalize import MINIMUM_PLANE_RATIO, camera_centers, common_center, robust_box
 
 _FLIP = np.diag([1.0, -1.0, -1.0, 1.0])
 # Other things that a tool could mean by the same numbers, and the poses [N, 4, 4] that these would be.
@@ -40,10 +40,17 @@ def share_looking_at_one_place(poses: np.ndarray) -> float:
 
 
 def check_poses(capture: Reconstruction) -> None:
-    """Raise UserError if the cameras look at one place when the numbers of their poses are read in another way, and not
-    as this kind of source means them.
+    """Raise UserError if the cameras stand on a line, or look at one place when the numbers of their poses are read in
+    another way, and not as this kind of source means them.
     """
     poses = np.stack([photo.world_to_camera for photo in capture.photos])
+    centers = camera_centers(poses)
+    extents = np.linalg.svd(centers - centers.mean(axis=0), compute_uv=False)
+    if not extents[1] > MINIMUM_PLANE_RATIO * extents[0]:
+        raise UserError(
+            f"{capture.source}: its {len(poses)} cameras stand on one line or in one place, which does not say where "
+            "up is; take photos from around the object"
+        )
     if share_looking_at_one_place(poses) >= LOOKING_SHARE:
         return
     shares = {name: share_looking_at_one_place(read(poses)) for name, read in READINGS.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from itertools import combinations
 from pathlib import Path
@@ -17,9 +18,11 @@ import numpy as np
 import pycolmap
 
 from infra.log import Progress
+from infra.processes import process_pool
 from preprocessing.importing.unposed_photos import Lens
 
 SEED = 0
+SILENT = 4  # above all of glog's levels
 # Larger photos are scaled down for the search of features: four times the pixels take four times as long, and the
 # training's pictures are smaller still.
 LONGEST_SIDE = 1600
@@ -84,26 +87,50 @@ def add_matches(database: Path, names: Sequence[str], *, in_order: bool) -> int:
     """Match the photos of these names, in their order, and keep what agrees with one motion of the camera. Returns the
     number of pairs that do.
     """
-    options = pycolmap.TwoViewGeometryOptions()
-    options.ransac.random_seed = SEED
     pairs = [(names[i], names[j]) for i, j in photo_pairs(len(names), in_order=in_order)]
     with open_database(database) as content:
         numbers = {image.name: image.image_id for image in content.read_all_images()}
         todo = [(a, b) for a, b in pairs if not content.exists_two_view_geometry(numbers[a], numbers[b])]
-    listed = database.with_name("pairs.txt")
     with Progress("matches", total=len(pairs), unit="pairs", done=len(pairs) - len(todo)) as progress:
         for chunk in _chunks(todo, PAIRS_AT_ONCE):
-            listed.write_text("".join(f"{a} {b}\n" for a, b in chunk))
-            pycolmap.match_image_pairs(
-                database,
-                pairing_options=pycolmap.ImportedPairingOptions(match_list_path=listed),
-                verification_options=options,
-                device=pycolmap.Device.cpu,
-            )
+            _match_apart(database, chunk)
             progress.advance(len(chunk))
     with open_database(database) as content:
         pairs_that_agree, _ = content.read_two_view_geometry_num_inliers()
         return len(pairs_that_agree)
+
+
+def _match_apart(database: Path, pairs: Sequence[tuple[str, str]]) -> None:
+    """Match pairs in a process of their own, since on some pairs of few features COLMAP's search for the camera's
+    motion crashes (pycolmap 4.2). Such a pair is kept as one that has nothing in common.
+    """
+    waiting = [list(pairs)]
+    while waiting:
+        chunk = waiting.pop()
+        try:
+            with process_pool(1, __name__) as pool:
+                pool.submit(_match, database, chunk).result()
+        except BrokenProcessPool:
+            if len(chunk) > 1:
+                waiting += [chunk[len(chunk) // 2 :], chunk[: len(chunk) // 2]]
+                continue
+            with open_database(database) as content:
+                numbers = {image.name: image.image_id for image in content.read_all_images()}
+                content.write_two_view_geometry(*(numbers[name] for name in chunk[0]), pycolmap.TwoViewGeometry())
+
+
+def _match(database: Path, pairs: Sequence[tuple[str, str]]) -> None:
+    pycolmap.logging.minloglevel = SILENT
+    options = pycolmap.TwoViewGeometryOptions()
+    options.ransac.random_seed = SEED
+    listed = database.with_name("pairs.txt")
+    listed.write_text("".join(f"{a} {b}\n" for a, b in pairs))
+    pycolmap.match_image_pairs(
+        database,
+        pairing_options=pycolmap.ImportedPairingOptions(match_list_path=listed),
+        verification_options=options,
+        device=pycolmap.Device.cpu,
+    )
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def with_files(photos: list[Photo], source: Path) -> tuple[list[Photo], tuple[tu
         why = f", as {listed([photo.name for photo in missing])} {_is(missing)} missing" if missing else ""
         raise UserError(f"{source}: has {len(there)} posed photos{why}; at least {MINIMUM_PHOTOS} are needed")
     _each_once(((photo.name, photo.path) for photo in there), "photos", source)
-    return there, tuple((photo.name, f"no such file: {photo.path}") for photo in missing)
+    return there, tuple((photo.name, "no such file") for photo in missing)
 
 
 def inside(folder: Path, name: str, source: Path) -> Path:

@@ -24,7 +24,7 @@ OTHERS = {
     "*.rcproj": "a RealityScan project; export a COLMAP model of it (its alignment, not its mesh)",
     "*.psx": "a Metashape project; export a COLMAP model of it",
 }
-PHOTO_ENDINGS = ("*.jpg", "*.JPG", "*.jpeg", "*.JPEG", "*.png", "*.PNG")
+PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"}
 
 
 def read_reconstruction(source: Path, images: Path | None, masks: Path | None) -> Reconstruction:
@@ -41,15 +41,22 @@ def read_reconstruction(source: Path, images: Path | None, masks: Path | None) -
     if transforms := find_transforms(source):
         return read_transforms(transforms, images, masks)
     if source.is_file():
-        raise UserError(f"{source}: is a file, but not JSON; name a transforms.json, or the folder of a COLMAP model")
+        raise UserError(
+            f"{source}: is a file, but not JSON; name a transforms.json or the folder of a COLMAP model; of a video or "
+            "a folder of photos --solve-cameras finds the cameras"
+        )
     if models := find_models(source):
         return read_colmap(source, models, images, masks)
     for pattern, what in OTHERS.items():
         if next(source.glob(pattern), None) is not None:
             raise UserError(f"{source}: is {what}")
-    photos = sum(len(list(source.glob(pattern))) for pattern in PHOTO_ENDINGS)
-    found = f"it holds {photos} photos without cameras; " if photos else ""
+    photos = sum(path.suffix.lower() in PHOTO_ENDINGS for path in source.iterdir())
+    if photos:
+        raise UserError(
+            f"{source}: holds {photos} photos without cameras; --solve-cameras finds these, or name the folder or file "
+            "of a reconstruction, with --images for the photos of a COLMAP model"
+        )
     raise UserError(
-        f"{source}: {found}neither {' nor '.join(TRANSFORMS_NAMES)} is there, nor a COLMAP model (cameras.bin and "
+        f"{source}: neither {' nor '.join(TRANSFORMS_NAMES)} is there, nor a COLMAP model (cameras.bin and "
         "images.bin, or both with the ending .txt); name the folder or file of a reconstruction"
     )

@@ -19,7 +19,7 @@ import pycolmap
 from infra.errors import UserError
 from infra.log import Progress, format_count, get_logger
 from infra.storage import atomic_write, digest_file, publish_folder
-from preprocessing.importing.features import SEED, add_features, add_matches, open_database
+from preprocessing.importing.features import SEED, SILENT, add_features, add_matches, open_database
 from preprocessing.importing.unposed_photos import Lens, as_png, content_name, find_photos, read_lens
 from preprocessing.importing.video import take_frames
 
@@ -35,7 +35,6 @@ WHAT_HELPS = (
 RELAXED = {"init_min_num_inliers": 50, "abs_pose_min_num_inliers": 15}
 MODEL_NAME = "model"
 _LINKS, _DATABASE = "photos", "features.db"
-_SILENT = 4  # above all of glog's levels
 _FORMAT_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "TIFF": ".tif", "BMP": ".bmp"}
 
 
@@ -229,7 +228,7 @@ def _listed(names: Sequence[str]) -> str:
 def _quiet() -> Iterator[None]:
     """Without the hundreds of lines that COLMAP logs to standard error; what goes wrong it raises."""
     before = pycolmap.logging.minloglevel
-    pycolmap.logging.minloglevel = _SILENT
+    pycolmap.logging.minloglevel = SILENT
     try:
         yield
     finally:

@@ -77,6 +77,9 @@ def reasons(left_out: Iterable[LeftOut]) -> list[str]:
     """A line for each reason, the commonest first: how many photos, why, and all their names."""
     names = defaultdict(list)
     for item in left_out:
-        names[item.reason].append(item.name)
+        names[item.reason, item.remedy].append(item.name)
     ordered = sorted(names.items(), key=lambda item: -len(item[1]))
-    return [f"{format_count(len(photos), 'photo')}, {reason}: {', '.join(photos)}" for reason, photos in ordered]
+    return [
+        f"{format_count(len(photos), 'photo')}, {reason}: {', '.join(photos)}" + (f"; {remedy}" if remedy else "")
+        for (reason, remedy), photos in ordered
+    ]

@@ -76,6 +76,8 @@ def camera_of(values: Fields, picture_size: Callable[[], tuple[int, int]]) -> py
     for key, center, side in zip(("cx", "cy"), intrinsics[2:], (width, height), strict=True):
         if 0 < center <= 1 < side / 4:
             raise FieldError(f"{key} is {center:g} for pictures of {width} × {height}; it must be in pixels")
+        if not 0 < center < side:
+            raise FieldError(f"{key} is {center:g}, outside of pictures of {width} × {height}; it must be in pixels")
     return pycolmap.Camera(model=name, width=width, height=height, params=[*intrinsics, *terms])
 
 

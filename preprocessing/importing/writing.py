@@ -61,7 +61,8 @@ def import_capture(
         UserError: a name with other characters than letters, digits, - and _; a sequence of that name exists; too few
         photos can be used; pictures and cameras disagree; or as `object_points`.
     """
-    _check_place(capture, root, category, name)
+    check_place(root, category, name)
+    _check_sources(capture, root / category / name)
     checked = check_photos(capture)
     require_enough(capture, len(checked.plans), checked.left_out)
     with _staging(root / category, name) as staging:
@@ -75,11 +76,12 @@ def import_capture(
         PlyData([PlyElement.describe(vertices, "vertex")]).write(staging / "pointcloud.ply")
         replace_folder(staging, root / category / name)
     _annotate(root, category, name, photos, len(found.points))
+    names = {photo.name for photo in photos}
     return ImportSummary(
         key=f"{category}/{name}",
         num_photos=len(capture.photos) + len(capture.left_out),
         left_out=(*(LeftOut(*item) for item in capture.left_out), *written.left_out),
-        lenses=Counter(plan.photo.camera.model_name for plan in checked.plans),
+        lenses=Counter(plan.photo.camera.model_name for plan in checked.plans if plan.photo.name in names),
         sizes=Counter((photo.camera.height, photo.camera.width) for photo in photos),
         num_masks=sum(photo.mask_path is not None for photo in photos),
         changes=written.changes,
@@ -91,7 +93,12 @@ def import_capture(
     )
 
 
-def _check_place(capture: Reconstruction, root: Path, category: str, name: str) -> None:
+def check_place(root: Path, category: str, name: str) -> None:
+    """Check that a sequence of that name can be added to the dataset at `root`.
+
+    Raises:
+        UserError: other characters than letters, digits, - and _; the name is taken; an annotation file is damaged.
+    """
     for what, text in (("category", category), ("name", name)):
         if not SAFE_NAME.fullmatch(text):
             raise UserError(f"{what} {text!r}: use letters, digits, - and _, at most 80")
@@ -101,6 +108,10 @@ def _check_place(capture: Reconstruction, root: Path, category: str, name: str) 
     _entries(root / category / FRAMES_NAME)  # a damaged file is told now
     if folder.is_dir() and (others := sorted(path.name for path in folder.iterdir() if path.name not in _OWN)):
         raise UserError(f"{folder}: holds other files, such as {others[0]}; choose another name or output")
+
+
+def _check_sources(capture: Reconstruction, folder: Path) -> None:
+    """Check that nothing is read from the folder that is written."""
     final = folder.resolve()
     for path in (path for photo in capture.photos for path in (photo.path, photo.mask_path) if path is not None):
         if path.resolve().is_relative_to(final):

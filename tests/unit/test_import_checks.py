@@ -47,8 +47,8 @@ def test_bad_photos_are_left_out_with_their_reasons(tmp_path: Path, capture: Rec
     assert lines[:4] == [
         "thing/mine: 4 of 7 photos taken, 0 with a mask",
         "  left out: 1 photo, no such file: 7.png",
-        "  left out: 1 photo, black: 1.png",
-        "  left out: 1 photo, damaged: it cannot be decoded to its end: 3.png",
+        "  left out: 1 photo, black: 1.png; take it out of the reconstruction, or export the photo again",
+        "  left out: 1 photo, damaged: it cannot be decoded to its end: 3.png; copy or export it again",
     ]
     sequence = written(tmp_path / "root")
     assert [frame.number for frame in sequence.frames] == [0, 1, 2, 3]
@@ -61,9 +61,9 @@ def test_too_few_photos_end_the_import_with_all_reasons(tmp_path: Path, capture:
     truncate(tmp_path / "2.png")
     (tmp_path / "3.png").write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00")
     message = (
-        r"^model: only 2 of 6 photos can be used; 2 are black \(0\.png, 4\.png\): take .*; "
-        r"1 is a HEIC picture \(3\.png\): convert it to JPEG; .*; "
-        r"1 is damaged: it cannot be decoded to its end \(2\.png\): copy or export it again$"
+        r"^model: only 2 of 6 photos can be used; 2 photos, black \(0\.png, 4\.png\): take .*; "
+        r"1 photo, a HEIC picture \(3\.png\): convert it to JPEG; .*; "
+        r"1 photo, damaged: it cannot be decoded to its end \(2\.png\): copy or export it again$"
     )
     with pytest.raises(UserError, match=message):
         imported(capture, tmp_path / "root")
@@ -81,7 +81,8 @@ def test_an_empty_mask_leaves_its_photo_out(tmp_path: Path, capture: Reconstruct
     lines = imported(replace(capture, photos=tuple(photos)), tmp_path / "root")
     assert lines[:2] == [
         "thing/mine: 5 of 6 photos taken, 5 with a mask",
-        "  left out: 1 photo, its mask is empty: nothing in it is white: 2.png",
+        "  left out: 1 photo, its mask is empty: nothing in it is white: 2.png; write masks that are white (255) where "
+        "the object is and black elsewhere",
     ]
     for frame in written(tmp_path / "root").frames:  # made of half the size, kept in the photo's
         assert cv2.imread(str(tmp_path / "root" / str(frame.mask_path)), cv2.IMREAD_GRAYSCALE).shape == SIZE

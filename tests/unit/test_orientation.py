@@ -114,7 +114,7 @@ def test_photos_that_lie_beside_their_cameras_are_refused(tmp_path: Path) -> Non
     for path, pose in zip(paths, poses(), strict=True):
         Image.fromarray(draw(pixels_of(pose))).transpose(Image.Transpose.ROTATE_90).save(path)
     message = (
-        r"only 0 of 6 photos can be used; 6 are 180 × 240 pixels, but its camera is of 240 × 180: of another shape; "
+        r"0 of 6 photos can be used; 6 photos, 180 × 240 pixels, but its camera is of 240 × 180: of another shape; "
         r"turned by 90 degrees it would fit \(0\.jpg, .* and 1 more\): give the photos that the cameras were made from"
     )
     with pytest.raises(UserError, match=message):

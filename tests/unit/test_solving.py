@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -59,25 +61,24 @@ def test_an_interrupted_search_goes_on(
     photos: Path, solved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted among the features, then among the matches; no photo and no pair is done twice."""
-    calls: dict[str, list[Any]] = {"extract_features": [], "match_image_pairs": []}
-    stop_after = {"extract_features": 2, "match_image_pairs": 1}
+    calls: dict[str, list[Any]] = {"extract_features": [], "_match_apart": []}
+    stop_after = {"extract_features": 2, "_match_apart": 1}
 
-    def count(name: str) -> None:
-        original = getattr(pycolmap, name)
+    def count(module: Any, name: str) -> None:
+        original = getattr(module, name)
 
         def counted(*args: Any, **options: Any) -> None:
             if len(calls[name]) == stop_after.get(name):
                 del stop_after[name]
                 raise KeyboardInterrupt
-            pairs = options.get("pairing_options")
-            calls[name] += [args[2]] if pairs is None else [pairs.match_list_path.read_text().splitlines()]
+            calls[name].append(args[-1])  # names of photos, pairs of names
             original(*args, **options)
 
-        monkeypatch.setattr(pycolmap, name, counted)
+        monkeypatch.setattr(module, name, counted)
 
     monkeypatch.setattr(features.os, "cpu_count", lambda: 4)
-    for name in calls:
-        count(name)
+    count(pycolmap, "extract_features")
+    count(features, "_match_apart")
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             solve_cameras(photos, tmp_path / "work", placed_share=1.0)
@@ -85,7 +86,7 @@ def test_an_interrupted_search_goes_on(
     done = {name: [item for chunk in chunks for item in chunk] for name, chunks in calls.items()}
     assert {name: (len(items), len(set(items))) for name, items in done.items()} == {
         "extract_features": (COUNT, COUNT),
-        "match_image_pairs": (COUNT * (COUNT - 1) // 2,) * 2,
+        "_match_apart": (COUNT * (COUNT - 1) // 2,) * 2,
     }
     for file in ("cameras.bin", "images.bin", "points3D.bin"):
         assert (model / file).read_bytes() == (solved / "model" / file).read_bytes()
@@ -191,3 +192,27 @@ def test_each_photo_is_compared_with_what_it_may_show() -> None:
         assert len(set(pairs)) == len(pairs) < 40 * count
         assert {(place, place + 1) for place in range(count - 1)} <= set(pairs)
         assert (0, count - 1) in pairs  # where a walk comes back to its start
+
+
+def _crash_on_a_pair(database: Path, pairs: list[tuple[str, str]]) -> None:
+    """In the place of `features._match`: native code that crashes on one pair, and notes the others."""
+    if ("b", "c") in pairs:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    with database.with_name("done").open("a") as done:
+        done.writelines(f"{first} {second}\n" for first, second in pairs)
+
+
+def test_a_pair_that_crashes_the_matcher_has_nothing_in_common(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = tmp_path / "features.db"
+    with features.open_database(database) as content:
+        camera = pycolmap.Camera(model="SIMPLE_RADIAL", width=8, height=8, params=[8, 4, 4, 0])
+        number = content.write_camera(camera)
+        for name in "abc":
+            content.write_image(pycolmap.Image(name=name, camera_id=number))
+    monkeypatch.setattr(features, "_match", _crash_on_a_pair)
+    features._match_apart(database, [("a", "b"), ("a", "c"), ("b", "c")])
+    assert sorted((tmp_path / "done").read_text().splitlines()) == ["a b", "a c"]
+    with features.open_database(database) as content:
+        numbers = {image.name: image.image_id for image in content.read_all_images()}
+        assert content.exists_two_view_geometry(numbers["b"], numbers["c"])
+        assert not content.exists_two_view_geometry(numbers["a"], numbers["b"])

@@ -271,7 +271,7 @@ def test_missing_photos_are_left_out(tmp_path: Path) -> None:
     (tmp_path / IMAGES[5]).unlink()
     capture = read(tmp_path)
     assert len(capture.photos) == 7
-    assert capture.left_out == ((IMAGES[5], f"no such file: {tmp_path / IMAGES[5]}"),)
+    assert capture.left_out == ((IMAGES[5], "no such file"),)
 
 
 def test_masks_of_the_frames_and_of_the_person(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_the_cloud_of_another_world_is_a_matter_of_the_check_that_follows(tmp_pa
         (["apple/frame_annotations.jgz"], "is a CO3Dv2 dataset already"),
         (["keyframes/corrected_cameras/1.json"], "is Polycam's raw export; ns-process-data polycam"),
         (["database.db", "a.jpg"], "is a COLMAP project without a model"),
-        (["a.jpg", "b.JPG"], "it holds 2 photos without cameras"),
+        (["a.jpg", "b.JPG"], "holds 2 photos without cameras; --solve-cameras finds these"),
         (["notes.txt"], r"neither transforms\.json nor .* is there, nor a COLMAP model"),
     ],
 )
