@@ -3,7 +3,8 @@
 
 Everything refers to the pixels as the files store them: turning photos by their EXIF orientation is left to the reader
 of the model. What is finished is not repeated: features and matches are kept in a database in the work folder, then the
-model, and the same call goes on there. All random choices have one seed: the same photos give the same cameras.
+model, and the same call goes on there. All random choices have one seed: the same photos give the same cameras, to the
+rounding of sums that several threads make.
 """
 
 from __future__ import annotations
