@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TextIO
 
@@ -78,23 +78,30 @@ def _ended(code: int, line: str | None = None) -> int:
     return code
 
 
-class _Written(io.FileIO):
+class _Written(io.TextIOWrapper):
     """A standard stream of which it is said by name that it cannot be written to: its error is like that of an output
-    folder on a full disk.
+    folder on a full disk. What is below counts in C what was written, so that an interruption writes nothing twice.
     """
 
-    def __init__(self, descriptor: int, title: str) -> None:
-        super().__init__(descriptor, "w", closefd=False)
-        self._title = title
+    title = "output"
 
-    def write(self, data: object) -> int:
+    def write(self, text: str) -> int:
+        with self._named():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with self._named():
+            super().flush()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
         try:
-            return super().write(data)  # type: ignore[arg-type]
+            yield
         except BrokenPipeError:
             raise
         except OSError as error:
             raise UserError(
-                f"standard {self._title} cannot be written to ({error.strerror}); send it to another file or device, "
+                f"standard {self.title} cannot be written to ({error.strerror}); send it to another file or device, "
                 "or make space where it leads, and run the same command again"
             ) from error
 
@@ -103,12 +110,14 @@ def _told_apart(stream: TextIO, title: str) -> TextIO:
     """The same standard stream through `_Written`; None stays what it is in a process that was started without."""
     if stream is None:
         return stream
-    return io.TextIOWrapper(
-        io.BufferedWriter(_Written(stream.fileno(), title)),
+    written = _Written(
+        io.BufferedWriter(io.FileIO(stream.fileno(), "w", closefd=False)),
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=stream.isatty() or title == "error",
     )
+    written.title = title
+    return written
 
 
 def _end(code: int) -> None:
