@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from pipelines.arguments import parse_run
 from pipelines.memory import training_memory
 from tests.kill.processes import trains
 from tests.narrow_models import TRUE_SIZE, save_model
-from tests.small_runs import SMALL_DATA
+from tests.small_runs import SMALL_DATA, words
 
 FEW = {**SMALL_DATA, "train.trained": "adapter", "train.num-steps": "2", "train.batch-size": "1"}
 GENERATE = {"text": "toy", "num-views": "3", "sampling.num-steps": "2"}
@@ -87,8 +87,8 @@ def _write(results: list[Measured], planned: float) -> None:
     )
 
 
-def _command(name: str, *options: str) -> list[str]:
-    return [sys.executable, "-m", "pipelines.cli", name, *options]
+def _command(name: str, options: Mapping[str, str]) -> list[str]:
+    return [sys.executable, "-m", "pipelines.cli", name, *words(options)]
 
 
 def _has_checkpoint(root: Path) -> bool:

@@ -124,6 +124,8 @@ def _bring_along(path: Path) -> None:
                 )
             moved = "%s was copied or moved: artifacts now go to %s, not %s"
             get_logger("mlflow").info(moved, path, folder, _local(old))
+            if _local(old).exists() and not folder.exists():
+                get_logger("mlflow").warning("%s was not copied with it: copy that folder to %s", _local(old), folder)
 
 
 def _require_length(path: Path, connection: sqlite3.Connection) -> None:

@@ -70,6 +70,8 @@ def judge(version: int, champion: RegisteredVersion | None, comparison: Comparis
         return Decision(CHAMPION, "there was no champion" if rival_psnr is None else _scores(psnr, rival_psnr))
     if rival_psnr is None or champion.tags.get(CHECKPOINT_TAG) != comparison.rival:
         return None
+    if math.isnan(rival_psnr):
+        return Decision(CHALLENGER, "the champion's score in this comparison is not a number")
     return Decision(CHALLENGER if psnr <= rival_psnr else CHAMPION, _scores(psnr, rival_psnr))
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from ray import serve
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorAlreadyExistsError, RayActorError, RayError, RayTaskError
 from ray.serve.config import ProxyLocation
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
@@ -141,7 +141,7 @@ def serving(config: ServeConfig) -> Iterator[GeneratorClient]:
         UserError: the model cannot be loaded, or Ray itself was killed.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(proxy_location=ProxyLocation.Disabled)
+    _start_serve()
     for orphan in end_orphans():
         get_logger("evaluate").warning("took down %s, which an evaluation that was killed had left", orphan)
     deployment = serve.deployment(
@@ -161,6 +161,14 @@ def serving(config: ServeConfig) -> Iterator[GeneratorClient]:
         yield GeneratorClient(handle, name)
     finally:
         take_down(name)
+
+
+def _start_serve() -> None:
+    """Connect to the cluster's Serve, or start it. Where two evaluations start it at once, the later one connects."""
+    try:
+        serve.start(proxy_location=ProxyLocation.Disabled)
+    except ActorAlreadyExistsError:
+        serve.start(proxy_location=ProxyLocation.Disabled)
 
 
 def _end_with_driver() -> None:

@@ -157,7 +157,10 @@ def _cameras(model: Path) -> dict[int, pycolmap.Camera]:
     binary = _is_binary(model)
     path = model / ("cameras.bin" if binary else "cameras.txt")
     rows = (colmap_binary if binary else colmap_text).read_cameras(path)
-    return {row.number: _camera(row, path) for row in rows}
+    cameras = {row.number: _camera(row, path) for row in rows}
+    if not cameras:
+        raise UserError(f"{path}: holds no camera; export the model again, with its cameras")
+    return cameras
 
 
 def _camera(row: CameraRow, path: Path) -> pycolmap.Camera:

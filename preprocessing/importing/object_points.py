@@ -24,6 +24,8 @@ MaskOf = Callable[[Photo], np.ndarray | None]
 MASK_AGREEMENT = 0.7
 # And if so many do: what lies behind the object in one photo is often out of the picture in all others.
 LEAST_MASKS = 2
+# Masks that are white along so much of the picture's edges may be inverted.
+EDGE_SHARE = 0.5
 # A place is in the visual hull if nearly all masks say so: one bad mask must not cut the object.
 HULL_AGREEMENT = 0.95
 # Without masks: points this near to where the cameras look, in median camera distances.
@@ -60,7 +62,9 @@ def object_points(capture: Reconstruction, mask_of: MaskOf, *, radius: float | N
     silhouettes = [(photo, _smaller(mask)) for photo in capture.photos if (mask := mask_of(photo)) is not None]
     poses = np.stack([photo.world_to_camera for photo in capture.photos])
     center = common_center(poses)
-    if not silhouettes:
+    if silhouettes:
+        _refuse_inverted(capture, silhouettes, center)
+    else:
         check_poses(capture)
         check_facing(capture, center[None])
     found, how = _among_points(capture, silhouettes, center, radius)
@@ -90,6 +94,18 @@ def votes(silhouettes: Silhouettes, points: np.ndarray) -> tuple[np.ndarray, np.
         rows, columns = (places[inside, axis] * mask.shape[1 - axis] for axis in (1, 0))
         shown[inside] += mask[rows.astype(int), columns.astype(int)] >= 128
     return shown, seen
+
+
+def _refuse_inverted(capture: Reconstruction, silhouettes: Silhouettes, center: np.ndarray) -> None:
+    """Refuse masks that show most pictures' edges as the object and the place where all cameras look as none of it."""
+    shown, _ = votes(silhouettes, center[None])
+    edges = [np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]) >= 128 for _, mask in silhouettes]
+    around = sum(edge.mean() > EDGE_SHARE for edge in edges)
+    if min(around, len(silhouettes) - shown[0]) > MASK_AGREEMENT * len(silhouettes):
+        raise UserError(
+            f"{capture.source}: {around} of {len(silhouettes)} masks are white along the picture's edges and black "
+            "where the cameras look, as if the background was the object; invert them: white (255) is the object"
+        )
 
 
 def _among_points(

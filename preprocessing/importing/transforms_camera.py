@@ -129,11 +129,12 @@ def _focal(values: Fields, axis: str, side: int) -> float | None:
     focal = number(values, f"fl_{axis}")
     if focal is not None:
         return focal
-    for key, unit in ((f"camera_angle_{axis}", 1.0), (f"{axis}_fov", math.pi / 180)):
+    for key, unit, name in ((f"camera_angle_{axis}", 1.0, "radians"), (f"{axis}_fov", math.pi / 180, "degrees")):
         angle = number(values, key)
         if angle is not None:
             if not 0 < angle * unit < math.pi:
-                raise FieldError(f"{key} is {angle:g}; a field of view must lie between 0 and {math.pi / unit:.4g}")
+                most = f"{math.pi / unit:.4g} {name}"
+                raise FieldError(f"{key} is {angle:g}; a field of view must lie between 0 and {most}")
             return side / 2 / math.tan(angle * unit / 2)
     return None
 

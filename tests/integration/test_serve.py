@@ -52,6 +52,7 @@ def address() -> Iterator[str]:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
         patch.setenv("RAY_ADDRESS", cluster.address)
         ensure_ray()
+        serve.start(proxy_location="Disabled")  # and forget the Serve of an earlier test's Ray
         yield cluster.address
         ray.shutdown()
         cluster.shutdown()
@@ -135,7 +136,8 @@ def test_an_application_ends_with_its_driver(address: str, inputs: dict[str, Art
 
 
 def test_two_evaluations_of_a_model_do_not_meet(address: str, inputs: dict[str, Artifact], tmp_path: Path) -> None:
-    """Also when one is over while the other still runs. Both make the same pictures."""
+    """Also when both start Serve, and when one is over while the other still runs. Both make the same pictures."""
+    serve.shutdown()
     root = inputs["shards"].folder.parents[1]
     (tmp_path / "long").mkdir()
     (tmp_path / "short").mkdir()

@@ -166,6 +166,7 @@ PINHOLE = f"1 PINHOLE {WIDTH} {HEIGHT}"
         (f"1 LENS {WIDTH} {HEIGHT} 80", "camera model 'LENS' is unknown, known are SIMPLE_PINHOLE"),
         ("1 PINHOLE 0 48 80 80 32 24", "pictures of 0 × 48 pixels"),
         ("1 PINHOLE 64 x 80 80 32 24", r"line 2: has 8 fields .*CAMERA_ID, MODEL, WIDTH"),
+        ("# none", r"cameras\.txt: holds no camera; export the model again"),
         (f"2 PINHOLE {WIDTH} {HEIGHT} 80 80 32 24", r"images\.txt: line 2: 000\.jpg is of camera 1, which ca"),
     ],
 )

@@ -224,6 +224,15 @@ def addresses(database: Path) -> list[Path]:
     return [Path(url2pathname(urlsplit(address).path)) for (address,) in rows]
 
 
+def test_a_database_that_was_copied_without_its_files_says_so(tmp_path: Path) -> None:
+    first, second = tmp_path / "first" / "mlflow.db", tmp_path / "second" / "mlflow.db"
+    run_id(begin_stage(first, "one", "of the first"))
+    second.parent.mkdir()
+    shutil.copy(first, second)
+    _, error = begin_stage(second, "two", "of the second").communicate(timeout=300)
+    assert f"{first.parent / 'mlartifacts'} was not copied with it: copy that folder to {second.parent}" in error
+
+
 def test_models_and_versions_follow_their_root(database: Path) -> None:
     """What the registry says of files, and what lies elsewhere on purpose."""
     change(database, "UPDATE experiments SET artifact_location = 'file:///old/mlartifacts' WHERE name = 'viewdiff'")

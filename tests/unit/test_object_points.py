@@ -100,6 +100,20 @@ def test_one_bad_mask_among_many_does_not_cut_the_hull() -> None:
     np.testing.assert_allclose(np.ptp(found.points, axis=0)[:2], 2 * RADII[:2], atol=0.2)
 
 
+@pytest.mark.parametrize(
+    "points", [None, np.concatenate([ellipsoid(), walls()])], ids=["without points", "with points"]
+)
+def test_inverted_masks_are_refused(points: np.ndarray | None) -> None:
+    good = silhouette()
+    with pytest.raises(UserError, match=r"scan: 8 of 8 masks are white along the picture's edges .* invert them"):
+        object_points(capture(poses(), points), lambda photo: 255 - good(photo))
+
+
+def test_masks_of_an_object_larger_than_the_pictures_are_not_taken_for_inverted() -> None:
+    found = object_points(capture(poses()), silhouette(radii=8 * RADII))
+    assert "the object's size is that of its masks' visual hull" in found.how
+
+
 def test_masks_help_where_the_points_are_only_the_rooms() -> None:
     found = object_points(capture(poses(), walls()), silhouette())
     assert "0 of 300 points are the object's: those that the masks show; the object's size is that of" in found.how
