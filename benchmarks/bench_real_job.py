@@ -29,7 +29,13 @@ from tests.kill.processes import trains
 from tests.narrow_models import TRUE_SIZE, save_model
 from tests.small_runs import SMALL_DATA, words
 
-FEW = {**SMALL_DATA, "train.trained": "adapter", "train.num-steps": "2", "train.batch-size": "1"}
+FEW = {
+    **SMALL_DATA,
+    "train.trained": "adapter",
+    "train.num-steps": "2",
+    "train.batch-size": "1",
+    "train.engine.precision": "float32",  # CPUs without bfloat16 of their own take ten times as long for it
+}
 GENERATE = {"text": "toy", "num-views": "3", "sampling.num-steps": "2"}
 SAMPLE_SECONDS = 0.5
 GB = 1e9
@@ -75,7 +81,7 @@ def _write(results: list[Measured], planned: float) -> None:
     rows = [[r.name, f"{r.seconds:.0f}", f"{r.peak_bytes / GB:.1f}"] for r in results]
     text = (
         "`released` on Stable Diffusion 2.1 base's exact shapes with random weights, only the adapter trained, one "
-        "sample of 5 views at 256 × 256 a step with a prior image, 32³ voxels in 6 places, bfloat16; prior images are "
+        "sample of 5 views at 256 × 256 a step with a prior image, 32³ voxels in 6 places, float32; prior images are "
         "drawn at 512 × 512.\n\n"
         + table(["command", "seconds", "memory of its largest process, GB"], rows)
         + f"\nThe training worker took {trainer / GB:.1f} GB at most, libraries and runtime included; `viewdiff plan` "
@@ -99,7 +105,9 @@ def _measure(name: str, command: list[str], *, until: Callable[[], bool] = lambd
     """Run a command to its end, or kill it and all below it when `until` holds."""
     started, peak, trainer = time.monotonic(), 0, 0
     print(f"\n{name}", flush=True)
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    threads = str(os.cpu_count())  # Ray would give a worker as many as it has reserved cores for: one
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": threads}
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=env)
     while process.poll() is None:
         family = _family(process.pid)
         held = {member: _own_bytes(member) for member in family}

@@ -33,6 +33,10 @@ OTHER_FORMS = {
         "a camera trajectory of Open3D",
         "from extrinsic, 16 numbers column by column, which is world_to_camera",
     ),
+    "img_name": (
+        "cameras.json of a trained 3D Gaussian Splatting",
+        "world_to_camera = inverse of rotation and position, with OpenCV's axes as here",
+    ),
 }
 MAX_ELEVATION = math.radians(89)  # straight above, "up" is no direction in the picture any more
 
@@ -106,8 +110,9 @@ def from_file(path: Path) -> Cameras:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"camera path {path}: cannot be read as JSON ({error})") from error
+    first = content[0] if isinstance(content, list) and content else content
     for key, (tool, how) in OTHER_FORMS.items():
-        if isinstance(content, dict) and key in content and "cameras" not in content:
+        if isinstance(first, dict) and key in first and "cameras" not in first:
             raise ValueError(
                 f"camera path {path}: this is {tool} (it has {key!r}); write for each camera world_to_camera and "
                 f"intrinsics, as model/trajectories.py says: {how}"

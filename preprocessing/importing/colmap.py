@@ -41,9 +41,7 @@ def find_models(source: Path) -> list[Path]:
         folder = source / name
         if _is_model(folder):
             return [folder]
-        numbered = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
-        models = sorted((path for path in numbered if _is_model(path)), key=lambda path: int(path.name))
-        if models:
+        if models := _numbered(folder):
             return models
     return []
 
@@ -64,6 +62,8 @@ def read_colmap(source: Path, models: list[Path], images: Path | None, masks: Pa
     if len(models) > 1:
         counts = ", ".join(f"{other.name} with {len(rows[other])} photos" for other in models)
         notes.append(f"{model.parent} holds several models ({counts}): {model.name} is taken")
+    elif inner := _numbered(model):
+        notes.append(f"{model} is taken; {listed([str(path) for path in inner])}, below it, may be named instead")
     numbers, points = _points(model)
     photos, num_lost = _photos(model, rows[model], folder, {int(n): place for place, n in enumerate(numbers)})
     notes += _remarks(model, rows[model], photos, points)
@@ -74,6 +74,12 @@ def read_colmap(source: Path, models: list[Path], images: Path | None, masks: Pa
         found = find_masks(masks, [(photo.name, photo.path) for photo in there], model)
         there = [replace(photo, mask_path=found[photo.name]) for photo in there]
     return Reconstruction(model, tuple(there), points, CONVENTION, left_out, tuple(notes))
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """The folders of models that the mapper wrote into `folder`, in order."""
+    numbered = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    return sorted((path for path in numbered if _is_model(path)), key=lambda path: int(path.name))
 
 
 def _is_model(folder: Path) -> bool:

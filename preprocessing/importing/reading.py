@@ -22,6 +22,7 @@ OTHERS = {
     "*.nvm": "a VisualSFM model, which is not supported; export a COLMAP model of it",
     "database.db": "a COLMAP project without a model; run its reconstruction first, or name the folder of the model",
     "*.rcproj": "a RealityScan project; export a COLMAP model of it (its alignment, not its mesh)",
+    "cameras.json": "what 3D Gaussian Splatting trained, without photos; name the reconstruction that it was given",
     "*.psx": "a Metashape project; export a COLMAP model of it",
 }
 PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"}

@@ -37,7 +37,10 @@ CONVENTION = (
 # Fields that this file reads; those of cameras are in transforms_camera.py.
 _OWN_FIELDS = {"frames", "n_frames", "ply_file_path", "file_path", "transform_matrix", "mask_path", "time"}
 
-_WITHOUT_FRAMES = "it is no object, but perhaps the list that ns-export cameras writes; name the capture's own file"
+_WITHOUT_FRAMES = (
+    "it is no object, but perhaps the list that ns-export cameras or 3D Gaussian Splatting writes; name the capture's "
+    "own file"
+)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ NAN = float("nan")
         (version(3), Comparison(20.0, "old", 19.0), ("champion", "20.00 dB, the champion before 19.00 dB")),
         (version(3), Comparison(20.0, "old", 20.0), ("challenger", "20.00 dB, the champion before 20.00 dB")),
         (version(3), Comparison(20.0, "old", 21.0), ("challenger", "20.00 dB, the champion before 21.00 dB")),
-        (version(3), Comparison(20.0, "old", NAN), ("challenger", "the champion's score in this comparison is not a nu")),
+        (version(3), Comparison(20.0, "old", NAN), ("challenger", "the champion's score in this comparison is")),
         (version(3), Comparison(NAN, "old", 19.0), ("challenger", "its score is not a number")),
         (version(3), FIRST, None),  # became champion since
         (version(3), Comparison(20.0, "another", 19.0), None),

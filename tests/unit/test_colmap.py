@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 from pathlib import Path
 from unicodedata import normalize
@@ -130,6 +131,16 @@ def test_of_several_models_the_one_with_most_photos_is_taken(tmp_path: Path) -> 
     capture = read_reconstruction(tmp_path, tmp_path / "images", None)
     assert_whole(capture, NAMES)
     assert "several models (0 with 3 photos, 1 with 8 photos): 1 is taken" in capture.notes[0]
+
+
+def test_models_below_the_model_that_is_taken_are_named(tmp_path: Path) -> None:
+    """As where one was written in text beside the folder that it was made of."""
+    model = write_colmap(tmp_path)
+    shutil.copytree(model, tmp_path / "inner")
+    (tmp_path / "inner").rename(model / "0")
+    capture = read(model)
+    assert_whole(capture, NAMES)
+    assert capture.notes == (f"{model} is taken; {model / '0'}, below it, may be named instead",)
 
 
 def test_points_may_be_missing(tmp_path: Path) -> None:

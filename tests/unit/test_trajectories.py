@@ -134,9 +134,13 @@ def test_files_that_are_no_json_are_refused(tmp_path: Path) -> None:
         ({"path": [{"R": [0, 0, 0, 1], "T": [0, 0, 0], "fov": 50}], "time": 1.0}, "a camera path of instant-ngp"),
         ({"keyframes": [], "camera_type": "perspective"}, "a list of keyframes of nerfstudio's viewer"),
         ({"class_name": "PinholeCameraTrajectory", "parameters": [], "trajectory": []}, "Open3D"),
+        (
+            [{"id": 0, "img_name": "1", "position": [0, 0, 0], "rotation": [], "fx": 9, "fy": 9}],
+            "3D Gaussian Splatting",
+        ),
     ],
 )
-def test_paths_of_other_tools_are_called_what_they_are(content: dict, tool: str, tmp_path: Path) -> None:
+def test_paths_of_other_tools_are_called_what_they_are(content: dict | list, tool: str, tmp_path: Path) -> None:
     path = tmp_path / "path.json"
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=f"{tool}.*write for each camera world_to_camera and intrinsics") as refused:

@@ -202,7 +202,7 @@ def test_matrices_of_three_rows_or_few_digits(tmp_path: Path) -> None:
         ({"sk_x": 0.1}, "sk_x is 0.1, a lens term"),
         ({"fl_x": "80"}, "fl_x is '80', which is no number; correct it"),
         ({"fl_x": None}, "no focal length: fl_x, camera_angle_x and x_fov are missing; its fields are f"),
-        ({"fl_x": None, "camera_angle_x": 4}, r"camera_angle_x is 4; a field of view must lie between 0 and 3\.142 radians"),
+        ({"fl_x": None, "camera_angle_x": 4}, r"camera_angle_x is 4; .* between 0 and 3\.142 radians"),
         ({"w": None}, "of w and h only one is there"),
         ({"w": 64.5}, "w and h are 64.5 and 48; they must be whole"),
         ({"w": 10**400}, "w is '1000.*, which is no number"),
