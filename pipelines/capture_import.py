@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infra.errors import UserError
+from infra.locks import alone
 from infra.storage import atomic_write
 from pipelines.inspection import check_sheet_path
 from pipelines.pictures import encode_png
 from pipelines.requests import ImportConfig
 from preprocessing.co3d import read_category
+from preprocessing.importing.photo_files import check_mask_folder
 from preprocessing.importing.reading import read_reconstruction
 from preprocessing.importing.solving import find_cameras
+from preprocessing.importing.summary import ImportSummary
 from preprocessing.importing.writing import check_place, import_capture
 from preprocessing.inspection import sequence_sheet
 
@@ -29,17 +31,12 @@ def run_import(source: Path, config: ImportConfig) -> None:
     images, masks = (None if folder is None else Path(folder) for folder in (config.images, config.masks))
     root = Path(config.output)
     check_place(root, config.category, config.name)
-    if masks is not None and not masks.is_dir():
-        raise UserError(f"--masks {masks}: no such folder; name the folder that holds the masks")
-    solution = None
+    if masks is not None:
+        check_mask_folder(masks)
     if config.solve_cameras:
-        share, count = config.placed_share, config.video_frames
-        solution = find_cameras(source, root / WORK_NAME, placed_share=share, num_frames=count, masks=masks)
-        source, images = solution.model, solution.photos
-    capture = read_reconstruction(source, images, masks)
-    summary = import_capture(capture, root, category=config.category, name=config.name, radius=config.object_radius)
-    if solution is not None:  # kept until now, so that a refused import does not begin again
-        solution.remove()
+        summary = _solve_and_import(source, masks, config)
+    else:
+        summary = _import(source, images, masks, config)
     print("\n".join(summary.lines()))
     if sheet is None:
         print(
@@ -49,3 +46,22 @@ def run_import(source: Path, config: ImportConfig) -> None:
     (sequence,) = (item for item in read_category(root, config.category) if item.name == config.name)
     atomic_write(sheet, encode_png(sequence_sheet(root, sequence)))
     print(f"written: {sheet}")
+
+
+def _import(source: Path, images: Path | None, masks: Path | None, config: ImportConfig) -> ImportSummary:
+    capture = read_reconstruction(source, images, masks)
+    place = {"category": config.category, "name": config.name}
+    return import_capture(capture, Path(config.output), radius=config.object_radius, **place)
+
+
+def _solve_and_import(source: Path, masks: Path | None, config: ImportConfig) -> ImportSummary:
+    """The work on the cameras is kept until all is written, so that a refused import does not begin again."""
+    root = Path(config.output)
+    root.mkdir(parents=True, exist_ok=True)
+    busy = f"{root}: another import finds cameras at this moment; wait until it is over, or name another --output"
+    with alone(root / f"{WORK_NAME}.lock", busy=busy, remedy="name a folder on another one with --output"):
+        share, count = config.placed_share, config.video_frames
+        solution = find_cameras(source, root / WORK_NAME, placed_share=share, num_frames=count, masks=masks)
+        summary = _import(solution.model, solution.photos, masks, config)
+        solution.remove()
+    return summary

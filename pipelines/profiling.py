@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -140,11 +139,8 @@ def _one_rank(*, use_gpu: bool) -> Iterator[torch.device]:
     """A process group of this process alone, and its device."""
     os.environ["LOCAL_RANK"] = "0"
     torch.set_num_threads(1)  # as in a training's worker
-    with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group(
-            "nccl" if use_gpu else "gloo", init_method=f"file://{folder}/store", rank=0, world_size=1
-        )
-        try:
-            yield torch.device("cuda", 0) if use_gpu else torch.device("cpu")
-        finally:
-            dist.destroy_process_group()
+    dist.init_process_group("nccl" if use_gpu else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield torch.device("cuda", 0) if use_gpu else torch.device("cpu")
+    finally:
+        dist.destroy_process_group()

@@ -69,6 +69,12 @@ def find_in_named_folder(folder: Path, name: str, source: Path) -> Path:
     return next((path for path in paths if path.is_file()), paths[-1])
 
 
+def check_mask_folder(folder: Path) -> None:
+    """Raise UserError if there is no such folder."""
+    if not folder.is_dir():
+        raise UserError(f"--masks {folder}: no such folder; name the folder that holds the masks")
+
+
 def find_masks(folder: Path, photos: Iterable[tuple[str, Path]], source: Path) -> dict[str, Path]:
     """The mask of each photo (name, file) by its name: the same folders and name with the ending .png, in COLMAP's way
     photo.jpg.png, or the photo's own name; folders in front may be missing.
@@ -76,8 +82,7 @@ def find_masks(folder: Path, photos: Iterable[tuple[str, Path]], source: Path) -
     Raises:
         UserError: the folder or a photo's mask is missing.
     """
-    if not folder.is_dir():
-        raise UserError(f"--masks {folder}: no such folder; name the folder that holds the masks")
+    check_mask_folder(folder)
     found: dict[str, Path] = {}
     missing: list[str] = []
     tried: list[str] = []

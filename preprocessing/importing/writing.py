@@ -21,7 +21,7 @@ import pycolmap
 from plyfile import PlyData, PlyElement
 
 from infra.errors import UserError
-from infra.locks import take_lock
+from infra.locks import alone, take_lock
 from infra.log import Progress
 from infra.storage import atomic_write, replace_folder
 from preprocessing.captures import Viewpoint
@@ -37,6 +37,7 @@ from preprocessing.importing.summary import ImportSummary
 from preprocessing.samples import SAFE_NAME
 
 FORMAT = "ndc_isotropic"
+_LOCK_REMEDY = "name a folder on another one with --output"
 _LOCK_NAME = ".import.lock"  # in a category's folder: imports that end at once annotate one after the other
 # What an import makes in a sequence's folder.
 _OWN = frozenset({"images", "masks", "pointcloud.ply"})
@@ -58,8 +59,8 @@ def import_capture(
     the cameras look. Photos that cannot be used are left out.
 
     Raises:
-        UserError: a name with other characters than letters, digits, - and _; a sequence of that name exists; too few
-        photos can be used; pictures and cameras disagree; or as `object_points`.
+        UserError: a name with other characters than letters, digits, - and _; a sequence of that name exists, or is
+        being written; too few photos can be used; pictures and cameras disagree; or as `object_points`.
     """
     check_place(root, category, name)
     _check_sources(capture, root / category / name)
@@ -75,7 +76,7 @@ def import_capture(
         vertices = np.array([tuple(point) for point in found.points], dtype=[(axis, "f4") for axis in "xyz"])
         PlyData([PlyElement.describe(vertices, "vertex")]).write(staging / "pointcloud.ply")
         replace_folder(staging, root / category / name)
-    _annotate(root, category, name, photos, len(found.points))
+        _annotate(root, category, name, photos, len(found.points))
     names = {photo.name for photo in photos}
     return ImportSummary(
         key=f"{category}/{name}",
@@ -120,16 +121,25 @@ def _check_sources(capture: Reconstruction, folder: Path) -> None:
 
 @contextmanager
 def _staging(folder: Path, name: str) -> Iterator[Path]:
-    """A folder beside the final one, of which nothing is left if the block fails."""
+    """A folder beside the final one, of which nothing is left if the block fails.
+
+    Raises UserError if another import uses it.
+    """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     staging = folder / f".{name}-importing"
-    shutil.rmtree(staging, ignore_errors=True)  # of an import that was killed
-    for part in ("images", "masks"):
-        (staging / part).mkdir(parents=True)
+    busy = f"{folder}: another import writes {name!r} at this moment; wait until it is over, or choose another name"
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        yield staging
+        with alone(folder / f".{name}.lock", busy=busy, remedy=_LOCK_REMEDY):
+            check_place(folder.parent, folder.name, name)  # once more: another import may have ended meanwhile
+            shutil.rmtree(staging, ignore_errors=True)  # of an import that was killed
+            for part in ("images", "masks"):
+                (staging / part).mkdir(parents=True)
+            try:
+                yield staging
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
         for path in made:
             with suppress(OSError):  # not empty: the import succeeded
                 path.rmdir()
@@ -209,7 +219,7 @@ def _annotate(root: Path, category: str, name: str, photos: Sequence[Photo], num
         "viewpoint_quality_score": None,
     }
     with (folder / _LOCK_NAME).open("w") as lock:
-        take_lock(lock, wait=True, remedy="name a folder on another one with --output")
+        take_lock(lock, wait=True, remedy=_LOCK_REMEDY)
         others = [entry for entry in _entries(folder / FRAMES_NAME) if entry.get("sequence_name") != name]
         _write_entries(folder / FRAMES_NAME, [*others, *own])
         _write_entries(folder / SEQUENCES_NAME, [*_entries(folder / SEQUENCES_NAME), sequence])

@@ -18,6 +18,9 @@ from pipelines import cli
 from preprocessing.co3d import read_category
 from preprocessing.config import PreprocessConfig
 from preprocessing.importing import writing
+from preprocessing.importing.checking import Checked, Plan
+from preprocessing.importing.developing import Developed, develop
+from preprocessing.importing.reconstructions import Reconstruction
 from preprocessing.normalize import load_points
 from preprocessing.plan import plan_shards
 from preprocessing.samples import store_sequence
@@ -207,6 +210,33 @@ def test_several_captures_share_a_root_and_interruptions_leave_nothing(
         run_import(photos.parent, root, name="two")
     with pytest.raises(UserError, match=r"name 'a/b': use letters"):
         run_import(photos.parent, root, name="a/b")
+
+
+def test_two_imports_of_one_name_do_not_meet(
+    tmp_path: Path, capture: Capture, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is refused while the first writes, and when it looked at the place before the first was done."""
+    write_transforms(photos.parent, capture)
+    root, original = tmp_path / "root", writing.check_photos
+
+    def beside(reconstruction: Reconstruction) -> Checked:
+        monkeypatch.setattr(writing, "check_photos", original)
+        run_import(photos.parent, root, name="other")
+        return original(reconstruction)
+
+    def within(plan: Plan) -> Developed:
+        monkeypatch.undo()
+        with pytest.raises(UserError, match="another import writes 'mine' at this moment; wait until it is over"):
+            run_import(photos.parent, root)
+        return develop(plan)
+
+    monkeypatch.setattr(writing, "develop", within)
+    run_import(photos.parent, root)
+    assert_imported(root, capture)
+    monkeypatch.setattr(writing, "check_photos", beside)
+    with pytest.raises(UserError, match="has a sequence 'other' already"):
+        run_import(photos.parent, root, name="other")
+    assert {path.name for path in (root / "fruit").iterdir() if path.is_dir()} == {"mine", "other"}
 
 
 def _no_frames(folder: Path, capture: Capture) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from infra.errors import UserError
 from infra.fetch import CACHE_VARIABLE, local_copy
-from infra.locks import take_lock
+from infra.locks import alone, take_lock
 from infra.s3 import S3Path
 from pipelines.artifacts import Shards
 from pipelines.runtime import RuntimeConfig
@@ -59,3 +59,19 @@ def test_other_errors_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(fcntl, "flock", refuse)
     with (tmp_path / "lock").open("w") as file, pytest.raises(OSError, match="broken"):
         take_lock(file, wait=True, remedy="")
+
+
+def test_what_another_process_does_is_refused_until_it_is_over(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with alone(path, busy="wait", remedy=""):
+        with pytest.raises(UserError, match="wait"), alone(path, busy="wait", remedy=""):
+            pytest.fail("both had it")
+        assert path.exists()
+    assert not path.exists()
+
+
+def test_a_lock_that_was_removed_before_it_was_held_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    monkeypatch.setattr(fcntl, "flock", lambda *arguments: path.unlink())
+    with pytest.raises(UserError, match="wait"), alone(path, busy="wait", remedy=""):
+        pytest.fail("it held nothing")
