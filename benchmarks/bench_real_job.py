@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ import psutil
 
 from benchmarks.record import REPOSITORY, table, write
 from pipelines.arguments import parse_run
-from pipelines.memory import training_memory
+from pipelines.memory import FLOAT32, GB, training_memory
+from pipelines.network_size import count_parameters
 from tests.kill.processes import trains
 from tests.narrow_models import TRUE_SIZE, save_model
 from tests.small_runs import SMALL_DATA, words
@@ -38,7 +40,6 @@ FEW = {
 }
 GENERATE = {"text": "toy", "num-views": "3", "sampling.num-steps": "2"}
 SAMPLE_SECONDS = 0.5
-GB = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,8 @@ def main() -> None:
         raise SystemExit(__doc__)
     folder = Path(sys.argv[1]).absolute()
     root, base = folder / "root", folder / "base-model"
+    if root.exists():
+        raise SystemExit(f"{root} is left of another run, whose results would be measured as reused; remove it")
     if not (base / "model_index.json").is_file():
         save_model(base, TRUE_SIZE)
     options = {"preset": "released", "root": str(root), "base.source": str(base)} | FEW
@@ -71,23 +74,26 @@ def main() -> None:
         _measure("train: resumed, second step", train),
         _measure("generate: 3 views, 2 denoising steps", _command("generate", folders | GENERATE)),
     ]
-    planned = training_memory(parse_run("train", train[4:], description="").config, num_workers=1, device="cpu").peak
-    _write(results, planned)
+    config = parse_run("train", train[4:], description="").config
+    planned = training_memory(config, num_workers=1, device="cpu").peak
+    _write(results, planned, FLOAT32 * count_parameters(config)["total"])
     shutil.rmtree(root)
 
 
-def _write(results: list[Measured], planned: float) -> None:
-    trainer = max(result.trainer_bytes for result in results)
+def _write(results: list[Measured], planned: float, copied: int) -> None:
+    trainers = [result.trainer_bytes / GB for result in results if result.trainer_bytes]
     rows = [[r.name, f"{r.seconds:.0f}", f"{r.peak_bytes / GB:.1f}"] for r in results]
     text = (
         "`released` on Stable Diffusion 2.1 base's exact shapes with random weights, only the adapter trained, one "
         "sample of 5 views at 256 × 256 a step with a prior image, 32³ voxels in 6 places, float32; prior images are "
         "drawn at 512 × 512.\n\n"
         + table(["command", "seconds", "memory of its largest process, GB"], rows)
-        + f"\nThe training worker took {trainer / GB:.1f} GB at most, libraries and runtime included; `viewdiff plan` "
-        f"says {planned / GB:.1f} GB, without these."
+        + f"\nThe training worker took {trainers[0]:.1f} GB in its first step and {trainers[-1]:.1f} GB when it was "
+        f"resumed, libraries included. `viewdiff plan` says {planned / GB:.1f} GB for a step. The copy of the weights "
+        f"that a checkpoint is written from, {copied / GB:.1f} GB, comes on top while that is written; with a GPU it "
+        "lies in the machine's memory."
     )
-    facts = {"results": [asdict(result) for result in results], "planned_bytes": planned, "trainer_bytes": trainer}
+    facts = {"results": [asdict(result) for result in results], "planned_bytes": planned, "copied_bytes": copied}
     write(
         "real-job", title="Stable Diffusion's size, from base to generated object, on a CPU", text=text, results=facts
     )
@@ -101,9 +107,9 @@ def _has_checkpoint(root: Path) -> bool:
     return any(root.glob("train/.partial-*/checkpoints/step-*"))
 
 
-def _measure(name: str, command: list[str], *, until: Callable[[], bool] = lambda: False) -> Measured:
+def _measure(name: str, command: list[str], *, until: Callable[[], bool] | None = None) -> Measured:
     """Run a command to its end, or kill it and all below it when `until` holds."""
-    started, peak, trainer = time.monotonic(), 0, 0
+    started, peak, trainer, killed = time.monotonic(), 0, 0, False
     print(f"\n{name}", flush=True)
     threads = str(os.cpu_count())  # Ray would give a worker as many as it has reserved cores for: one
     env = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": threads}
@@ -113,15 +119,21 @@ def _measure(name: str, command: list[str], *, until: Callable[[], bool] = lambd
         held = {member: _own_bytes(member) for member in family}
         peak = max([peak, *held.values()])
         trainer = max([trainer, *(held[member] for member in family if trains(member))])
-        if until():
-            for member in family:
-                member.send_signal(signal.SIGKILL)
+        if until is not None and until():
+            killed = True
+            _kill(family)
             process.wait()
-            psutil.wait_procs(family, timeout=60)
         time.sleep(SAMPLE_SECONDS)
-    if process.returncode not in (0, -signal.SIGKILL):
+    if killed != (until is not None) or (not killed and process.returncode):
         raise SystemExit(f"{name}: ended with {process.returncode}")
     return Measured(name=name, seconds=time.monotonic() - started, peak_bytes=peak, trainer_bytes=trainer)
+
+
+def _kill(family: list[psutil.Process]) -> None:
+    for member in family:
+        with suppress(psutil.NoSuchProcess):  # ended in this moment
+            member.send_signal(signal.SIGKILL)
+    psutil.wait_procs(family, timeout=60)
 
 
 def _family(pid: int) -> list[psutil.Process]:
