@@ -42,7 +42,9 @@ _RAW_SUFFIXES = (
     *(".dng", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".arw", ".srf", ".sr2"),
     *(".raf", ".rw2", ".orf", ".pef", ".srw", ".3fr", ".iiq", ".x3f", ".rwl"),
 )
-_DNG_VERSION, _SUBFILE, _PHOTOMETRIC, _REDUCED = 50706, 254, 262, 1
+# Tags of TIFF, and values that they have.
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+_DNG_VERSION, _SUBFILE, _REDUCED = 50706, 254, 1
 _SENSOR_VALUES = (32803, 34892)  # colour filter array, linear raw
 
 
@@ -63,4 +65,4 @@ def is_raw_file(picture: Image.Image) -> bool:
     """Whether a TIFF file is a raw file, of which Pillow would read the thumbnail."""
     tags = picture.tag_v2
     reduced = tags.get(_SUBFILE, 0) & _REDUCED
-    return bool(_DNG_VERSION in tags or tags.get(_PHOTOMETRIC) in _SENSOR_VALUES or reduced)
+    return bool(_DNG_VERSION in tags or tags.get(PHOTOMETRIC) in _SENSOR_VALUES or reduced)

@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, ImageChops
 
 from preprocessing.images import BLACK_MEAN
 from preprocessing.importing.colors import to_srgb
-from preprocessing.importing.formats import FORMATS, foreign_format, is_raw_file
+from preprocessing.importing.formats import FORMATS, PHOTOMETRIC, WHITE_IS_ZERO, foreign_format, is_raw_file
 from preprocessing.importing.orientation import UPRIGHT, inverse, turn_picture, turned_size
 
 DAMAGED = "damaged: it cannot be decoded to its end"
@@ -201,8 +201,16 @@ def _bits(picture: Image.Image, data: bytes) -> int:
 def _decoded(picture: Image.Image, data: bytes, orientation: int) -> tuple[Image.Image, np.ndarray | None]:
     """Pixels as stored, in RGB, L or CMYK, and alpha [H, W]."""
     picture.load()
-    if _bits(picture, data) == 16 and picture.format in ("PNG", "TIFF"):
-        return _deep(data)
+    is_deep = _bits(picture, data) == 16 and picture.format in ("PNG", "TIFF")
+    found, alpha = _deep(picture, data) if is_deep else _shallow(picture)
+    if picture.format == "TIFF" and orientation != UPRIGHT:  # which Pillow and OpenCV have turned already
+        found = Image.fromarray(turn_picture(np.asarray(found), inverse(orientation)), found.mode)
+        alpha = None if alpha is None else turn_picture(alpha, inverse(orientation))
+    return found, alpha
+
+
+def _shallow(picture: Image.Image) -> tuple[Image.Image, np.ndarray | None]:
+    """Colours and alpha as Pillow decodes them, in 8 bits a channel."""
     alpha = None
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
@@ -210,19 +218,18 @@ def _decoded(picture: Image.Image, data: bytes, orientation: int) -> tuple[Image
     found = picture if picture.mode in ("RGB", "L", "CMYK") else picture.convert("RGB")
     if picture.format == "JPEG" and picture.mode == "CMYK" and "adobe" not in picture.info:
         found = ImageChops.invert(found)  # Pillow takes all for Adobe's, which stores 255 - ink
-    if picture.format == "TIFF" and orientation != UPRIGHT:  # which Pillow has turned already
-        found = Image.fromarray(turn_picture(np.asarray(found), inverse(orientation)), found.mode)
-        alpha = None if alpha is None else turn_picture(alpha, inverse(orientation))
     return found, alpha
 
 
-def _deep(data: bytes) -> tuple[Image.Image, np.ndarray | None]:
-    """The same of a picture of 16 bits a channel, rounded to 8."""
+def _deep(picture: Image.Image, data: bytes) -> tuple[Image.Image, np.ndarray | None]:
+    """The same as OpenCV decodes them from 16 bits a channel, rounded to 8."""
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16:
         raise PictureError("of 16 bits a channel in a form that is not read", "export it with 8 bits a channel")
     values = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if values.ndim == 2:
+        if picture.format == "TIFF" and picture.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            values = 255 - values  # OpenCV gives the values as they are stored
         return Image.fromarray(values), None
     colors = np.ascontiguousarray(values[..., 2::-1])
     alpha = values[..., 3] if values.shape[2] == 4 else None

@@ -79,6 +79,16 @@ def test_sixteen_bits_with_alpha(tmp_path: Path) -> None:
     np.testing.assert_array_equal(picture.alpha, disc())
 
 
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_tiffs_whose_zero_is_white_are_no_negatives(tmp_path: Path, kind: type, compression: str) -> None:
+    grey = ramp()[..., 0]
+    values = (255 - grey).astype(np.uint16) * 257 if kind is np.uint16 else grey  # Pillow inverts 8 bits itself
+    path = saved(tmp_path / "a.tif", Image.fromarray(values), tiffinfo={262: 0}, compression=compression)
+    np.testing.assert_array_equal(read_picture(path).colors[..., 0], grey)
+    np.testing.assert_array_equal(read_values(path), grey)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P"])
 def test_few_colours_are_colours(tmp_path: Path, mode: str) -> None:
     picture = rgb().convert(mode)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from infra.errors import UserError
 from preprocessing.importing.orientation import turn_intrinsics, turn_picture, turn_pixels
+from preprocessing.importing.pictures import read_header, read_picture, read_values
 from preprocessing.importing.reconstructions import Photo, Reconstruction
 from preprocessing.importing.writing import import_capture
 from tests.posed_dots import SIZE, dot_offsets, draw, pinhole, pixels_of, poses, reconstruction, written
@@ -78,6 +82,63 @@ def test_other_files_have_orientations_too(tmp_path: Path, suffix: str) -> None:
         save(path, Image.fromarray(draw(pixels_of(pose))), 6)
     assert imported(tmp_path, reconstruction(paths)).max() < OFFSET
     assert written(tmp_path / "root").frames[0].image_size == SIZE[::-1]
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pictures_of_sixteen_bits_come_out_as_they_are_stored(
+    tmp_path: Path, suffix: str, orientation: int, channels: int
+) -> None:
+    """Photos and masks alike; OpenCV follows the tag of a TIFF, but not that of a PNG."""
+    values = np.random.default_rng(0).integers(1, 255, (30, 40, 4), np.uint8)[..., [*range(channels)]].squeeze()
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(sixteen_bits(values, suffix, orientation))
+    header, picture = read_header(path), read_picture(path)
+    assert (header.size, header.orientation, header.bits) == ((30, 40), orientation, 16)
+    shown = values[..., :3] if channels > 1 else np.repeat(values[..., None], 3, axis=2)
+    np.testing.assert_array_equal(picture.colors, shown)
+    if channels == 1:
+        np.testing.assert_array_equal(read_values(path), values)
+    if channels == 4:
+        np.testing.assert_array_equal(picture.alpha, values[..., 3])
+        np.testing.assert_array_equal(read_values(path), values[..., 3])
+
+
+def test_sixteen_bit_photos_are_turned_with_their_cameras(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.tif" for number in range(len(poses()))]
+    for path, pose in zip(paths, poses(), strict=True):
+        path.write_bytes(sixteen_bits(draw(pixels_of(pose)), ".tif", 6))
+    import_capture(reconstruction(paths), tmp_path / "root", category="thing", name="mine")
+    sequence = written(tmp_path / "root")
+    assert dot_offsets(tmp_path / "root", sequence).max() < OFFSET
+    assert sequence.frames[0].image_size == SIZE[::-1]
+
+
+def sixteen_bits(values: np.ndarray, suffix: str, orientation: int) -> bytes:
+    """A file of values [H, W] or [H, W, 3 or 4] uint8, stored in 16 bits a channel with a tag of orientation."""
+    deep = values.astype(np.uint16) * 257
+    deep = deep if deep.ndim == 2 else deep[..., [2, 1, 0, 3][: deep.shape[2]]]
+    data = cv2.imencode(suffix, deep, [cv2.IMWRITE_TIFF_COMPRESSION, 1] if suffix == ".tif" else [])[1].tobytes()
+    if suffix == ".tif":
+        return with_tag(data, 274, orientation)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    body = exif.tobytes().removeprefix(b"Exif\x00\x00")
+    chunk = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
+    return data[:33] + chunk + data[33:]  # behind the first chunk
+
+
+def with_tag(data: bytes, tag: int, value: int) -> bytes:
+    """A little-endian TIFF file with a tag of one short number, set or added; its directory moves to the end."""
+    (start,) = struct.unpack("<I", data[4:8])
+    (count,) = struct.unpack("<H", data[start : start + 2])
+    entries = [data[place : place + 12] for place in range(start + 2, start + 2 + 12 * count, 12)]
+    others = [entry for entry in entries if struct.unpack("<H", entry[:2])[0] != tag]
+    entries = sorted([*others, struct.pack("<HHIHH", tag, 3, 1, value, 0)], key=lambda e: struct.unpack("<H", e[:2]))
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    padded = data + bytes(len(data) % 2)
+    return padded[:4] + struct.pack("<I", len(padded)) + padded[8:] + directory
 
 
 @pytest.mark.parametrize("mask_is_upright", [True, False])
