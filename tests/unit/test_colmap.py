@@ -266,6 +266,20 @@ def test_masks_are_found_by_either_name_or_all_missing_ones_are_named(tmp_path: 
         read(model, tmp_path / "nowhere")
 
 
+def test_masks_among_the_photos_are_told_from_them(tmp_path: Path) -> None:
+    """The mask of one.png is one.png.png there; of a photo whose mask is missing, it is not the photo itself."""
+    names = [f"{number}.png" for number in range(len(NAMES))]
+    model = write_colmap(tmp_path, names)
+    write_photos(tmp_path / "images", [f"{name}.png" for name in names], "L", 255)
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    for folder in ("images", "link"):
+        masks = [photo.mask_path for photo in read(model, tmp_path / folder).photos]
+        assert masks == [tmp_path / folder / f"{name}.png" for name in names]
+    (tmp_path / "images/3.png.png").unlink()
+    with pytest.raises(UserError, match=r"1 of 8 photos have no mask there, as 3\.png; .* tried: 3\.png\.png$"):
+        read(model, tmp_path / "images")
+
+
 def test_poses_that_do_not_fit_their_keypoints_are_told(tmp_path: Path) -> None:
     """COLMAP's own files say nothing; a pose that was changed, a point that is gone, a photo that is gone do."""
     write_photos(tmp_path / "images", NAMES)
