@@ -40,15 +40,6 @@ class View:
     camera: Cameras  # batch shape (), image size (S, S)
 
 
-def picture_size(path: StoragePath) -> tuple[int, int]:
-    """(height, width) of a picture, from its header alone. Raises DefectError when it is missing or none."""
-    try:
-        with Image.open(io.BytesIO(_read(path, "image")), formats=("JPEG", "PNG")) as picture:
-            return picture.height, picture.width
-    except _DECODE_ERRORS as error:
-        raise DefectError("image undecodable or truncated") from error
-
-
 def read_image(path: StoragePath, size: tuple[int, int]) -> np.ndarray:
     """Decode an RGB picture [H, W, 3] uint8 that must be of `size` (height, width).
 
