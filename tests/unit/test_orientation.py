@@ -141,22 +141,48 @@ def with_tag(data: bytes, tag: int, value: int) -> bytes:
     return padded[:4] + struct.pack("<I", len(padded)) + padded[8:] + directory
 
 
-@pytest.mark.parametrize("mask_is_upright", [True, False])
-def test_masks_are_turned_with_their_photo(tmp_path: Path, mask_is_upright: bool) -> None:
-    """A mask may be of the stored pixels or, as tools that follow the tag make them, of the upright picture."""
+def masked_photos(folder: Path, orientations: list[int], *, mask_is_upright: bool) -> Reconstruction:
+    """Photos whose model is of the stored pixels, each with a mask of where it is bright."""
     photos = []
-    for number, pose in enumerate(poses()):
-        path, mask_path = tmp_path / f"{number}.jpg", tmp_path / f"{number}.png"
+    for number, (pose, orientation) in enumerate(zip(poses(), orientations, strict=True)):
+        path, mask_path = folder / f"{number}.jpg", folder / f"{number}.png"
         stored = draw(pixels_of(pose))
-        save(path, Image.fromarray(stored), 6)
-        mask = Image.fromarray(np.where(stored[..., 0] > 100, 255, 0).astype(np.uint8))
-        (mask.transpose(Image.Transpose.ROTATE_270) if mask_is_upright else mask).save(mask_path)
+        save(path, Image.fromarray(stored), orientation)
+        mask = np.where(stored[..., 0] > 100, 255, 0).astype(np.uint8)
+        Image.fromarray(turn_picture(mask, orientation) if mask_is_upright else mask).save(mask_path)
         photos.append(Photo(path.name, path, mask_path, pose, pinhole()))
-    imported(tmp_path, replace(reconstruction([photo.path for photo in photos]), photos=tuple(photos)))
-    for frame in written(tmp_path / "root").frames:
-        image = np.asarray(Image.open(tmp_path / "root" / str(frame.image_path)).convert("L"))
-        mask = np.asarray(Image.open(tmp_path / "root" / str(frame.mask_path)))
+    return replace(reconstruction([photo.path for photo in photos]), photos=tuple(photos))
+
+
+def assert_masked(root: Path) -> None:
+    """Each written mask is of its picture."""
+    for frame in written(root).frames:
+        image = np.asarray(Image.open(root / str(frame.image_path)).convert("L"))
+        mask = np.asarray(Image.open(root / str(frame.mask_path)))
         assert ((mask >= 128) == (image > 100)).mean() > 0.995
+
+
+@pytest.mark.parametrize("mask_is_upright", [True, False])
+@pytest.mark.parametrize("orientations", [[6] * 6, [3] * 5 + [6], [3, 1, 3, 1, 3, 8]])
+def test_masks_are_turned_with_their_photo(tmp_path: Path, orientations: list[int], mask_is_upright: bool) -> None:
+    """A mask may be of the stored pixels or, as tools that follow the tag make them, of the upright picture. A photo
+    that is upside down does not say which; another photo's mask does.
+    """
+    capture = masked_photos(tmp_path, orientations, mask_is_upright=mask_is_upright)
+    summary = import_capture(capture, tmp_path / "root", category="thing", name="mine")
+    assert_masked(tmp_path / "root")
+    assert not any("EXIF orientation, of which" in note for note in summary.notes)
+
+
+def test_what_no_size_says_of_cameras_and_masks_is_told(tmp_path: Path) -> None:
+    capture = masked_photos(tmp_path, [3, 1, 1, 1, 1, 1], mask_is_upright=False)
+    summary = import_capture(capture, tmp_path / "root", category="thing", name="mine")
+    assert_masked(tmp_path / "root")
+    start = "1 photo with an EXIF orientation, of which no size says whether the"
+    assert [note.split(": ")[0] for note in summary.notes if note.startswith(start)] == [
+        f"{start} camera is of the turned picture",
+        f"{start} mask is of the turned picture",
+    ]
 
 
 def test_mirrored_photos_among_others_are_left_out(tmp_path: Path) -> None:
