@@ -18,8 +18,8 @@ from infra.storage import StoragePath
 from model.cameras import Cameras
 
 JPEG_QUALITY = 95
-# Far above any capture; Pillow refuses larger ones before it allocates anything.
-Image.MAX_IMAGE_PIXELS = 100_000_000
+# Far above any capture. Pillow warns of larger ones, and refuses twice as many before it allocates anything.
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS = 100_000_000
 # Hidden target frames are published as black pictures. A mean of less than 2.5 of 255 is no photo of anything.
 BLACK_MEAN = 0.01
 # The middle of the mask is that of its central 96 %, so that single stray pixels do not move the crop.
