@@ -12,6 +12,7 @@ import numpy as np
 import pycolmap
 
 from infra.errors import UserError
+from infra.log import format_count
 from preprocessing.importing.reconstructions import MINIMUM_PHOTOS, Photo, listed
 
 # Endings that are tried for a photo whose name has none, as Blender's scripts write it.
@@ -125,7 +126,8 @@ def with_files(photos: list[Photo], source: Path) -> tuple[list[Photo], tuple[tu
         )
     if len(there) < MINIMUM_PHOTOS:
         why = f", as {listed([photo.name for photo in missing])} {_is(missing)} missing" if missing else ""
-        raise UserError(f"{source}: has {len(there)} posed photos{why}; at least {MINIMUM_PHOTOS} are needed")
+        count = format_count(len(there), "posed photo")
+        raise UserError(f"{source}: has {count}{why}; at least {MINIMUM_PHOTOS} are needed")
     _each_once(((photo.name, photo.path) for photo in there), "photos", source)
     return there, tuple((photo.name, "no such file") for photo in missing)
 
