@@ -54,12 +54,12 @@ IRRELEVANT = frozenset({
     "aabb", "aabb_scale", "render_aabb", "render_aabb_to_local", "scale", "offset", "up", "avglen", "totw", "totp",
     "sharpness", "sharpness_discard_threshold", "sharpen", "n_extra_learnable_dims", "importance_sampling",
     "white_transparent", "black_transparent", "fix_premult", "integer_depth_scale", "enable_depth_loading",
-    "enable_ray_loading", "depth_path", "envmap", "driver_parameters",
-    "applied_transform", "applied_scale", "orientation_override", "auto_scale_poses_override", "train_filenames",
-    "val_filenames", "test_filenames", "depth_file_path", "depth_unit_scale_factor", "normal_path",
-    "normal_file_path", "colmap_im_id", "fisheye_crop_radius", "rotation", "timestamp", "camera_label", "image_id",
-    "camera_id", "frame_id", "file_name", "name", "id", "blur_score", "motion_score", "poses_from", "confidence_score",
-    "aabb_range", "sphere_center", "sphere_radius", "camera_extent", "schema_version",
+    "enable_ray_loading", "depth_path", "envmap", "driver_parameters", "applied_transform", "applied_scale",
+    "orientation_override", "auto_scale_poses_override", "train_filenames", "val_filenames", "test_filenames",
+    "depth_file_path", "depth_unit_scale_factor", "normal_path", "normal_file_path", "colmap_im_id",
+    "fisheye_crop_radius", "rotation", "timestamp", "camera_label", "image_id", "camera_id", "frame_id", "file_name",
+    "name", "id", "blur_score", "motion_score", "poses_from", "confidence_score", "aabb_range", "sphere_center",
+    "sphere_radius", "camera_extent", "schema_version",
 })  # fmt: skip
 # What two ways of writing the same intrinsics may differ by, pixels.
 AGREEMENT = 1.0
