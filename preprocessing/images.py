@@ -18,8 +18,8 @@ from infra.storage import StoragePath
 from model.cameras import Cameras
 
 JPEG_QUALITY = 95
-# Far above any capture; Pillow refuses larger ones before it allocates anything.
-Image.MAX_IMAGE_PIXELS = 100_000_000
+# Far above any capture. Pillow warns of larger ones, and refuses twice as many before it allocates anything.
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS = 100_000_000
 # Hidden target frames are published as black pictures. A mean of less than 2.5 of 255 is no photo of anything.
 BLACK_MEAN = 0.01
 # The middle of the mask is that of its central 96 %, so that single stray pixels do not move the crop.
@@ -38,15 +38,6 @@ class View:
     image: np.ndarray  # [S, S, 3] uint8 RGB
     mask: np.ndarray | None  # [S, S] uint8, foreground probability · 255
     camera: Cameras  # batch shape (), image size (S, S)
-
-
-def picture_size(path: StoragePath) -> tuple[int, int]:
-    """(height, width) of a picture, from its header alone. Raises DefectError when it is missing or none."""
-    try:
-        with Image.open(io.BytesIO(_read(path, "image")), formats=("JPEG", "PNG")) as picture:
-            return picture.height, picture.width
-    except _DECODE_ERRORS as error:
-        raise DefectError("image undecodable or truncated") from error
 
 
 def read_image(path: StoragePath, size: tuple[int, int]) -> np.ndarray:

@@ -7,7 +7,7 @@ many tools apply a photo's EXIF orientation while others (COLMAP) take the pixel
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from infra.errors import UserError
@@ -141,24 +141,50 @@ def _with_mask(plan: Plan) -> Plan:
 
 
 def _decide(plans: list[Plan]) -> tuple[list[Plan], list[str]]:
-    """One tool made all cameras: where a photo's sizes do not say whether it applied the orientation, others' do."""
-    known = Counter(
-        plan.seen_as == plan.header.orientation
-        for plan in plans
-        if plan.seen_as is not None and plan.header.orientation != UPRIGHT
+    """One tool made all cameras, and one made all masks: where a photo's sizes do not say whether the tool applied the
+    orientation, others' do.
+    """
+    turned = [plan for plan in plans if plan.header.orientation != UPRIGHT]
+    cameras_upright = _majority(plan.seen_as != UPRIGHT for plan in turned if plan.seen_as is not None)
+    masks_upright = _majority(
+        plan.mask_seen_as == UPRIGHT
+        for plan in turned
+        if plan.mask is not None and plan.mask.orientation == UPRIGHT and plan.mask_seen_as is not None
     )
-    open_ones = [plan for plan in plans if plan.seen_as is None]
-    applied = known[True] > known[False]
-    decided = [
-        replace(plan, seen_as=plan.header.orientation if applied else UPRIGHT) if plan.seen_as is None else plan
-        for plan in plans
-    ]
-    if not open_ones or known:
-        return decided, []
-    return decided, [
-        f"{len(open_ones)} photos have an EXIF orientation, and their size does not say whether their cameras are of "
-        "the turned pictures: taken to be of the pixels as they are stored, as COLMAP does"
-    ]
+    notes = []
+    open_cameras = sum(plan.seen_as is None for plan in turned)
+    if open_cameras and cameras_upright is None:
+        notes.append(
+            f"{format_count(open_cameras, 'photo')} with an EXIF orientation, of which no size says whether the camera "
+            "is of the turned picture: taken to be of the pixels as they are stored, as COLMAP does"
+        )
+    open_masks = sum(_has_open_mask(plan) for plan in turned)
+    if open_masks and masks_upright is None:
+        notes.append(
+            f"{format_count(open_masks, 'photo')} with an EXIF orientation, of which no size says whether the mask is "
+            "of the turned picture: taken to be of the pixels that the camera is of"
+        )
+    return [_decided(plan, cameras_upright, masks_upright) for plan in plans], notes
+
+
+def _majority(votes: Iterable[bool]) -> bool | None:
+    """None if as many are for it as against it, or there are none."""
+    count = Counter(votes)
+    return None if count[True] == count[False] else count[True] > count[False]
+
+
+def _has_open_mask(plan: Plan) -> bool:
+    return plan.mask is not None and plan.mask_seen_as is None and plan.header.orientation != UPRIGHT
+
+
+def _decided(plan: Plan, cameras_upright: bool | None, masks_upright: bool | None) -> Plan:
+    """The plan with what its sizes leave open as most others have it."""
+    orientation = plan.header.orientation
+    if plan.seen_as is None:
+        plan = replace(plan, seen_as=orientation if cameras_upright else UPRIGHT)
+    if _has_open_mask(plan) and masks_upright is not None:
+        plan = replace(plan, mask_seen_as=UPRIGHT if masks_upright else orientation)
+    return plan
 
 
 def _without_mixed_mirrors(plans: list[Plan], left_out: list[LeftOut]) -> tuple[tuple[Plan, ...], tuple[LeftOut, ...]]:

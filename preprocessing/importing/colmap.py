@@ -4,6 +4,8 @@ take the world to the camera, axes are OpenCV's, pixel centres lie at half-integ
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import pycolmap
 
 from infra.errors import UserError
+from infra.log import format_count
 from preprocessing.importing import colmap_binary, colmap_text
 from preprocessing.importing.colmap_rows import QUATERNION_TOLERANCE, CameraRow, ImageRow
 from preprocessing.importing.photo_files import find_in_named_folder, find_masks, photo_folder, with_files
@@ -68,7 +71,7 @@ def read_colmap(source: Path, models: list[Path], images: Path | None, masks: Pa
     photos, num_lost = _photos(model, rows[model], folder, {int(n): place for place, n in enumerate(numbers)})
     notes += _remarks(model, rows[model], photos, points)
     if num_lost and len(points):
-        notes.append(f"{model}: {num_lost} keypoints are of points that it does not have")
+        notes.append(f"{model}: names points that it does not have at {format_count(num_lost, 'keypoint')}")
     there, left_out = with_files(photos, model)
     if masks is not None:
         found = find_masks(masks, [(photo.name, photo.path) for photo in there], model)
@@ -91,18 +94,29 @@ def _is_binary(model: Path) -> bool:
     return all((model / f"{name}.bin").is_file() for name in ("cameras", "images"))
 
 
+def _file(model: Path, name: str) -> Path:
+    return model / f"{name}.{'bin' if _is_binary(model) else 'txt'}"
+
+
+def _refuse_repeated(path: Path, what: str, numbers: Sequence[int]) -> None:
+    """Raise UserError if a number stands for two things: nobody knows which of them others mean by it."""
+    for number, times in Counter(numbers).items():
+        if times > 1:
+            refuse_value(path, f"{what} {number}", f"is there {times} times, but a number stands for one {what}")
+
+
 def _images(model: Path) -> list[ImageRow]:
-    if _is_binary(model):
-        return list(colmap_binary.read_images(model / "images.bin"))
-    return list(colmap_text.read_images(model / "images.txt"))
+    return list((colmap_binary if _is_binary(model) else colmap_text).read_images(_file(model, "images")))
 
 
 def _points(model: Path) -> tuple[np.ndarray, np.ndarray]:
     """Numbers [N] and positions [N, 3]; none where the model has no such file, as COLMAP allows."""
-    path = model / ("points3D.bin" if _is_binary(model) else "points3D.txt")
+    path = _file(model, "points3D")
     read = colmap_binary.read_points if _is_binary(model) else colmap_text.read_points
-    rows = dict(read(path)) if path.is_file() else {}
-    numbers, positions = list(rows), np.array(list(rows.values()), dtype=np.float64).reshape(-1, 3)
+    rows = list(read(path)) if path.is_file() else []
+    numbers = [number for number, _ in rows]
+    positions = np.array([position for _, position in rows], dtype=np.float64).reshape(-1, 3)
+    _refuse_repeated(path, "point", numbers)
     for place in np.flatnonzero(~(np.abs(positions) < MAX_VALUE).all(axis=1)):
         refuse_value(path, f"point {numbers[place]}", f"its position is {positions[place].tolist()}")
     return np.array(numbers, dtype=np.uint64), positions
@@ -110,8 +124,9 @@ def _points(model: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _photos(model: Path, rows: list[ImageRow], folder: Path, order: dict[int, int]) -> tuple[list[Photo], int]:
     """`order` gives the place of each point's number among the points; the count is that of keypoints of others."""
-    path = model / ("images.bin" if _is_binary(model) else "images.txt")
+    path = _file(model, "images")
     cameras = _cameras(model)
+    _refuse_repeated(path, "photo", [row.number for row in rows])
     photos, num_lost = [], 0
     for row in rows:
         if row.camera not in cameras:
@@ -160,9 +175,9 @@ def _pose(row: ImageRow, path: Path) -> np.ndarray:
 
 
 def _cameras(model: Path) -> dict[int, pycolmap.Camera]:
-    binary = _is_binary(model)
-    path = model / ("cameras.bin" if binary else "cameras.txt")
-    rows = (colmap_binary if binary else colmap_text).read_cameras(path)
+    path = _file(model, "cameras")
+    rows = list((colmap_binary if _is_binary(model) else colmap_text).read_cameras(path))
+    _refuse_repeated(path, "camera", [row.number for row in rows])
     cameras = {row.number: _camera(row, path) for row in rows}
     if not cameras:
         raise UserError(f"{path}: holds no camera; export the model again, with its cameras")

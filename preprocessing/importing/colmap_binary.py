@@ -71,7 +71,7 @@ def read_images(path: Path) -> Iterator[ImageRow]:
     """The photos of images.bin, which are those with a pose."""
     reader = _Reader(path)
     for _ in reader.entries():
-        _, *pose, camera = reader.values("<I7dI")
+        number, *pose, camera = reader.values("<I7dI")
         name = reader.text()
         count = int(reader.values("<Q")[0])
         keypoints = np.frombuffer(reader.bytes(count * _KEYPOINT.itemsize), dtype=_KEYPOINT)
@@ -79,7 +79,7 @@ def read_images(path: Path) -> Iterator[ImageRow]:
         pixels, points = keypoints["xy"][used].astype(np.float64), keypoints["point"][used].astype(np.int64)
         if not (np.abs(pixels) < MAX_VALUE).all():
             refuse_value(path, reader.place, "a keypoint's place is no number")
-        yield ImageRow(reader.place, name, int(camera), np.array(pose), pixels, points)
+        yield ImageRow(reader.place, int(number), name, int(camera), np.array(pose), pixels, points)
 
 
 def read_points(path: Path) -> Iterator[PointRow]:

@@ -28,6 +28,7 @@ class ImageRow:
     """One or two lines of images.txt, or an entry of images.bin."""
 
     place: str
+    number: int
     name: str
     camera: int
     pose: np.ndarray  # [7] quaternion w, x, y, z and translation, world to camera

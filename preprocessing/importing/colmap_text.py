@@ -89,12 +89,12 @@ def said_count(path: Path) -> int | None:
 
 def _photo_line(line: int, text: str) -> ImageRow | None:
     fields = text.split(maxsplit=9)  # the name is the rest of the line, with its spaces
-    if len(fields) < 10 or _integer(fields[0]) is None:
+    if len(fields) < 10:
         return None
-    camera, pose = _integer(fields[8]), [_float(field) for field in fields[1:8]]
-    if camera is None or None in pose:
+    number, camera, pose = _integer(fields[0]), _integer(fields[8]), [_float(field) for field in fields[1:8]]
+    if number is None or camera is None or None in pose:
         return None
-    return ImageRow(f"line {line}", fields[9], camera, np.array(pose, dtype=np.float64), *no_keypoints())
+    return ImageRow(f"line {line}", number, fields[9], camera, np.array(pose, dtype=np.float64), *no_keypoints())
 
 
 def _has_pose(text: str) -> bool:

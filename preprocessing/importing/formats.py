@@ -4,10 +4,19 @@ many of them are TIFF files with a thumbnail in front).
 
 from __future__ import annotations
 
-from PIL import Image
+import struct
+import zlib
+
+import cv2
+from PIL import Image, TiffImagePlugin
 
 # Names of Pillow's decoders that a picture may need; a phone's JPEG of several pictures is opened as JPEG.
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
+# What decoders raise on damaged files. The second line is of Pillow's reader of TIFF tags.
+DECODE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, cv2.error, Image.DecompressionBombError),
+    *(TypeError, KeyError, IndexError, OverflowError),
+)
 
 _TO_JPEG = "convert it to JPEG"
 _HEIC = ("a HEIC picture", "convert it to JPEG; on an iPhone, Settings > Camera > Formats > Most Compatible takes JPEG")
@@ -42,7 +51,9 @@ _RAW_SUFFIXES = (
     *(".dng", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".arw", ".srf", ".sr2"),
     *(".raf", ".rw2", ".orf", ".pef", ".srw", ".3fr", ".iiq", ".x3f", ".rwl"),
 )
-_DNG_VERSION, _SUBFILE, _PHOTOMETRIC, _REDUCED = 50706, 254, 262, 1
+# Tags of TIFF, and values that they have.
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+_DNG_VERSION, _SUBFILE, _REDUCED = 50706, 254, 1
 _SENSOR_VALUES = (32803, 34892)  # colour filter array, linear raw
 
 
@@ -62,5 +73,9 @@ def foreign_format(data: bytes, suffix: str) -> tuple[str, str] | None:
 def is_raw_file(picture: Image.Image) -> bool:
     """Whether a TIFF file is a raw file, of which Pillow would read the thumbnail."""
     tags = picture.tag_v2
-    reduced = tags.get(_SUBFILE, 0) & _REDUCED
-    return bool(_DNG_VERSION in tags or tags.get(_PHOTOMETRIC) in _SENSOR_VALUES or reduced)
+    return _DNG_VERSION in tags or tags.get(PHOTOMETRIC) in _SENSOR_VALUES or is_reduced(tags)
+
+
+def is_reduced(tags: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
+    """Whether a page of a TIFF file is a smaller copy of another."""
+    return bool(tags.get(_SUBFILE, 0) & _REDUCED)

@@ -14,8 +14,8 @@ _REMEDY = "write masks that are white (255) where the object is and black elsewh
 def read_mask_values(path: Path) -> np.ndarray:
     """Foreground probability · 255 of a mask as it is stored, [H, W] uint8.
 
-    Grey levels are probabilities. If there are only two, as 0 and 1 or the two colours of a palette, the brighter one
-    is the object.
+    Grey levels are probabilities. If there are only two and one of them is dark, as 0 and 1 or the two colours of a
+    palette, the brighter one is the object.
 
     Raises:
         PictureError: as `read_values`; or nothing is foreground, or all is equal, or there are several labels.
@@ -33,7 +33,7 @@ def foreground(values: np.ndarray) -> np.ndarray:
     if low == high:
         return np.full_like(values, 255)
     levels = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
-    if len(levels) == 2:
+    if len(levels) == 2 and low < 128:
         return np.where(values == high, 255, 0).astype(np.uint8)
     if high < 128:
         what = "several labels" if len(levels) <= 32 else "dark values only"

@@ -12,6 +12,7 @@ import numpy as np
 import pycolmap
 
 from infra.errors import UserError
+from infra.log import format_count
 from preprocessing.importing.reconstructions import MINIMUM_PHOTOS, Photo, listed
 
 # Endings that are tried for a photo whose name has none, as Blender's scripts write it.
@@ -77,22 +78,25 @@ def check_mask_folder(folder: Path) -> None:
 
 def find_masks(folder: Path, photos: Iterable[tuple[str, Path]], source: Path) -> dict[str, Path]:
     """The mask of each photo (name, file) by its name: the same folders and name with the ending .png, in COLMAP's way
-    photo.jpg.png, or the photo's own name; folders in front may be missing.
+    photo.jpg.png, or the photo's own name; folders in front may be missing. Masks may lie among the photos; a photo is
+    no mask.
 
     Raises:
         UserError: the folder or a photo's mask is missing.
     """
     check_mask_folder(folder)
+    photos = list(photos)
+    no_masks = {path.resolve() for _, path in photos}
     found: dict[str, Path] = {}
     missing: list[str] = []
     tried: list[str] = []
     for name, path in photos:
-        candidates = list(dict.fromkeys(_mask_names(name, path)))
-        masks = [inside(folder, candidate, source) for candidate in candidates]
-        mask = next((mask for mask in masks if mask.is_file()), None)
+        named = {candidate: inside(folder, candidate, source) for candidate in _mask_names(name, path)}
+        candidates = {candidate: mask for candidate, mask in named.items() if mask.resolve() not in no_masks}
+        mask = next((mask for mask in candidates.values() if mask.is_file()), None)
         if mask is None:
             missing.append(name)
-            tried = tried or candidates
+            tried = tried or list(candidates)
         else:
             found[name] = mask
     if missing:
@@ -122,7 +126,8 @@ def with_files(photos: list[Photo], source: Path) -> tuple[list[Photo], tuple[tu
         )
     if len(there) < MINIMUM_PHOTOS:
         why = f", as {listed([photo.name for photo in missing])} {_is(missing)} missing" if missing else ""
-        raise UserError(f"{source}: has {len(there)} posed photos{why}; at least {MINIMUM_PHOTOS} are needed")
+        count = format_count(len(there), "posed photo")
+        raise UserError(f"{source}: has {count}{why}; at least {MINIMUM_PHOTOS} are needed")
     _each_once(((photo.name, photo.path) for photo in there), "photos", source)
     return there, tuple((photo.name, "no such file") for photo in missing)
 

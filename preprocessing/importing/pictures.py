@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,22 +19,24 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageChops
 
-from preprocessing.images import BLACK_MEAN
+from preprocessing.images import BLACK_MEAN, MAX_PIXELS
 from preprocessing.importing.colors import to_srgb
-from preprocessing.importing.formats import FORMATS, foreign_format, is_raw_file
+from preprocessing.importing.formats import (
+    DECODE_ERRORS,
+    FORMATS,
+    PHOTOMETRIC,
+    WHITE_IS_ZERO,
+    foreign_format,
+    is_raw_file,
+    is_reduced,
+)
 from preprocessing.importing.orientation import UPRIGHT, inverse, turn_picture, turned_size
 
 DAMAGED = "damaged: it cannot be decoded to its end"
 OPAQUE = 255
-# The second line is what Pillow's reader of TIFF tags raises on damaged ones.
-_DECODE_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, cv2.error),
-    *(TypeError, KeyError, IndexError, OverflowError),
-)
 # What is decoded by Pillow or, in 16 bits, by OpenCV. A mode that is not here has no colours that a screen shows.
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "La", "CMYK", "YCbCr", "I;16", "I;16B"})
 _MODE_NAMES = {"F": "32-bit floating-point values", "I": "32-bit whole numbers", "LAB": "L*a*b* colours"}
-_REDUCED = 1  # bit of TIFF's NewSubfileType
 
 
 class PictureError(Exception):
@@ -130,19 +131,26 @@ def _opened(data: bytes, path: Path) -> Iterator[Image.Image]:
     if foreign := foreign_format(data, path.suffix):
         raise PictureError(*foreign)
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            warnings.simplefilter("ignore")  # about metadata that is not used here
-            _require_supported(picture)
-            yield picture
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PictureError(f"larger than {Image.MAX_IMAGE_PIXELS:,} pixels", "scale it down") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata that is not used here, and sizes, which are checked
+            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+                _require_supported(picture)
+                yield picture
+    except Image.DecompressionBombError as error:  # Pillow's own limit is twice ours
+        raise _too_large() from error
     except Image.UnidentifiedImageError as error:
         raise PictureError("no picture of a known kind", "convert it to JPEG or PNG") from error
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise PictureError(DAMAGED, "copy or export it again") from error
 
 
+def _too_large() -> PictureError:
+    return PictureError(f"larger than {MAX_PIXELS:,} pixels", "scale it down")
+
+
 def _require_supported(picture: Image.Image) -> None:
+    if picture.width * picture.height > MAX_PIXELS:
+        raise _too_large()
     if picture.format == "TIFF" and is_raw_file(picture):
         raise PictureError("a camera's raw file", "develop it to JPEG")
     if picture.mode not in _MODES:
@@ -161,7 +169,7 @@ def _pages(picture: Image.Image) -> int:
     full = 0
     for page in range(count):
         picture.seek(page)
-        full += not picture.tag_v2.get(254, 0) & _REDUCED
+        full += not is_reduced(picture.tag_v2)
     picture.seek(0)
     return full
 
@@ -201,8 +209,16 @@ def _bits(picture: Image.Image, data: bytes) -> int:
 def _decoded(picture: Image.Image, data: bytes, orientation: int) -> tuple[Image.Image, np.ndarray | None]:
     """Pixels as stored, in RGB, L or CMYK, and alpha [H, W]."""
     picture.load()
-    if _bits(picture, data) == 16 and picture.format in ("PNG", "TIFF"):
-        return _deep(data)
+    is_deep = _bits(picture, data) == 16 and picture.format in ("PNG", "TIFF")
+    found, alpha = _deep(picture, data) if is_deep else _shallow(picture)
+    if picture.format == "TIFF" and orientation != UPRIGHT:  # which Pillow and OpenCV have turned already
+        found = Image.fromarray(turn_picture(np.asarray(found), inverse(orientation)), found.mode)
+        alpha = None if alpha is None else turn_picture(alpha, inverse(orientation))
+    return found, alpha
+
+
+def _shallow(picture: Image.Image) -> tuple[Image.Image, np.ndarray | None]:
+    """Colours and alpha as Pillow decodes them, in 8 bits a channel."""
     alpha = None
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
@@ -210,19 +226,18 @@ def _decoded(picture: Image.Image, data: bytes, orientation: int) -> tuple[Image
     found = picture if picture.mode in ("RGB", "L", "CMYK") else picture.convert("RGB")
     if picture.format == "JPEG" and picture.mode == "CMYK" and "adobe" not in picture.info:
         found = ImageChops.invert(found)  # Pillow takes all for Adobe's, which stores 255 - ink
-    if picture.format == "TIFF" and orientation != UPRIGHT:  # which Pillow has turned already
-        found = Image.fromarray(turn_picture(np.asarray(found), inverse(orientation)), found.mode)
-        alpha = None if alpha is None else turn_picture(alpha, inverse(orientation))
     return found, alpha
 
 
-def _deep(data: bytes) -> tuple[Image.Image, np.ndarray | None]:
-    """The same of a picture of 16 bits a channel, rounded to 8."""
+def _deep(picture: Image.Image, data: bytes) -> tuple[Image.Image, np.ndarray | None]:
+    """The same as OpenCV decodes them from 16 bits a channel, rounded to 8."""
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16:
         raise PictureError("of 16 bits a channel in a form that is not read", "export it with 8 bits a channel")
     values = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if values.ndim == 2:
+        if picture.format == "TIFF" and picture.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            values = 255 - values  # OpenCV gives the values as they are stored
         return Image.fromarray(values), None
     colors = np.ascontiguousarray(values[..., 2::-1])
     alpha = values[..., 3] if values.shape[2] == 4 else None

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pycolmap
 
 from infra.errors import UserError
-from preprocessing.images import DefectError, picture_size
 from preprocessing.importing.json_fields import FieldError
 from preprocessing.importing.photo_files import (
     copy_note,
@@ -25,17 +25,19 @@ from preprocessing.importing.photo_files import (
     smaller_copy,
     with_files,
 )
+from preprocessing.importing.pictures import PictureError, read_header
 from preprocessing.importing.poses import TOLERANCE, rigid_pose
 from preprocessing.importing.reconstructions import Photo, Reconstruction, listed, refuse_photos
-from preprocessing.importing.transforms_camera import CAMERA_FIELDS, camera_of, unknown_fields
+from preprocessing.importing.transforms_camera import camera_of, overruled, unknown_fields, with_own_fields
 from preprocessing.normalize import RejectionError, load_points
 
 TRANSFORMS_NAMES = ("transforms.json", "transforms_train.json", "transforms_val.json", "transforms_test.json")
 CONVENTION = (
     "transform_matrix must take points of the camera to the world, with OpenGL's axes: x right, y up, z backward"
 )
-# Fields that this file reads; those of cameras are in transforms_camera.py.
-_OWN_FIELDS = {"frames", "n_frames", "ply_file_path", "file_path", "transform_matrix", "mask_path", "time"}
+# Fields that this file reads, at the top and in frames; those of cameras are in transforms_camera.py.
+_OF_FILE = {"frames", "n_frames", "ply_file_path"}
+_OF_FRAME = {"file_path", "transform_matrix", "mask_path", "time"}
 
 _WITHOUT_FRAMES = (
     "it is no object, but perhaps the list that ns-export cameras or 3D Gaussian Splatting writes; name the capture's "
@@ -61,12 +63,20 @@ class _File:
         if abs(scale - 1) > TOLERANCE:
             self.notes.add(f"{self.path}: transform_matrix scaled by {scale:.4g}, which is divided out")
         path = find_in_named_folder(self.images, name, self.path) if self.images else self.below(name)
-        said = {key: value for key, value in frame.items() if value is not None}
-        camera = camera_of({**self.content, **said}, lambda: _size_of(path))
+        camera = self.camera(frame, path)
         mask = frame.get("mask_path")
         if mask is not None and not isinstance(mask, str):
             raise FieldError(f"mask_path is {str(mask)[:40]!r}, which is no name of a file")
         return Photo(name, path, None if mask is None else self.below(mask), pose, camera)
+
+    def camera(self, frame: Mapping[str, Any], path: Path) -> pycolmap.Camera:
+        """The camera of the photo `path`; any, if only the photo could say its size and does not: then it is left out
+        later, with its reason.
+        """
+        try:
+            return camera_of(with_own_fields(self.content, frame), lambda: read_header(path).size)
+        except PictureError:
+            return pycolmap.Camera(model="PINHOLE", width=1, height=1, params=[1, 1, 0.5, 0.5])
 
     def below(self, name: str) -> Path:
         """The file `name` beside this one, or in a smaller copy of its folder."""
@@ -144,30 +154,25 @@ def _photos(file: _File) -> Iterator[Photo]:
     refuse_photos(file.path, problems)
 
 
-def _size_of(path: Path) -> tuple[int, int]:
-    """(height, width) of a photo; of one that is missing any, as it is left out."""
-    try:
-        return picture_size(path) if path.is_file() else (1, 1)
-    except DefectError as reason:
-        raise FieldError(f"has no w and h, and its photo does not say: {reason}") from reason
-
-
 def _remarks(file: _File) -> Iterator[str]:
     """What a person should know about fields that are not used."""
     frames = file.content["frames"]
-    unknown = unknown_fields(file.content).union(*(unknown_fields(frame) for frame in frames)) - _OWN_FIELDS
-    if unknown:
-        yield f"{file.path}: fields that are not known here were not used: {listed(sorted(unknown))}"
-    both = {
-        key
-        for frame in frames
-        for key in CAMERA_FIELDS & frame.keys()
-        if file.content.get(key, frame[key]) != frame[key]
-    }
-    if both:
-        yield f"{file.path}: the frames' own {listed(sorted(both))} are taken, not the file's"
+    at_top, in_frames = _said(file.content), set[str]().union(*(_said(frame) for frame in frames))
+    for keys, what in (
+        (unknown_fields(at_top | in_frames) - _OF_FILE - _OF_FRAME, "fields that are not known here"),
+        (at_top & _OF_FRAME, "fields at the top that belong in the frames"),
+        (in_frames & _OF_FILE, "fields in the frames that belong at the top"),
+    ):
+        if keys:
+            yield f"{file.path}: {what} were not used: {listed(sorted(keys))}"
+    if lost := set[str]().union(*(overruled(file.content, frame) for frame in frames)):
+        yield f"{file.path}: the frames' own cameras are taken, not the file's {listed(sorted(lost))}"
     if len({str(frame.get("time")) for frame in frames}) > 1:
         yield f"{file.path}: its frames have different times; the object must not have moved between them"
+
+
+def _said(fields: Mapping[str, Any]) -> set[str]:
+    return {key for key, value in fields.items() if value is not None}
 
 
 def _points(files: list[_File]) -> np.ndarray:

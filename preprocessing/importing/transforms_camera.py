@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -25,20 +25,28 @@ PERSPECTIVE = (
 FISHEYE = ("OPENCV_FISHEYE", "FISHEYE", "SIMPLE_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE")
 # Where a 3 × 3 matrix of intrinsics is written instead of fl_x and so on, or beside them.
 MATRICES = ("intrinsic_matrix", "intrinsics", "camera_intrinsics", "intrinsic", "K")
+FOCAL_FIELDS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov")
 _TERM = re.compile(r"[kps]\d*|skew|sk_x|sk_y|omega|xi")
 CAMERA_FIELDS = frozenset({
-    "w", "h", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov", "camera_model",
-    "is_fisheye", *MATRICES,
+    "w", "h", "cx", "cy", "camera_model", "is_fisheye", *FOCAL_FIELDS, *MATRICES,
 })  # fmt: skip
-# Refused unless they say nothing (null, false, 0, zeros): each would move pixels, or the camera within a photo.
+# Refused unless they say nothing (null, false, 0, zeros, empty): each would move pixels, or the camera within a photo.
 REFUSED = {
     "rolling_shutter": "photos whose rows were taken from different places; export the capture without it",
-    "ftheta_p0": "an f-theta lens; undistort the photos first",
     "latlong": "photos that are panoramas; cut them into perspective views first",
     "equirectangular": "photos that are panoramas; cut them into perspective views first",
+    "orthographic": "photos without a perspective, which no pinhole camera takes; render them with a perspective",
+    "from_na": "other axes, those of OpenCV; negate the second and the third column of every transform_matrix, and "
+    "remove from_na",
+    "k": "a lens whose terms have no names; write them as k1, k2, k3, p1, p2, or undistort first",
     "distortion_params": "a lens whose terms have no names; write them as k1, k2, k3, p1, p2, or undistort first",
     "transform_matrix_start": "a camera that moved while it took the photo; keep transform_matrix alone",
     "transform_matrix_end": "a camera that moved while it took the photo; keep transform_matrix alone",
+}
+# instant-ngp asks only whether this field is there. Refused whatever it holds, if not null.
+MARKS = {
+    "normal_mts_args": "it marks other axes, those of Mitsuba; negate the first and the third column of every "
+    "transform_matrix, and remove normal_mts_args",
 }
 # Boxes and scales of the tools' own worlds, which the matrices in the file are not in; lists for training; pictures of
 # other things; names and scores. applied_transform: matrices and points of the file have it already.
@@ -46,12 +54,12 @@ IRRELEVANT = frozenset({
     "aabb", "aabb_scale", "render_aabb", "render_aabb_to_local", "scale", "offset", "up", "avglen", "totw", "totp",
     "sharpness", "sharpness_discard_threshold", "sharpen", "n_extra_learnable_dims", "importance_sampling",
     "white_transparent", "black_transparent", "fix_premult", "integer_depth_scale", "enable_depth_loading",
-    "enable_ray_loading", "depth_path", "envmap", "driver_parameters", "from_na", "normal_mts_args",
-    "applied_transform", "applied_scale", "orientation_override", "auto_scale_poses_override", "train_filenames",
-    "val_filenames", "test_filenames", "depth_file_path", "depth_unit_scale_factor", "normal_path",
-    "normal_file_path", "colmap_im_id", "fisheye_crop_radius", "rotation", "timestamp", "camera_label", "image_id",
-    "camera_id", "frame_id", "file_name", "name", "id", "blur_score", "motion_score", "poses_from", "confidence_score",
-    "aabb_range", "sphere_center", "sphere_radius", "camera_extent", "schema_version",
+    "enable_ray_loading", "depth_path", "envmap", "driver_parameters", "applied_transform", "applied_scale",
+    "orientation_override", "auto_scale_poses_override", "train_filenames", "val_filenames", "test_filenames",
+    "depth_file_path", "depth_unit_scale_factor", "normal_path", "normal_file_path", "colmap_im_id",
+    "fisheye_crop_radius", "rotation", "timestamp", "camera_label", "image_id", "camera_id", "frame_id", "file_name",
+    "name", "id", "blur_score", "motion_score", "poses_from", "confidence_score", "aabb_range", "sphere_center",
+    "sphere_radius", "camera_extent", "schema_version",
 })  # fmt: skip
 # What two ways of writing the same intrinsics may differ by, pixels.
 AGREEMENT = 1.0
@@ -64,9 +72,9 @@ def camera_of(values: Fields, picture_size: Callable[[], tuple[int, int]]) -> py
     Raises:
         FieldError: a field is missing, contradicts another, or describes a lens that is not supported.
     """
-    for key, what in REFUSED.items():
-        if key in values and not _says_nothing(values[key]):
-            raise FieldError(f"{key} is {str(values[key])[:40]}: {what}")
+    for key, value in values.items():
+        if what := _refusal(key, value):
+            raise FieldError(f"{key} is {str(value)[:40]}: {what}")
     width, height = _size(values, picture_size)
     name, terms = _lens(values)
     intrinsics = _intrinsics(values, width, height)
@@ -81,16 +89,59 @@ def camera_of(values: Fields, picture_size: Callable[[], tuple[int, int]]) -> py
     return pycolmap.Camera(model=name, width=width, height=height, params=[*intrinsics, *terms])
 
 
-def unknown_fields(values: Fields) -> set[str]:
+def with_own_fields(file: Fields, frame: Fields) -> Fields:
+    """The fields of a frame: its own, and the file's where it has none; null counts as missing.
+
+    A focal length of its own, in whatever form, takes the place of all of the file's: they may be of another form. A
+    whole matrix of its own takes the place of the file's centre too.
+    """
+    own, replaced = _said(frame), set[str]()
+    if own.keys() & set(FOCAL_FIELDS):
+        replaced.update(FOCAL_FIELDS)
+    if own.keys() & set(MATRICES):
+        replaced.update((*FOCAL_FIELDS, *MATRICES, "cx", "cy"))
+    return {key: value for key, value in _said(file).items() if key not in replaced} | own
+
+
+def overruled(file: Fields, frame: Fields) -> set[str]:
+    """The file's fields of a camera that the frame's own take the place of and that say something else."""
+    taken = with_own_fields(file, frame)
+    return {
+        key
+        for key, value in _said(file).items()
+        if (key in CAMERA_FIELDS or _TERM.fullmatch(key)) and taken.get(key) != value
+    }
+
+
+def unknown_fields(keys: Iterable[str]) -> set[str]:
     """Fields that this reader does not know; whether they matter, a person must say."""
-    known = CAMERA_FIELDS | IRRELEVANT | REFUSED.keys()
-    return {key for key in values if key not in known and not _TERM.fullmatch(key) and not key.startswith("ftheta_")}
+    known = CAMERA_FIELDS | IRRELEVANT | REFUSED.keys() | MARKS.keys()
+    return {key for key in keys if key not in known and not _TERM.fullmatch(key) and not _is_ftheta(key)}
+
+
+def _refusal(key: str, value: Any) -> str | None:
+    """What a field means that no pinhole camera has, and what to do."""
+    if key in MARKS and value is not None:
+        return MARKS[key]
+    if _says_nothing(value):
+        return None
+    return "an f-theta lens; undistort the photos first" if _is_ftheta(key) else REFUSED.get(key)
+
+
+def _is_ftheta(key: str) -> bool:
+    return key.startswith("ftheta_")
+
+
+def _said(values: Fields) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _says_nothing(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
     if isinstance(value, list):
         return all(_says_nothing(item) for item in value)
-    return value is None or value is False or value == 0
+    return value in (None, False, 0, "")
 
 
 def _size(values: Fields, picture_size: Callable[[], tuple[int, int]]) -> tuple[int, int]:
@@ -162,7 +213,11 @@ def _lens(values: Fields) -> tuple[str, list[float]]:
         )
     if said not in (None, False, True, 0, 1) or (said and name in PERSPECTIVE):
         raise FieldError(f"is_fisheye is {said!r} and camera_model {name!r}; correct one of both")
-    terms = {key: number(values, key) or 0.0 for key in values if isinstance(key, str) and _TERM.fullmatch(key)}
+    terms = {
+        key: number(values, key) or 0.0
+        for key, value in values.items()
+        if _TERM.fullmatch(key) and not _says_nothing(value)
+    }
     if name in FISHEYE or said:
         used, model = ["k1", "k2", "k3", "k4"], "OPENCV_FISHEYE"  # even with all terms 0 it is not a pinhole camera
     elif name == "FULL_OPENCV" or terms.get("k3"):

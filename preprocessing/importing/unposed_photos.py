@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +14,11 @@ from PIL import Image
 from infra.errors import UserError
 from infra.fingerprint import FINGERPRINT_LENGTH
 from infra.storage import digest_file
+from preprocessing.importing.formats import DECODE_ERRORS, FORMATS
 
-# What a photo's name ends with, and the formats that such files hold.
+# What a photo's name ends with.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 _EXIF_FOLDER, _MAKE, _MODEL, _FOCAL_LENGTH, _FOCAL_LENGTH_35MM = 0x8769, 0x010F, 0x0110, 0x920A, 0xA405
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def read_lens(path: Path) -> tuple[Lens, str] | None:
             details = exif.get_ifd(_EXIF_FOLDER)
             values = (exif.get(_MAKE), exif.get(_MODEL), details.get(_FOCAL_LENGTH), details.get(_FOCAL_LENGTH_35MM))
             return Lens(picture.size, tuple(str(value) for value in values)), str(picture.format)
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         return None
 
 
@@ -77,7 +75,7 @@ def as_png(path: Path) -> bytes | None:
     try:
         with Image.open(path, formats=FORMATS) as picture:
             picture.convert("RGB").save(buffer, "PNG")
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         return None
     return buffer.getvalue()
 

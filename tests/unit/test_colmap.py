@@ -28,8 +28,8 @@ from tests.foreign_captures import (
 )
 
 
-def read(model: Path, masks: Path | None = None) -> Reconstruction:
-    return read_reconstruction(model, model.parent / "images", masks)
+def read(model: Path) -> Reconstruction:
+    return read_reconstruction(model, model.parent / "images", None)
 
 
 def assert_whole(capture: Reconstruction, names: list[str]) -> None:
@@ -201,6 +201,28 @@ def test_photos_that_cannot_be_are_named(tmp_path: Path, line: str, message: str
         read(write_colmap(tmp_path, images="\n".join([lines[0], line, *lines[2:]])))
 
 
+@pytest.mark.parametrize("is_binary", [False, True])
+@pytest.mark.parametrize(("name", "what"), [("cameras", "camera"), ("images", "photo"), ("points3D", "point")])
+def test_a_number_that_stands_for_two_things_is_named(tmp_path: Path, name: str, what: str, is_binary: bool) -> None:
+    model = write_colmap(tmp_path)
+    path = model / f"{name}.txt"
+    if is_binary:
+        pycolmap.Reconstruction(str(model)).write_binary(str(model))
+        path = model / f"{name}.bin"
+        data = path.read_bytes()
+        size = {"cameras": 24 + 4 * 8, "images": 64 + len("000.jpg") + 1 + 8, "points3D": 8 + 24 + 3 + 8 + 8}[name]
+        count = struct.unpack("<Q", data[:8])[0]
+        path.write_bytes(struct.pack("<Q", count + 1) + data[8:] + data[8 : 8 + size])
+    else:
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([*lines, *([""] if name == "images" else []), lines[1]]))
+    number = struct.unpack("<I", path.read_bytes()[8:12])[0] if is_binary else int(lines[1].split()[0])
+    with pytest.raises(
+        UserError, match=rf"{path.name}: {what} {number}: is there 2 times, but a number stands for one"
+    ):
+        read(model)
+
+
 def test_another_encoding_and_points_that_are_none_are_named(tmp_path: Path) -> None:
     model = write_colmap(tmp_path)
     good = (model / "points3D.txt").read_text()
@@ -248,24 +270,6 @@ def test_missing_photos_are_left_out_and_named(tmp_path: Path) -> None:
         read_reconstruction(model, None, None)
 
 
-def test_masks_are_found_by_either_name_or_all_missing_ones_are_named(tmp_path: Path) -> None:
-    model = write_colmap(tmp_path, [f"rig/{name}" for name in NAMES])
-    for number, name in enumerate(NAMES):
-        mask = (f"rig/{name}.png", f"{name}.png", f"rig/{Path(name).stem}.png", f"{Path(name).stem}.png")[number % 4]
-        write_photos(tmp_path / "masks", [mask], "L", 255)
-    capture = read(model, tmp_path / "masks")
-    assert [photo.mask_path and photo.mask_path.name.split(".")[0] for photo in capture.photos] == [
-        name.split(".")[0] for name in NAMES
-    ]
-    for path in (tmp_path / "masks").glob("00*"):
-        path.unlink()
-    tried = r"for rig/001\.jpg these names were tried: rig/001\.png, rig/001\.jpg\.png, rig/001\.jpg, 001\.png, "
-    with pytest.raises(UserError, match=rf"4 of 8 photos have no mask there, as rig/001\.jpg, rig/003\.jpg, .*{tried}"):
-        read(model, tmp_path / "masks")
-    with pytest.raises(UserError, match=r"--masks .*nowhere: no such folder"):
-        read(model, tmp_path / "nowhere")
-
-
 def test_poses_that_do_not_fit_their_keypoints_are_told(tmp_path: Path) -> None:
     """COLMAP's own files say nothing; a pose that was changed, a point that is gone, a photo that is gone do."""
     write_photos(tmp_path / "images", NAMES)
@@ -286,5 +290,5 @@ def test_poses_that_do_not_fit_their_keypoints_are_told(tmp_path: Path) -> None:
         "its head says that it has 8 entries, but it holds 7",
         "its head says that it has 60 entries, but it holds 59",
         "the poses of 1 of 7 photos put their points more than 4 pixels away from where they were found: 001.jpg",
-        "7 keypoints are of points that it does not have",
+        "names points that it does not have at 7 keypoints",
     ]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocessing.importing.masks import read_mask_values
+from preprocessing.importing.masks import foreground, read_mask_values
 from preprocessing.importing.pictures import PictureError
 
 SIZE = (20, 30)
@@ -67,6 +67,14 @@ def test_grey_levels_are_probabilities(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8)
     Image.fromarray(values).save(tmp_path / "mask.png")
     np.testing.assert_array_equal(read_mask_values(tmp_path / "mask.png"), values)
+
+
+@pytest.mark.parametrize("low", [128, 200, 254])
+def test_two_bright_levels_are_both_the_object(low: int) -> None:
+    """An alpha that is nearly opaque everywhere hides nothing."""
+    values = np.where(SHOWN, 255, low).astype(np.uint8)
+    np.testing.assert_array_equal(foreground(values), values)
+    np.testing.assert_array_equal(foreground(np.where(SHOWN, 255, 127).astype(np.uint8)), WHITE)
 
 
 @pytest.mark.parametrize(

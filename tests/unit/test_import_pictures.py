@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,16 @@ def test_sixteen_bits_with_alpha(tmp_path: Path) -> None:
     picture = read_picture(tmp_path / "a.png")
     np.testing.assert_array_equal(picture.colors, ramp())
     np.testing.assert_array_equal(picture.alpha, disc())
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_tiffs_whose_zero_is_white_are_no_negatives(tmp_path: Path, kind: type, compression: str) -> None:
+    grey = ramp()[..., 0]
+    values = (255 - grey).astype(np.uint16) * 257 if kind is np.uint16 else grey  # Pillow inverts 8 bits itself
+    path = saved(tmp_path / "a.tif", Image.fromarray(values), tiffinfo={262: 0}, compression=compression)
+    np.testing.assert_array_equal(read_picture(path).colors[..., 0], grey)
+    np.testing.assert_array_equal(read_values(path), grey)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P"])
@@ -255,6 +266,21 @@ def test_damaged_tags_are_damage(tmp_path: Path) -> None:
             except PictureError as error:
                 reasons.add(error.reason.split(":")[0])
     assert "damaged" in reasons
+
+
+@pytest.mark.parametrize(("height", "refused"), [(10_000, False), (10_001, True), (30_000, True)])
+@pytest.mark.filterwarnings("error")
+def test_the_limit_of_pixels_is_what_the_message_says(tmp_path: Path, height: int, refused: bool) -> None:
+    """Above a limit Pillow warns, above its double it refuses."""
+    data = bytearray(_bytes("RGB", "PNG"))
+    data[16:24] = struct.pack(">II", 10_000, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (tmp_path / "a.png").write_bytes(data)
+    if refused:
+        with pytest.raises(PictureError, match=r"^larger than 100,000,000 pixels; scale it down$"):
+            read_header(tmp_path / "a.png")
+    else:
+        assert read_header(tmp_path / "a.png").size == (height, 10_000)
 
 
 def test_a_place_without_a_file_is_told(tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from infra.errors import UserError
 from preprocessing.importing.orientation import turn_intrinsics, turn_picture, turn_pixels
+from preprocessing.importing.pictures import read_header, read_picture, read_values
 from preprocessing.importing.reconstructions import Photo, Reconstruction
 from preprocessing.importing.writing import import_capture
 from tests.posed_dots import SIZE, dot_offsets, draw, pinhole, pixels_of, poses, reconstruction, written
@@ -80,22 +84,105 @@ def test_other_files_have_orientations_too(tmp_path: Path, suffix: str) -> None:
     assert written(tmp_path / "root").frames[0].image_size == SIZE[::-1]
 
 
-@pytest.mark.parametrize("mask_is_upright", [True, False])
-def test_masks_are_turned_with_their_photo(tmp_path: Path, mask_is_upright: bool) -> None:
-    """A mask may be of the stored pixels or, as tools that follow the tag make them, of the upright picture."""
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pictures_of_sixteen_bits_come_out_as_they_are_stored(
+    tmp_path: Path, suffix: str, orientation: int, channels: int
+) -> None:
+    """Photos and masks alike; OpenCV follows the tag of a TIFF, but not that of a PNG."""
+    values = np.random.default_rng(0).integers(1, 255, (30, 40, 4), np.uint8)[..., [*range(channels)]].squeeze()
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(sixteen_bits(values, suffix, orientation))
+    header, picture = read_header(path), read_picture(path)
+    assert (header.size, header.orientation, header.bits) == ((30, 40), orientation, 16)
+    shown = values[..., :3] if channels > 1 else np.repeat(values[..., None], 3, axis=2)
+    np.testing.assert_array_equal(picture.colors, shown)
+    if channels == 1:
+        np.testing.assert_array_equal(read_values(path), values)
+    if channels == 4:
+        np.testing.assert_array_equal(picture.alpha, values[..., 3])
+        np.testing.assert_array_equal(read_values(path), values[..., 3])
+
+
+def test_sixteen_bit_photos_are_turned_with_their_cameras(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.tif" for number in range(len(poses()))]
+    for path, pose in zip(paths, poses(), strict=True):
+        path.write_bytes(sixteen_bits(draw(pixels_of(pose)), ".tif", 6))
+    import_capture(reconstruction(paths), tmp_path / "root", category="thing", name="mine")
+    sequence = written(tmp_path / "root")
+    assert dot_offsets(tmp_path / "root", sequence).max() < OFFSET
+    assert sequence.frames[0].image_size == SIZE[::-1]
+
+
+def sixteen_bits(values: np.ndarray, suffix: str, orientation: int) -> bytes:
+    """A file of values [H, W] or [H, W, 3 or 4] uint8, stored in 16 bits a channel with a tag of orientation."""
+    deep = values.astype(np.uint16) * 257
+    deep = deep if deep.ndim == 2 else deep[..., [2, 1, 0, 3][: deep.shape[2]]]
+    data = cv2.imencode(suffix, deep, [cv2.IMWRITE_TIFF_COMPRESSION, 1] if suffix == ".tif" else [])[1].tobytes()
+    if suffix == ".tif":
+        return with_tag(data, 274, orientation)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    body = exif.tobytes().removeprefix(b"Exif\x00\x00")
+    chunk = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
+    return data[:33] + chunk + data[33:]  # behind the first chunk
+
+
+def with_tag(data: bytes, tag: int, value: int) -> bytes:
+    """A little-endian TIFF file with a tag of one short number, set or added; its directory moves to the end."""
+    (start,) = struct.unpack("<I", data[4:8])
+    (count,) = struct.unpack("<H", data[start : start + 2])
+    entries = [data[place : place + 12] for place in range(start + 2, start + 2 + 12 * count, 12)]
+    others = [entry for entry in entries if struct.unpack("<H", entry[:2])[0] != tag]
+    entries = sorted([*others, struct.pack("<HHIHH", tag, 3, 1, value, 0)], key=lambda e: struct.unpack("<H", e[:2]))
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    padded = data + bytes(len(data) % 2)
+    return padded[:4] + struct.pack("<I", len(padded)) + padded[8:] + directory
+
+
+def masked_photos(folder: Path, orientations: list[int], *, mask_is_upright: bool) -> Reconstruction:
+    """Photos whose model is of the stored pixels, each with a mask of where it is bright."""
     photos = []
-    for number, pose in enumerate(poses()):
-        path, mask_path = tmp_path / f"{number}.jpg", tmp_path / f"{number}.png"
+    for number, (pose, orientation) in enumerate(zip(poses(), orientations, strict=True)):
+        path, mask_path = folder / f"{number}.jpg", folder / f"{number}.png"
         stored = draw(pixels_of(pose))
-        save(path, Image.fromarray(stored), 6)
-        mask = Image.fromarray(np.where(stored[..., 0] > 100, 255, 0).astype(np.uint8))
-        (mask.transpose(Image.Transpose.ROTATE_270) if mask_is_upright else mask).save(mask_path)
+        save(path, Image.fromarray(stored), orientation)
+        mask = np.where(stored[..., 0] > 100, 255, 0).astype(np.uint8)
+        Image.fromarray(turn_picture(mask, orientation) if mask_is_upright else mask).save(mask_path)
         photos.append(Photo(path.name, path, mask_path, pose, pinhole()))
-    imported(tmp_path, replace(reconstruction([photo.path for photo in photos]), photos=tuple(photos)))
-    for frame in written(tmp_path / "root").frames:
-        image = np.asarray(Image.open(tmp_path / "root" / str(frame.image_path)).convert("L"))
-        mask = np.asarray(Image.open(tmp_path / "root" / str(frame.mask_path)))
+    return replace(reconstruction([photo.path for photo in photos]), photos=tuple(photos))
+
+
+def assert_masked(root: Path) -> None:
+    """Each written mask is of its picture."""
+    for frame in written(root).frames:
+        image = np.asarray(Image.open(root / str(frame.image_path)).convert("L"))
+        mask = np.asarray(Image.open(root / str(frame.mask_path)))
         assert ((mask >= 128) == (image > 100)).mean() > 0.995
+
+
+@pytest.mark.parametrize("mask_is_upright", [True, False])
+@pytest.mark.parametrize("orientations", [[6] * 6, [3] * 5 + [6], [3, 1, 3, 1, 3, 8]])
+def test_masks_are_turned_with_their_photo(tmp_path: Path, orientations: list[int], mask_is_upright: bool) -> None:
+    """A mask may be of the stored pixels or, as tools that follow the tag make them, of the upright picture. A photo
+    that is upside down does not say which; another photo's mask does.
+    """
+    capture = masked_photos(tmp_path, orientations, mask_is_upright=mask_is_upright)
+    summary = import_capture(capture, tmp_path / "root", category="thing", name="mine")
+    assert_masked(tmp_path / "root")
+    assert not any("EXIF orientation, of which" in note for note in summary.notes)
+
+
+def test_what_no_size_says_of_cameras_and_masks_is_told(tmp_path: Path) -> None:
+    capture = masked_photos(tmp_path, [3, 1, 1, 1, 1, 1], mask_is_upright=False)
+    summary = import_capture(capture, tmp_path / "root", category="thing", name="mine")
+    assert_masked(tmp_path / "root")
+    start = "1 photo with an EXIF orientation, of which no size says whether the"
+    assert [note.split(": ")[0] for note in summary.notes if note.startswith(start)] == [
+        f"{start} camera is of the turned picture",
+        f"{start} mask is of the turned picture",
+    ]
 
 
 def test_mirrored_photos_among_others_are_left_out(tmp_path: Path) -> None:

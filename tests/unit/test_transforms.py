@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
+from preprocessing.importing.checking import check_photos
 from preprocessing.importing.reading import read_reconstruction
 from preprocessing.importing.reconstructions import Reconstruction
-from preprocessing.importing.transforms_camera import CAMERA_FIELDS, IRRELEVANT, REFUSED
 from tests.foreign_captures import (
     FOCAL,
     HEIGHT,
@@ -111,55 +111,33 @@ def test_intrinsics_of_each_frame_come_first_and_other_fields_are_told(tmp_path:
     assert capture.photos[0].camera.params[0] == 90
     assert [note.split(": ", 1)[1] for note in capture.notes] == [
         "fields that are not known here were not used: mood, weather",
-        "the frames' own fl_x are taken, not the file's",
+        "the frames' own cameras are taken, not the file's fl_x",
     ]
 
 
-def test_a_whole_matrix_of_intrinsics(tmp_path: Path) -> None:
-    matrix = [[90.0, 0, 31], [0, 91.0, 25], [0, 0, 1]]
-    write_transforms(tmp_path, fl_x=None, intrinsic_matrix=matrix)
-    assert read(tmp_path).photos[0].camera.params.tolist() == [90, 91, 31, 25]
-    write_transforms(tmp_path, fl_x=90.0, fl_y=91.0, cx=31.0, cy=25.0, K=np.ravel(matrix).tolist())
-    assert read(tmp_path).photos[0].camera.params.tolist() == [90, 91, 31, 25]
-    write_transforms(tmp_path, K=matrix)
-    with pytest.raises(UserError, match=r"000\.jpg: K has \[90.*, but fl_x, fl_y, cx and cy say \[80.*; also imag"):
-        read(tmp_path)
-    write_transforms(tmp_path, fl_x=None, intrinsics={"fx": 3})
-    with pytest.raises(UserError, match=r"intrinsics is no 3 × 3 matrix .*; write fl_x, fl_y, cx and cy instead"):
-        read(tmp_path)
+def test_fields_in_the_wrong_place_are_told(tmp_path: Path) -> None:
+    own = framed(ply_file_path="points.ply", n_frames=None)
+    write_transforms(tmp_path, mask_path="masks/a.png", time=3, transform_matrix=[1], frames=own)
+    assert [note.split(": ", 1)[1] for note in read(tmp_path).notes] == [
+        "fields at the top that belong in the frames were not used: mask_path, time, transform_matrix",
+        "fields in the frames that belong at the top were not used: ply_file_path",
+    ]
 
 
-def distorted(x: float, y: float, k: list[float], p: tuple[float, float]) -> tuple[float, float]:
-    """Brown's model, by hand."""
-    r2 = x * x + y * y
-    radial = 1 + sum(term * r2 ** (power + 1) for power, term in enumerate(k))
-    return (
-        x * radial + 2 * p[0] * x * y + p[1] * (r2 + 2 * x * x),
-        y * radial + p[0] * (r2 + 2 * y * y) + 2 * p[1] * x * y,
-    )
-
-
-@pytest.mark.parametrize("name", [None, "OPENCV", "PINHOLE", "SIMPLE_RADIAL"])
-@pytest.mark.parametrize("k3", [0.0, 0.12])
-def test_no_lens_term_is_dropped_whatever_the_model_is_called(tmp_path: Path, name: str | None, k3: float) -> None:
-    write_transforms(tmp_path, camera_model=name, k1=0.08, k2=-0.15, k3=k3, k4=0, p1=0.01, p2=-0.02)
-    camera = read(tmp_path).photos[0].camera
-    x, y = distorted(0.3, -0.2, [0.08, -0.15, k3], (0.01, -0.02))
-    found = camera.img_from_cam(np.array([[0.3, -0.2, 1.0]]))[0]
-    np.testing.assert_allclose(found, [FOCAL * x + 32, FOCAL * y + 24], atol=1e-9)
-
-
-@pytest.mark.parametrize("fields", [{"camera_model": "OPENCV_FISHEYE"}, {"is_fisheye": 1}, {"camera_model": "FISHEYE"}])
-def test_fisheye_lenses(tmp_path: Path, fields: dict[str, Any]) -> None:
-    """Kannala and Brandt's polynomial of the angle; without terms it still bends lines."""
-    terms = [0.05, -0.02, 0.01, 0.003]
-    write_transforms(tmp_path, **fields, **{f"k{number}": term for number, term in enumerate(terms, start=1)})
-    angle = math.atan(0.5)
-    radius = angle * (1 + sum(term * angle ** (2 * number) for number, term in enumerate(terms, start=1)))
-    found = read(tmp_path).photos[0].camera.img_from_cam(np.array([[0.3, 0.4, 1.0]]))[0]
-    np.testing.assert_allclose(found, [FOCAL * radius * 0.6 + 32, FOCAL * radius * 0.8 + 24], atol=1e-9)
-    write_transforms(tmp_path, **fields)
-    assert not read(tmp_path).photos[0].is_pinhole
+def test_the_size_of_any_picture_stands_for_w_and_h(tmp_path: Path) -> None:
+    """A photo that does not say its size is left out with its reason; others are taken."""
+    names = [
+        f"images/{number}.{end}" for number, end in enumerate(("tif", "webp", "bmp", "png", "jpg", "tif", "bmp", "jpg"))
+    ]
+    write_photos(tmp_path, names)
+    (tmp_path / names[4]).write_bytes(b"\x00\x00\x00\x18ftypheic")
+    (tmp_path / names[7]).unlink()
+    write_transforms(tmp_path, w=None, h=None, frames=frames(names))
+    capture = read(tmp_path)
+    assert capture.left_out == ((names[7], "no such file"),)
+    checked = check_photos(capture)
+    assert [(item.name, item.reason) for item in checked.left_out] == [(names[4], "a HEIC picture")]
+    assert [plan.photo.camera.params.tolist() for plan in checked.plans] == [[80, 80, 32, 24]] * 6
 
 
 def test_a_uniform_scale_is_divided_out_and_told(tmp_path: Path) -> None:
@@ -214,6 +192,11 @@ def test_matrices_of_three_rows_or_few_digits(tmp_path: Path) -> None:
         ({"camera_model": "OPENCV", "is_fisheye": True}, "is_fisheye is True and camera_model 'OPENCV'"),
         ({"rolling_shutter": [0, 0.1, 0, 0]}, r"rolling_shutter is \[0, 0\.1, 0, 0\]: photos whose rows"),
         ({"distortion_params": [0.1]}, "distortion_params"),
+        ({"k": [0.1, 0]}, r"k is \[0\.1, 0\]: a lens whose terms have no names; write them as k1"),
+        ({"ftheta_p0": 0, "ftheta_p1": 0.002}, "ftheta_p1 is 0.002: an f-theta lens; undistort the photos first"),
+        ({"orthographic": True}, "orthographic is True: photos without a perspective"),
+        ({"from_na": True}, "from_na is True: other axes, those of OpenCV; negate the second and the third column of"),
+        ({"normal_mts_args": {}}, r"normal_mts_args is \{\}: it marks other axes, .*; negate the first and the third"),
         ({"frames": framed(transform_matrix_end=np.eye(4).tolist())}, "transform_matrix_end is .*: a camera that"),
         ({"frames": framed(mask_path=7)}, "mask_path is '7', which is no name of a file"),
         ({"frames": framed(mask_path="masks/a.png")}, r"000\.jpg: its mask .*masks/a\.png is missing; also images/001"),
@@ -229,17 +212,6 @@ def test_what_is_wrong_is_named_with_its_value(tmp_path: Path, fields: dict[str,
     write_transforms(tmp_path, **fields)
     with pytest.raises(UserError, match=message):
         read(tmp_path)
-
-
-def test_the_page_names_every_field() -> None:
-    page = (Path(__file__).parents[2] / "docs/own-captures.md").read_text()
-    fields = CAMERA_FIELDS | REFUSED.keys() | IRRELEVANT | {"k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "mask_path"}
-    assert sorted(field for field in fields if f"`{field}`" not in page) == []
-
-
-def test_fields_that_say_nothing_are_no_reason(tmp_path: Path) -> None:
-    write_transforms(tmp_path, rolling_shutter=[0, 0, 0, 0], k4=0.0, k5=0, is_fisheye=False, camera_model="PERSPECTIVE")
-    assert read(tmp_path).photos[0].is_pinhole
 
 
 def test_images_names_another_folder(tmp_path: Path) -> None:
