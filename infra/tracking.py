@@ -113,6 +113,20 @@ class Tracking:
         Raises:
             UserError: this store has no such run, or it was deleted there.
         """
+        run = self.find(run_id)
+        if run is None:
+            raise UserError(
+                f"MLflow at {shown(self.uri)} has no run {run_id}, which an earlier stage of this root recorded; name "
+                "the store that it used with --tracking-uri, or another --root"
+            )
+        return run
+
+    def find(self, run_id: str) -> Run | None:
+        """The run of that id, to go on in; None where this store has no such run.
+
+        Raises:
+            UserError: it was deleted there.
+        """
         self._prepare()
         client = self._client()
         try:
@@ -120,10 +134,7 @@ class Tracking:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            raise UserError(
-                f"MLflow at {shown(self.uri)} has no run {run_id}, which an earlier stage of this root recorded; name "
-                "the store that it used with --tracking-uri, or another --root"
-            ) from error
+            return None
         if run.info.lifecycle_stage == LifecycleStage.DELETED:
             raise UserError(
                 f"run {run_id} was deleted in MLflow at {shown(self.uri)}; restore it "

@@ -124,15 +124,16 @@ def find_version(versions: Sequence[RegisteredVersion], checkpoint: str) -> Regi
 
 
 def find_rival(config: RegisterConfig, runtime: RuntimeConfig, checkpoint: str) -> RegisteredVersion | None:
-    """The version that the model of a checkpoint has to beat: the champion; or the one that it was compared with, if
-    that is decided, so that running a finished pipeline again after a newer champion compares nothing anew.
+    """The version that the model of a checkpoint has to beat: the champion. None without one, and where it was decided
+    what the model became: a finished pipeline that is run again needs no other model.
     """
     registry = Registry(runtime.tracking, config.model_name)
     versions, champion = registry.versions(), registry.champion()
     own = find_version(versions, checkpoint)
-    if own is None or not (recorded_decision(own) or own == champion):
-        return champion
-    return rival_of(own, versions)
+    if own is not None and recorded_decision(own):
+        return None
+    # Whoever was interrupted as champion already had beaten its rival.
+    return rival_of(own, versions) if own is not None and own == champion else champion
 
 
 def rival_of(version: RegisteredVersion, versions: Sequence[RegisteredVersion]) -> RegisteredVersion | None:
@@ -156,7 +157,7 @@ def open_champion(version: RegisteredVersion, runtime: RuntimeConfig) -> tuple[C
 
 
 def _open(runtime: RuntimeConfig, stage: str, tag: str, kind: type[Any], version: RegisteredVersion) -> Any:
-    name = f"{version.name} version {version.version}, the champion"
+    name = f"{version.name} version {version.version}"
     fingerprint = version.tags.get(tag)
     if fingerprint is None:
         raise UserError(

@@ -155,8 +155,8 @@ def test_damaged_weights_of_a_champion_are_named(root: Path) -> None:
 @pytest.mark.parametrize(
     ("champion", "message"),
     [
-        (version(1, "elsewhere"), r"version 1, the champion: its train result elsewhere is not below"),
-        (version(1, "c"), r"version 1, the champion: it was not registered by this program \(it has no tag viewdiff.b"),
+        (version(1, "elsewhere"), r"viewdiff version 1: its train result elsewhere is not below"),
+        (version(1, "c"), r"viewdiff version 1: it was not registered by this program \(it has no tag viewdiff.b"),
     ],
 )
 def test_a_champion_that_is_not_here_is_refused(root: Path, champion: RegisteredVersion, message: str) -> None:
