@@ -91,7 +91,7 @@ def decide(registry: Registry, version: RegisteredVersion, comparison: Compariso
     if version.tags.get(RIVAL_TAG) != rival:
         registry.set_tag(number, RIVAL_TAG, rival)
     decision = _set_alias(registry, number, comparison)
-    while decision is None:  # another process set it for the first time at the same moment
+    while decision is None:  # another process set it at the same moment
         decision = _set_alias(registry, number, comparison)
     registry.set_tag(number, DECISION_TAG, json.dumps(asdict(decision)))
     return decision
@@ -108,8 +108,10 @@ def _set_alias(registry: Registry, number: int, comparison: Comparison) -> Decis
             f"{champion.name} version {champion.version} became champion meanwhile, and version {number} was not "
             "compared with it; run the same command again"
         )
-    is_due = decision.alias == CHAMPION or challenger < number
-    return decision if not is_due or registry.set_alias(decision.alias, number) else None
+    if decision.alias == CHALLENGER and challenger >= number:
+        return decision
+    was_set = registry.set_alias(decision.alias, number)
+    return decision if was_set and registry.aliases().get(decision.alias) == number else None
 
 
 def recorded_decision(version: RegisteredVersion) -> Decision | None:
@@ -119,7 +121,7 @@ def recorded_decision(version: RegisteredVersion) -> Decision | None:
 
 
 def find_version(versions: Sequence[RegisteredVersion], checkpoint: str) -> RegisteredVersion | None:
-    """The version of a checkpoint, by its fingerprint."""
+    """The first version of a checkpoint, by its fingerprint."""
     return next((version for version in versions if version.tags.get(CHECKPOINT_TAG) == checkpoint), None)
 
 

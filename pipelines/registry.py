@@ -49,8 +49,13 @@ def register(config: RegisterConfig, inputs: Mapping[str, Any], folder: Path, ru
     Tracking(runtime.tracking).check()
     registry = Registry(runtime.tracking, config.model_name)
     comparison = _comparison(inputs)
-    versions = registry.versions()
-    version = find_version(versions, inputs["checkpoint"].fingerprint) or _add(registry, inputs)
+    checkpoint, versions = inputs["checkpoint"].fingerprint, registry.versions()
+    version = find_version(versions, checkpoint)
+    if version is None:
+        added = _add(registry, inputs)
+        # Another command may have added the same model meanwhile: all decide about the first version of it.
+        versions = registry.versions()
+        version = find_version(versions, checkpoint) or added
     decision = recorded_decision(version)
     if decision is None:
         rival = comparison.rival and find_version(versions, comparison.rival)

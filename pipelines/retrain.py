@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from infra.addresses import shown
@@ -87,7 +88,7 @@ def retrain(config: RunConfig, runtime: RuntimeConfig, start: Start, *, dry_run:
     print(f"champion   {start.champion.name} version {start.champion.version}")
     preprocess = _existing(dataset.data, config.preprocess)
     captures = _planned(dataset.data, preprocess) if preprocess else Captures()
-    _require_all(captures, start, config, dataset)
+    _require_all(captures, start.champion, config, dataset)
     if preprocess is None:
         raise UserError(
             f"retrain: {dataset.data} has none of the categories {', '.join(config.preprocess.categories)}; name "
@@ -108,8 +109,15 @@ def retrain(config: RunConfig, runtime: RuntimeConfig, start: Start, *, dry_run:
         for name, fingerprint, state in stages:
             print(f"  {name:<12} {fingerprint}  {state}")
         return
-    if _stores_new(config, runtime, start, dataset):
-        _print_result(run_chain(config, runtime, until="register", given=given, extra=extra), start)
+    stored = _stored(config, runtime, dataset)
+    _require_all(stored, start.champion, config, dataset)
+    decision = decide(stored, start.tried)
+    if not decision.train:
+        _print_reasons(decision)
+        return
+    replaceable = partial(_require_all, stored, config=config, dataset=dataset)
+    results = run_chain(config, runtime, until="register", given=given, extra=extra, require_replaceable=replaceable)
+    _print_result(results)
 
 
 def newest_synthetic(root: Path) -> Path:
@@ -138,14 +146,14 @@ def _existing(root: StoragePath, config: PreprocessConfig) -> PreprocessConfig |
     return replace(config, categories=kept) if kept else None
 
 
-def _require_all(captures: Captures, start: Start, config: RunConfig, dataset: RawDataset) -> None:
-    """Check that the champion would forget nothing that it was trained on."""
-    missing = missing_categories(captures, captures_of(start.champion), config.retrain.given_up_categories)
+def _require_all(captures: Captures, champion: RegisteredVersion, config: RunConfig, dataset: RawDataset) -> None:
+    """Check that a model of these captures knows everything that the champion was trained on."""
+    missing = missing_categories(captures, captures_of(champion), config.retrain.given_up_categories)
     if missing:
         raise UserError(
-            f"retrain: {start.champion.name} version {start.champion.version} was trained on {', '.join(missing)}, of "
-            f"which {dataset.data} has no usable sequence, so it would forget them; complete that folder, or give them "
-            f"up with --retrain.given-up-categories {' '.join(missing)}"
+            f"retrain: {champion.name} version {champion.version} was trained on {', '.join(missing)}, of which "
+            f"{dataset.data} has no usable sequence, so it would forget them; complete that folder, or give them up "
+            f"with --retrain.given-up-categories {' '.join(missing)}"
         )
 
 
@@ -156,16 +164,11 @@ def _planned(root: StoragePath, config: PreprocessConfig) -> Captures:
     return Captures(taken, Counter(item.category for item in plan.rejected))
 
 
-def _stores_new(config: RunConfig, runtime: RuntimeConfig, start: Start, dataset: RawDataset) -> bool:
-    """Preprocess, and see whether that stored a sequence of a new category, and of all old ones."""
+def _stored(config: RunConfig, runtime: RuntimeConfig, dataset: RawDataset) -> Captures:
+    """Preprocess: what that has stored, and refused."""
     shards = run_chain(config, runtime, until="preprocess", given={"synth": dataset})["preprocess"]
     manifest = read_manifest(shards.data)
-    stored = Captures(manifest["categories"], Counter(item["category"] for item in manifest["rejected"]))
-    _require_all(stored, start, config, dataset)
-    decision = decide(stored, start.tried)
-    if not decision.train:
-        _print_reasons(decision)
-    return decision.train
+    return Captures(manifest["categories"], Counter(item["category"] for item in manifest["rejected"]))
 
 
 def _print_reasons(decision: Decision) -> None:
@@ -175,7 +178,7 @@ def _print_reasons(decision: Decision) -> None:
         print("retrain    nothing to do")
 
 
-def _print_result(results: Mapping[str, Artifact], start: Start) -> None:
+def _print_result(results: Mapping[str, Artifact]) -> None:
     facts = results["register"].facts
     print(f"retrain    {facts['model_name']} version {facts['version']} is the {facts['alias']}: {facts['reason']}")
     print(f"report     {results['report'].folder / 'report.html'}")

@@ -151,6 +151,16 @@ def test_what_is_decided_needs_no_other_models_weights(model: Model) -> None:
     assert forked.run(model.run(21))["alias"] == "champion"
 
 
+def test_a_model_that_two_commands_register_is_decided_about_once(model: Model) -> None:
+    forked.run(model.run(20))
+    forked.run(model.run(21, until="report"))
+    other_is_done = _once("log_model_artifacts", lambda: forked.run(model.run(21, title="another")))
+    facts = forked.run(model.run(21), other_is_done)
+    assert (facts["version"], facts["alias"]) == (2, "champion")
+    assert model.state()["aliases"] == {"champion": 2}
+    assert [DECISION_TAG in tags for tags in model.state()["versions"]] == [True, True, False]
+
+
 def test_an_older_version_never_replaces_a_newer_champion(model: Model) -> None:
     forked.run(model.run(20))
     better_one_is_registered = _once("create_model_version", lambda: forked.run(model.run(21)))
