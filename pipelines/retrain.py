@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from infra.addresses import shown
+from infra.addresses import shown_address
 from infra.errors import UserError
 from infra.mlflow_registry import RegisteredVersion, Registry
 from infra.storage import StoragePath, open_path
@@ -22,11 +22,11 @@ from pipelines.config import RegisterConfig, RunConfig
 from pipelines.plan import describe_chain, run_chain
 from pipelines.retraining import (
     Captures,
-    Decision,
+    RetrainingPlan,
     captures_of,
-    decide,
     last_decided,
     missing_categories,
+    plan_retraining,
     tried_since,
 )
 from pipelines.runtime import RuntimeConfig
@@ -61,8 +61,8 @@ def find_start(config: RegisterConfig, runtime: RuntimeConfig) -> Start:
     champion = registry.champion()
     if champion is None:
         raise UserError(
-            f"retrain: no champion of model {config.model_name!r} in {shown(runtime.tracking)}; run `viewdiff run` "
-            "first"
+            f"retrain: no champion of model {config.model_name!r} in {shown_address(runtime.tracking)}; run "
+            "`viewdiff run` first"
         )
     versions = registry.versions()
     start = last_decided(champion, versions)
@@ -94,11 +94,11 @@ def retrain(config: RunConfig, runtime: RuntimeConfig, start: Start, *, dry_run:
             f"retrain: {dataset.data} has none of the categories {', '.join(config.preprocess.categories)}; name "
             "others with --preprocess.categories"
         )
-    decision = decide(captures, start.tried)
-    _print_reasons(decision)
-    if not decision.train:
+    planned = plan_retraining(captures, start.tried)
+    _print_reasons(planned)
+    if not planned.train:
         return
-    names = ", ".join(decision.new_categories)
+    names = ", ".join(planned.new_categories)
     print(f"retrain    {config.retrain.num_steps} steps from the champion's weights, for {names}")
     config = replace(config, preprocess=preprocess, train=replace(config.train, num_steps=config.retrain.num_steps))
     given: dict[str, Artifact] = {"synth": dataset, "base": start.base}
@@ -111,9 +111,9 @@ def retrain(config: RunConfig, runtime: RuntimeConfig, start: Start, *, dry_run:
         return
     stored = _stored(config, runtime, dataset)
     _require_all(stored, start.champion, config, dataset)
-    decision = decide(stored, start.tried)
-    if not decision.train:
-        _print_reasons(decision)
+    planned = plan_retraining(stored, start.tried)
+    if not planned.train:
+        _print_reasons(planned)
         return
     replaceable = partial(_require_all, stored, config=config, dataset=dataset)
     results = run_chain(config, runtime, until="register", given=given, extra=extra, require_replaceable=replaceable)
@@ -171,10 +171,10 @@ def _stored(config: RunConfig, runtime: RuntimeConfig, dataset: RawDataset) -> C
     return Captures(manifest["categories"], Counter(item["category"] for item in manifest["rejected"]))
 
 
-def _print_reasons(decision: Decision) -> None:
-    for reason in decision.reasons:
+def _print_reasons(planned: RetrainingPlan) -> None:
+    for reason in planned.reasons:
         print(f"           {reason}")
-    if not decision.train:
+    if not planned.train:
         print("retrain    nothing to do")
 
 
