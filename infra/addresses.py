@@ -14,9 +14,10 @@ from infra.errors import UserError
 _SQLITE = re.compile(r"sqlite(?:\+\w+)?://(?P<path>/[^?]*)?(?:\?.*)?", re.DOTALL)
 _NO_FILES = ("", ":memory:")  # an SQLite database that ends with its process
 
-# Everything up to the last @: a password may hold characters that should have been quoted. In a bucket's keys an @ is
-# none of those.
-_USER = re.compile(r"(?P<scheme>\b[A-Za-z][\w+.-]*://)(?:(?<=\bs3://)[^\s/@]*@|(?<!\bs3://)[^\s/]\S*@)")
+# Before a host with a colon everything up to the last @ is the user's: a password may hold characters that should have
+# been quoted, also a /. Without a colon in front of it an @ behind a / is the path's.
+_USER = re.compile(r"(?P<scheme>\b[A-Za-z][\w+.-]*://)(?:[^\s/@:]*:\S*@|[^\s/:]*@)")
+_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?:[^/@:]*:.*@|[^/:]*@)?(?P<place>[^?]*)(?:\?.*)?", re.DOTALL)
 _QUERY = re.compile(r"(?P<address>\b[A-Za-z][\w+.-]*://[^\s?]*)\?\S*?(?=[\"'`)\].,;:]*(?:\s|$))")
 _LONGEST_NAME = 250  # characters, what an MLflow on PostgreSQL takes for a run's
 _OTHER_CHARACTERS = re.compile(r"[^\w ,.()-]")
@@ -40,9 +41,17 @@ def sqlite_path(address: str) -> Path | None:
     return None if path in _NO_FILES or path.startswith("file:") else Path(path).absolute()
 
 
+def shown_address(address: str) -> str:
+    """An address as it may be printed and recorded: without the part before the host, which is a user's name and
+    password, and without the query, which may be a token. What remains is an address still.
+    """
+    match = _ADDRESS.fullmatch(address)
+    return address if match is None else match["scheme"] + match["place"]
+
+
 def shown(text: str) -> str:
-    """An address, or a text that holds some, as it may be printed and recorded: without the part before the host, which
-    is a user's name and password, and without the query, which may be a token. What remains is an address still.
+    """A text that may hold addresses, with each as `shown_address` says. Where an address ends is not known here: a
+    blank ends it, also in a password.
     """
     return _QUERY.sub(r"\g<address>", _USER.sub(r"\g<scheme>", text))
 

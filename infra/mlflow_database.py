@@ -4,9 +4,8 @@ and brought along when their folder was copied or moved.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import glob
+import os
 import shlex
 import sqlite3
 import uuid
@@ -28,6 +27,7 @@ from mlflow.store.db.base_sql_model import Base
 
 from infra.addresses import sqlite_address
 from infra.errors import UserError
+from infra.locks import take_lock
 from infra.log import get_logger
 from infra.storage import require_space
 
@@ -35,7 +35,7 @@ ARTIFACTS_NAME = "mlartifacts"  # folder beside the database
 
 _NEW_BYTES = 1_000_000
 _BUSY_SECONDS = 20.0  # MLflow waits as long for another process's transaction
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_OTHER_STORE = "name an MLflow server with --tracking-uri, put the root on another file system"  # one with locks
 _LOCKED_ERRORS, _LOCK_FAILURES = ("SQLITE_BUSY", "SQLITE_LOCKED"), ("SQLITE_IOERR_LOCK", "SQLITE_IOERR_UNLOCK")
 _DAMAGE_ERRORS = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 _REVISION_TABLE, _UPGRADE_PREFIX = "alembic_version", "_alembic_tmp_"
@@ -69,9 +69,12 @@ def require_usable(path: Path) -> None:
     """Look at the database without MLflow, which tries for 100 s before it says that it cannot. Creates nothing.
 
     Raises:
-        UserError: it cannot be made, or is damaged, half made, locked, or another MLflow's.
+        UserError: it cannot be made or written, or is damaged, half made, locked, or another MLflow's.
     """
-    if is_new(path):
+    has_nothing = is_new(path)
+    if path.exists():
+        _require_writable(path)
+    if has_nothing:
         require_space(path.parent, _NEW_BYTES)
         return
     with _reading(path) as connection:
@@ -126,6 +129,15 @@ def _bring_along(path: Path) -> None:
             get_logger("mlflow").info(moved, path, folder, _local(old))
             if _local(old).exists() and not folder.exists():
                 get_logger("mlflow").warning("%s was not copied with it: copy that folder to %s", _local(old), folder)
+
+
+def _require_writable(path: Path) -> None:
+    """The file, and its folder, in which SQLite writes down what a killed process has to undo."""
+    remedy = "change its owner or its mode, or name another --tracking-uri"
+    if not os.access(path, os.W_OK):
+        raise UserError(f"{path}: no permission to write in this database; {remedy}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path.parent}: no permission to write in this folder, as SQLite has to; {remedy}")
 
 
 def _require_length(path: Path, connection: sqlite3.Connection) -> None:
@@ -208,7 +220,7 @@ def _as_user_error(path: Path, error: sqlite3.DatabaseError) -> UserError:
     if name in _LOCKED_ERRORS:
         return UserError(f"{path} is held by another program for {_BUSY_SECONDS:.0f} s; end it and run this again")
     if name in _LOCK_FAILURES:
-        return _without_locks(path)
+        return UserError(f"{path} is on a file system without locks, which SQLite needs; {_OTHER_STORE}")
     return UserError(f"{path} cannot be read ({error}); see who may read and write the file and its folder")
 
 
@@ -224,23 +236,11 @@ def _aside(path: Path) -> str:
     return shlex.join(["mv", str(path), f"{path}.broken"])
 
 
-def _without_locks(path: Path) -> UserError:
-    return UserError(
-        f"{path.parent} is on a file system without locks, which an SQLite database needs; name an MLflow server with "
-        "--tracking-uri, or put the root on another file system"
-    )
-
-
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Hold the database's lock file. The kernel drops the lock when the process ends, however it ends."""
     with path.with_name(f".{path.name}.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            raise _without_locks(path) from error
+        take_lock(lock, wait=True, remedy=_OTHER_STORE)
         yield
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from infra.addresses import shown
+from infra.addresses import shown, shown_address
 from infra.errors import UserError
 
 # What may be raised while a store is away.
@@ -68,7 +68,7 @@ def explained(error: Exception, uri: str) -> UserError:
         said, remedy = f"cannot be used ({reason})", "name a server (http://…) or a database (postgresql://…)"
     elif type(error) is MlflowException and len(causes) == 1:  # an MLflow server says what is wrong in its own words
         said, remedy = f"does not answer as MLflow does ({reason})", "correct the address in --tracking-uri"
-    return UserError(f"MLflow at {shown(uri)} {said}; {remedy}")
+    return UserError(f"MLflow at {shown_address(uri)} {said}; {remedy}")
 
 
 def require_answer(uri: str) -> None:

@@ -86,7 +86,7 @@ class Registry:
 
     def set_alias(self, alias: str, version: int) -> bool:
         """Point `alias` at a version; it leaves the one that had it. MLflow has no compare-and-set: whoever must not
-        take the alias from a third version reads it right before.
+        take the alias from a third version reads it right before, and again afterwards.
 
         False, and nothing is changed, if there was no such alias and another process made it at the same moment.
         """

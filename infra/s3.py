@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from pyarrow import fs
 
-from infra.addresses import shown
+from infra.addresses import shown_address
 from infra.errors import UserError
 from infra.log import get_logger
 
@@ -61,7 +61,7 @@ class S3Path:
         key = address.removeprefix(SCHEME).rstrip("/")
         bucket, *parts = key.split("/")
         if not (address.startswith(SCHEME) and _BUCKET.fullmatch(bucket)) or {"", ".", ".."} & set(parts):
-            raise UserError(f"address {shown(address)!r}: write it as s3://bucket/folder")
+            raise UserError(f"address {shown_address(address)!r}: write it as s3://bucket/folder")
         return S3Path(key)
 
     def __str__(self) -> str:
@@ -199,13 +199,13 @@ def _endpoint() -> str | None:
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         if endpoint := os.environ.get(name):
             if not re.fullmatch(r"https?://[^/\s]+/?", endpoint):
-                raise UserError(f"{name}={shown(endpoint)}: write it as http://host:port or https://host")
+                raise UserError(f"{name}={shown_address(endpoint)}: write it as http://host:port or https://host")
             return endpoint
     return None
 
 
 def _where() -> str:
-    return f"the object store at {shown(_endpoint() or 'Amazon S3')}"
+    return f"the object store at {shown_address(_endpoint() or 'Amazon S3')}"
 
 
 def _complaint(path: str, text: str) -> str:

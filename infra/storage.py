@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from infra.addresses import shown
+from infra.addresses import shown_address
 from infra.errors import UserError
 from infra.limits import as_limit_error
 from infra.s3 import SCHEME, S3Path
@@ -34,7 +34,7 @@ def open_path(address: str) -> StoragePath:
     if address.startswith(SCHEME):
         return S3Path.parse(address)
     if not address or re.match(r"\w+:/", address):
-        raise UserError(f"address {shown(address)!r}: name a folder, or s3://bucket/folder")
+        raise UserError(f"address {shown_address(address)!r}: name a folder, or s3://bucket/folder")
     return Path(address).expanduser()
 
 

@@ -29,7 +29,7 @@ _EXTENSION = b"ARROW:extension"  # what the description has in it for each colum
 
 
 def read_table(source: Path | bytes, schema: pa.Schema, *, name: str, remedy: str) -> pa.Table:
-    """The table in a Parquet file, or in its bytes. `schema`: the columns, in order, that it was written with.
+    """The table in a Parquet file, or in its bytes. `schema`: the columns that it was written with.
 
     Raises:
         UserError: it has other columns or a damaged footer, or its values cannot be read; `name` says what it is and

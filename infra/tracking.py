@@ -21,7 +21,7 @@ from mlflow.entities import Experiment, LifecycleStage
 from mlflow.exceptions import MlflowException
 
 from infra import mlflow_database
-from infra.addresses import require_name, shown, sqlite_address, sqlite_path
+from infra.addresses import require_name, shown_address, sqlite_address, sqlite_path
 from infra.errors import UserError
 from infra.mlflow_outage import UNREACHABLE, explained, reason_of_outage, require_answer, short_requests
 from infra.mlflow_run import Run
@@ -113,6 +113,20 @@ class Tracking:
         Raises:
             UserError: this store has no such run, or it was deleted there.
         """
+        run = self.find(run_id)
+        if run is None:
+            raise UserError(
+                f"MLflow at {shown_address(self.uri)} has no run {run_id}, which an earlier stage of this root "
+                "recorded; name the store that it used with --tracking-uri, or another --root"
+            )
+        return run
+
+    def find(self, run_id: str) -> Run | None:
+        """The run of that id, to go on in; None where this store has no such run.
+
+        Raises:
+            UserError: it was deleted there.
+        """
         self._prepare()
         client = self._client()
         try:
@@ -120,13 +134,10 @@ class Tracking:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            raise UserError(
-                f"MLflow at {shown(self.uri)} has no run {run_id}, which an earlier stage of this root recorded; name "
-                "the store that it used with --tracking-uri, or another --root"
-            ) from error
+            return None
         if run.info.lifecycle_stage == LifecycleStage.DELETED:
             raise UserError(
-                f"run {run_id} was deleted in MLflow at {shown(self.uri)}; restore it "
+                f"run {run_id} was deleted in MLflow at {shown_address(self.uri)}; restore it "
                 f"({self._command(f'mlflow runs restore --run-id {run_id}')}) and run the same command again"
             )
         return Run(id=run_id, client=client)
@@ -150,7 +161,7 @@ class Tracking:
         """Address of a run's page when the store is a server, else None."""
         if not self.uri.startswith(("http://", "https://")):
             return None
-        return f"{shown(self.uri).rstrip('/')}/#/experiments/{self._experiment_id()}/runs/{run_id}"
+        return f"{shown_address(self.uri).rstrip('/')}/#/experiments/{self._experiment_id()}/runs/{run_id}"
 
     def is_new_database(self) -> bool:
         """Whether the store is a database file in which nothing is yet.
@@ -183,12 +194,12 @@ class Tracking:
         if experiment is not None and experiment.lifecycle_stage == LifecycleStage.DELETED:
             restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
             raise UserError(
-                f"experiment {self.experiment!r} was deleted in MLflow at {shown(self.uri)}; restore it "
+                f"experiment {self.experiment!r} was deleted in MLflow at {shown_address(self.uri)}; restore it "
                 f"({self._command(restore)}), or name another in {_EXPERIMENT_VARIABLE}"
             )
 
     def _command(self, command: str) -> str:
-        return f"MLFLOW_TRACKING_URI={shlex.quote(shown(self.uri))} {command}"
+        return f"MLFLOW_TRACKING_URI={shlex.quote(shown_address(self.uri))} {command}"
 
 
 def _database(uri: str) -> Path | None:
@@ -200,7 +211,7 @@ def _database(uri: str) -> Path | None:
     path = sqlite_path(uri)
     has_no_file = path is None and uri.startswith("sqlite")
     if has_no_file or not ("://" in uri or uri.startswith(_SHORT_ADDRESSES)):
-        named = "" if "@" in uri else f" {shown(uri)!r}"
+        named = "" if "@" in uri else f" {shown_address(uri)!r}"
         raise UserError(
             f"--tracking-uri{named}: write a server's address as http://host:port, a local database's as "
             f"{sqlite_address(Path('/folder/mlflow.db'))}"

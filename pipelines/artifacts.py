@@ -33,6 +33,8 @@ class Artifact:
     facts: Mapping[str, Any] = field(default_factory=dict)
     complete_name: ClassVar[str | None] = None
     """The file that is written last, of kinds that are large and read file by file, and may be in an object store."""
+    is_elsewhere: ClassVar[bool] = False
+    """Whether what the stage makes lies in a service, and the folder only tells of it: the stage runs every time."""
 
     @property
     def data(self) -> StoragePath:
@@ -133,6 +135,8 @@ class Report(Artifact):
 @dataclass(frozen=True)
 class ModelVersion(Artifact):
     """A version in MLflow's model registry; facts hold its name, version and alias."""
+
+    is_elsewhere = True
 
     @property
     def became_champion(self) -> bool:

@@ -91,7 +91,7 @@ def decide(registry: Registry, version: RegisteredVersion, comparison: Compariso
     if version.tags.get(RIVAL_TAG) != rival:
         registry.set_tag(number, RIVAL_TAG, rival)
     decision = _set_alias(registry, number, comparison)
-    while decision is None:  # another process set it for the first time at the same moment
+    while decision is None:  # another process set it at the same moment
         decision = _set_alias(registry, number, comparison)
     registry.set_tag(number, DECISION_TAG, json.dumps(asdict(decision)))
     return decision
@@ -108,8 +108,10 @@ def _set_alias(registry: Registry, number: int, comparison: Comparison) -> Decis
             f"{champion.name} version {champion.version} became champion meanwhile, and version {number} was not "
             "compared with it; run the same command again"
         )
-    is_due = decision.alias == CHAMPION or challenger < number
-    return decision if not is_due or registry.set_alias(decision.alias, number) else None
+    if decision.alias == CHALLENGER and challenger >= number:
+        return decision
+    was_set = registry.set_alias(decision.alias, number)
+    return decision if was_set and registry.aliases().get(decision.alias) == number else None
 
 
 def recorded_decision(version: RegisteredVersion) -> Decision | None:
@@ -119,20 +121,21 @@ def recorded_decision(version: RegisteredVersion) -> Decision | None:
 
 
 def find_version(versions: Sequence[RegisteredVersion], checkpoint: str) -> RegisteredVersion | None:
-    """The version of a checkpoint, by its fingerprint."""
+    """The first version of a checkpoint, by its fingerprint."""
     return next((version for version in versions if version.tags.get(CHECKPOINT_TAG) == checkpoint), None)
 
 
 def find_rival(config: RegisterConfig, runtime: RuntimeConfig, checkpoint: str) -> RegisteredVersion | None:
-    """The version that the model of a checkpoint has to beat: the champion; or the one that it was compared with, if
-    that is decided, so that running a finished pipeline again after a newer champion compares nothing anew.
+    """The version that the model of a checkpoint has to beat: the champion. None without one, and where it was decided
+    what the model became: a finished pipeline that is run again needs no other model.
     """
     registry = Registry(runtime.tracking, config.model_name)
     versions, champion = registry.versions(), registry.champion()
     own = find_version(versions, checkpoint)
-    if own is None or not (recorded_decision(own) or own == champion):
-        return champion
-    return rival_of(own, versions)
+    if own is not None and recorded_decision(own):
+        return None
+    # Whoever was interrupted as champion already had beaten its rival.
+    return rival_of(own, versions) if own is not None and own == champion else champion
 
 
 def rival_of(version: RegisteredVersion, versions: Sequence[RegisteredVersion]) -> RegisteredVersion | None:
@@ -156,7 +159,7 @@ def open_champion(version: RegisteredVersion, runtime: RuntimeConfig) -> tuple[C
 
 
 def _open(runtime: RuntimeConfig, stage: str, tag: str, kind: type[Any], version: RegisteredVersion) -> Any:
-    name = f"{version.name} version {version.version}, the champion"
+    name = f"{version.name} version {version.version}"
     fingerprint = version.tags.get(tag)
     if fingerprint is None:
         raise UserError(

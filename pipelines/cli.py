@@ -105,11 +105,15 @@ def _run_stages(command: str, arguments: list[str]) -> None:
 
 
 def _retrain(arguments: list[str]) -> None:
-    from pipelines.arguments import parse_run
+    from pipelines.arguments import given_options, parse_run
 
     parsed = parse_run("retrain", arguments, description=COMMANDS["retrain"])
     if parsed.initial is not None:
         raise UserError(f"--initial {parsed.initial}: retrain starts from the champion; drop it, or use viewdiff train")
+    if given_options(arguments, {"--train.num-steps"}):
+        raise UserError("--train.num-steps: of retrain the number of steps is --retrain.num-steps; write that instead")
+    if base_options := [argument for argument in arguments if argument.startswith("--base.")]:
+        raise UserError(f"{base_options[0]}: retrain goes on with the champion's base model; drop it")
     from pipelines.recorded_settings import settings_of
     from pipelines.retrain import find_start, retrain
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.addresses import shown
+from infra.addresses import shown_address
 from infra.errors import UserError
 from infra.log import Progress
 from infra.mlflow_read import History, RecordedRun, RunReader
@@ -30,7 +30,7 @@ def compare(names: Sequence[str], config: ComparisonConfig) -> None:
         UserError: MLflow does not answer or has no training runs; or the names do not say which runs.
     """
     tracking = Tracking(RuntimeConfig(root=config.root, tracking_uri=config.tracking_uri).tracking)
-    source = shown(tracking.uri)
+    source = shown_address(tracking.uri)
     if tracking.is_new_database():
         raise UserError(f"compare: there is no database {source}; name another --root or --tracking-uri")
     tracking.check()

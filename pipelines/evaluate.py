@@ -21,7 +21,7 @@ from infra.tracking import FINGERPRINT_TAG, FOLDER_TAG, Tracking, flatten
 from pipelines.config import EvaluateConfig
 from pipelines.evaluation_tasks import EvaluationTask, choose_objects, choose_texts
 from pipelines.lineage import log_shards
-from pipelines.object_generation import Failures, generate_objects, require_few
+from pipelines.object_generation import Failures, generate_objects, require_few, require_scores
 from pipelines.pictures import ObjectPictures, grid
 from pipelines.runtime import RuntimeConfig
 from pipelines.scoring import OBJECTS_SCHEMA, REASON, SCORE_COLUMNS, mean_training_image, score, summarize
@@ -39,8 +39,8 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Any], folder: Path, ru
     `inputs`: shards, captions, base, checkpoint. An object that fails is recorded with the reason, and is in no mean.
 
     Raises:
-        UserError: the split holds no object, more objects failed than `config.max_failed_share` allows, or MLflow does
-            not answer.
+        UserError: the split holds no object, all objects failed, or more than `config.max_failed_share` allows, or
+            MLflow does not answer.
     """
     tracking = Tracking(runtime.tracking)
     tracking.check()
@@ -57,7 +57,7 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Any], folder: Path, ru
     unscored = {task.name: reason for task, reason in zip(objects, columns[REASON], strict=True) if reason is not None}
     failures |= unscored
     require_few(failures, most=most_failures)
-    require_few(unscored, most=len(objects) - 1)
+    require_scores(unscored, num_objects=len(objects))
     summary = summarize(columns) | {
         "num_objects": len(objects),
         "num_text_objects": len(texts),

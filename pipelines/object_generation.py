@@ -103,15 +103,27 @@ def require_few(failures: Failures, *, most: int) -> None:
     """Raises UserError, with the commonest reasons, when more than `most` objects failed."""
     if len(failures) <= most:
         return
+    raise UserError(
+        f"evaluate: {format_count(len(failures), 'object')} failed, at most {most} may ({_commonest(failures)}); mend "
+        "that and run the same command again, or allow more with --evaluate.max-failed-share"
+    )
+
+
+def require_scores(failures: Failures, *, num_objects: int) -> None:
+    """Raises UserError, with the commonest reasons, when all the objects that have scores failed."""
+    if len(failures) == num_objects:
+        raise UserError(
+            f"evaluate: no object has scores, so there is no mean: {format_count(num_objects, 'object')} failed "
+            f"({_commonest(failures)}); mend that and run the same command again"
+        )
+
+
+def _commonest(failures: Failures) -> str:
     names: dict[str, list[str]] = {}
     for name, reason in failures.items():
         names.setdefault(reason, []).append("/".join(name))
     commonest = sorted(names.items(), key=lambda item: -len(item[1]))[:REASONS_TOLD]
-    told = "; ".join(f"{objects[0]}{' and others' * (len(objects) > 1)}: {reason}" for reason, objects in commonest)
-    raise UserError(
-        f"evaluate: {format_count(len(failures), 'object')} failed, at most {most} may ({told}); mend that and run the "
-        "same command again, or allow more with --evaluate.max-failed-share"
-    )
+    return "; ".join(f"{objects[0]}{' and others' * (len(objects) > 1)}: {reason}" for reason, objects in commonest)
 
 
 def _ask(task: EvaluationTask, client: Client, reader: ShardReader) -> _Pending:

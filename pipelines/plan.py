@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra.errors import UserError
 from infra.storage import open_path
@@ -15,6 +15,9 @@ from pipelines.runtime import RuntimeConfig
 from pipelines.sources import NOT_KNOWN, ROLE, pretrained_models
 from pipelines.stage import Stage, is_finished, partial_dir, run_stage
 from pipelines.steps import STEPS, Step
+
+if TYPE_CHECKING:  # MLflow takes seconds to import
+    from infra.mlflow_registry import RegisteredVersion
 
 
 def make_stage(step: Step, config: RunConfig, inputs: Mapping[str, Artifact]) -> Stage:
@@ -42,14 +45,17 @@ def run_chain(
     until: str,
     given: Mapping[str, Artifact] | None = None,
     extra: Mapping[str, Mapping[str, Artifact]] | None = None,
+    require_replaceable: Callable[[RegisteredVersion], None] | None = None,
 ) -> dict[str, Artifact]:
     """Run the stages up to `until`, opening those that are finished; returns every stage's result by name.
 
     `given` are results to use instead of running their stages; with `runtime.co3d_root` the captures are given. `extra`
-    are further inputs of stages, by stage and role.
+    are further inputs of stages, by stage and role. `require_replaceable` is asked, before anything is registered,
+    about the champion that the model would replace: not always the one that was champion before the training.
 
     Raises:
-        UserError: bad captures or settings, or MLflow or the hub does not answer (said before any work is done).
+        UserError: bad captures or settings, or MLflow or the hub does not answer (said before any work is done); or
+            that champion may not be replaced.
     """
     results: dict[str, Artifact] = dict(given or {})
     if "synth" not in results:
@@ -66,7 +72,7 @@ def run_chain(
     for step in steps:
         inputs = _inputs(step, results, extra, models)
         if step.name == "register":
-            results[step.name] = _register(step, config, runtime, inputs, results)
+            results[step.name] = _register(step, config, runtime, inputs, results, require_replaceable)
         else:
             results[step.name] = run_stage(make_stage(step, config, inputs), runtime)
         if step.name == "preprocess" and until in ("evaluate", "report", "register"):
@@ -124,6 +130,7 @@ def _register(
     runtime: RuntimeConfig,
     inputs: Mapping[str, Artifact],
     results: dict[str, Artifact],
+    require_replaceable: Callable[[RegisteredVersion], None] | None,
 ) -> Artifact:
     """Evaluate the champion and run stage register; once more when another model becomes champion meanwhile."""
     from pipelines.champion import ChampionChangedError, find_rival, open_champion
@@ -132,6 +139,8 @@ def _register(
         rival = find_rival(config.register, runtime, results["train"].fingerprint)
         compared = dict(inputs)
         if rival is not None:
+            if require_replaceable is not None:
+                require_replaceable(rival)
             checkpoint, base = open_champion(rival, runtime)
             others = results | {"train": checkpoint, "base": base}  # on the objects that the new one was evaluated on
             evaluate = next(step for step in STEPS if step.name == "evaluate")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from infra.addresses import shown
+from infra.addresses import shown_address
 from infra.log import get_logger
 from infra.mlflow_outage import reason_of_outage
 from pipelines.senders import Sender
@@ -22,7 +22,7 @@ class Recorder:
     """The thread: lets every sender send, again and again, until it is told to end and all is sent."""
 
     def __init__(self, senders: list[Sender], *, uri: str) -> None:
-        self._senders, self._uri = senders, shown(uri)
+        self._senders, self._uri = senders, shown_address(uri)
         self._close: Callable[[], None] = lambda: None
         self._ended, self._abandoned, self.done = threading.Event(), threading.Event(), threading.Event()
         self.away: str | None = None

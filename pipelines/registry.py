@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from infra.mlflow_registry import CHAMPION, RegisteredVersion, Registry
-from infra.tracking import FINGERPRINT_TAG, Tracking
+from infra.mlflow_run import Run
+from infra.tracking import FINGERPRINT_TAG, FOLDER_TAG, Tracking
 from pipelines.artifacts import Checkpoint, EvaluationReport, read_record
 from pipelines.champion import (
     BASE_TAG,
@@ -37,9 +38,9 @@ _UPLOAD_SECONDS = 600  # in which a server has to say that it has stored a file 
 def register(config: RegisterConfig, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
     """Register the checkpoint's model; returns its name, version, alias, the reason for that, and both scores.
 
-    `inputs`: raw, shards, base, checkpoint, evaluation, report and, if there is another champion, champion_evaluation:
-    that one's scores on the same held-out objects. A version of the same checkpoint that exists keeps what was decided
-    about it. A registration that was interrupted is finished.
+    `inputs`: raw, shards, base, checkpoint, evaluation, report and, if the model has to beat another, that one's scores
+    on the same held-out objects as champion_evaluation. A version of the same checkpoint that exists keeps what was
+    decided about it. A registration that was interrupted is finished.
 
     Raises:
         ChampionChangedError: another version became champion since the comparison.
@@ -48,8 +49,13 @@ def register(config: RegisterConfig, inputs: Mapping[str, Any], folder: Path, ru
     Tracking(runtime.tracking).check()
     registry = Registry(runtime.tracking, config.model_name)
     comparison = _comparison(inputs)
-    versions = registry.versions()
-    version = find_version(versions, inputs["checkpoint"].fingerprint) or _add(registry, inputs)
+    checkpoint, versions = inputs["checkpoint"].fingerprint, registry.versions()
+    version = find_version(versions, checkpoint)
+    if version is None:
+        added = _add(registry, inputs)
+        # Another command may have added the same model meanwhile: all decide about the first version of it.
+        versions = registry.versions()
+        version = find_version(versions, checkpoint) or added
     decision = recorded_decision(version)
     if decision is None:
         rival = comparison.rival and find_version(versions, comparison.rival)
@@ -89,7 +95,7 @@ def _add(registry: Registry, inputs: Mapping[str, Any]) -> RegisteredVersion:
     checkpoint: Checkpoint = inputs["checkpoint"]
     psnr = _mean_psnr(inputs["evaluation"])
     with registry.tracking.answering(seconds=_UPLOAD_SECONDS):
-        run = registry.tracking.resume(checkpoint.facts["mlflow_run_id"])
+        run = _run_of(registry.tracking, checkpoint)
         model_id = run.log_model(checkpoint.model_dir, name=registry.name)
         run.log_scores({"held_out_psnr": psnr}, model_id=model_id)
     manifest = read_manifest(inputs["shards"].data)
@@ -105,3 +111,13 @@ def _add(registry: Registry, inputs: Mapping[str, Any]) -> RegisteredVersion:
         "viewdiff.held_out_psnr": f"{psnr:.4f}",
     }
     return registry.add(model_id=model_id, run_id=run.id, tags=tags)
+
+
+def _run_of(tracking: Tracking, checkpoint: Checkpoint) -> Run:
+    """The training's run; in a store that did not record the training, a run that only holds its model."""
+    if (run := tracking.find(checkpoint.facts["mlflow_run_id"])) is not None:
+        return run
+    tags = {FINGERPRINT_TAG: checkpoint.fingerprint, FOLDER_TAG: str(checkpoint.folder)}
+    run = tracking.start(f"train {checkpoint.fingerprint[:8]}", tags=tags)
+    run.finish()
+    return run

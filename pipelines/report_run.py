@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from infra.addresses import shown, sqlite_path
+from infra.addresses import shown_address, sqlite_path
 from infra.log import format_seconds
 from infra.tracking import Tracking
 from pipelines.artifacts import RECORD_NAME, Artifact, read_record
@@ -101,7 +101,7 @@ def runs_section(tracking: Tracking, artifacts: Mapping[str, Artifact]) -> str:
         link = f'<a href="{escape(url)}">{escape(run_id)}</a>' if url else f"<code>{escape(run_id)}</code>"
         rows.append(f'<tr><th scope="row">{escape(name)}</th><td>{link}</td></tr>')
     label = f"MLflow runs of experiment {tracking.experiment}"
-    address = shown(tracking.uri)
+    address = shown_address(tracking.uri)
     if sqlite_path(tracking.uri) is None:
         return section("Experiment records", table(head, rows, label=label), note=f"MLflow at {escape(address)}.")
     command = f"<pre>mlflow ui --backend-store-uri {escape(shlex.quote(address))}</pre>"

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from infra.addresses import shown
+from infra.addresses import shown_address
 from infra.errors import UserError
 from infra.mlflow_registry import RegisteredVersion, Registry
 from infra.storage import StoragePath, open_path
@@ -21,11 +22,11 @@ from pipelines.config import RegisterConfig, RunConfig
 from pipelines.plan import describe_chain, run_chain
 from pipelines.retraining import (
     Captures,
-    Decision,
+    RetrainingPlan,
     captures_of,
-    decide,
     last_decided,
     missing_categories,
+    plan_retraining,
     tried_since,
 )
 from pipelines.runtime import RuntimeConfig
@@ -60,8 +61,8 @@ def find_start(config: RegisterConfig, runtime: RuntimeConfig) -> Start:
     champion = registry.champion()
     if champion is None:
         raise UserError(
-            f"retrain: no champion of model {config.model_name!r} in {shown(runtime.tracking)}; run `viewdiff run` "
-            "first"
+            f"retrain: no champion of model {config.model_name!r} in {shown_address(runtime.tracking)}; run "
+            "`viewdiff run` first"
         )
     versions = registry.versions()
     start = last_decided(champion, versions)
@@ -87,17 +88,17 @@ def retrain(config: RunConfig, runtime: RuntimeConfig, start: Start, *, dry_run:
     print(f"champion   {start.champion.name} version {start.champion.version}")
     preprocess = _existing(dataset.data, config.preprocess)
     captures = _planned(dataset.data, preprocess) if preprocess else Captures()
-    _require_all(captures, start, config, dataset)
+    _require_all(captures, start.champion, config, dataset)
     if preprocess is None:
         raise UserError(
             f"retrain: {dataset.data} has none of the categories {', '.join(config.preprocess.categories)}; name "
             "others with --preprocess.categories"
         )
-    decision = decide(captures, start.tried)
-    _print_reasons(decision)
-    if not decision.train:
+    planned = plan_retraining(captures, start.tried)
+    _print_reasons(planned)
+    if not planned.train:
         return
-    names = ", ".join(decision.new_categories)
+    names = ", ".join(planned.new_categories)
     print(f"retrain    {config.retrain.num_steps} steps from the champion's weights, for {names}")
     config = replace(config, preprocess=preprocess, train=replace(config.train, num_steps=config.retrain.num_steps))
     given: dict[str, Artifact] = {"synth": dataset, "base": start.base}
@@ -108,8 +109,15 @@ def retrain(config: RunConfig, runtime: RuntimeConfig, start: Start, *, dry_run:
         for name, fingerprint, state in stages:
             print(f"  {name:<12} {fingerprint}  {state}")
         return
-    if _stores_new(config, runtime, start, dataset):
-        _print_result(run_chain(config, runtime, until="register", given=given, extra=extra), start)
+    stored = _stored(config, runtime, dataset)
+    _require_all(stored, start.champion, config, dataset)
+    planned = plan_retraining(stored, start.tried)
+    if not planned.train:
+        _print_reasons(planned)
+        return
+    replaceable = partial(_require_all, stored, config=config, dataset=dataset)
+    results = run_chain(config, runtime, until="register", given=given, extra=extra, require_replaceable=replaceable)
+    _print_result(results)
 
 
 def newest_synthetic(root: Path) -> Path:
@@ -138,14 +146,14 @@ def _existing(root: StoragePath, config: PreprocessConfig) -> PreprocessConfig |
     return replace(config, categories=kept) if kept else None
 
 
-def _require_all(captures: Captures, start: Start, config: RunConfig, dataset: RawDataset) -> None:
-    """Check that the champion would forget nothing that it was trained on."""
-    missing = missing_categories(captures, captures_of(start.champion), config.retrain.given_up_categories)
+def _require_all(captures: Captures, champion: RegisteredVersion, config: RunConfig, dataset: RawDataset) -> None:
+    """Check that a model of these captures knows everything that the champion was trained on."""
+    missing = missing_categories(captures, captures_of(champion), config.retrain.given_up_categories)
     if missing:
         raise UserError(
-            f"retrain: {start.champion.name} version {start.champion.version} was trained on {', '.join(missing)}, of "
-            f"which {dataset.data} has no usable sequence, so it would forget them; complete that folder, or give them "
-            f"up with --retrain.given-up-categories {' '.join(missing)}"
+            f"retrain: {champion.name} version {champion.version} was trained on {', '.join(missing)}, of which "
+            f"{dataset.data} has no usable sequence, so it would forget them; complete that folder, or give them up "
+            f"with --retrain.given-up-categories {' '.join(missing)}"
         )
 
 
@@ -156,26 +164,21 @@ def _planned(root: StoragePath, config: PreprocessConfig) -> Captures:
     return Captures(taken, Counter(item.category for item in plan.rejected))
 
 
-def _stores_new(config: RunConfig, runtime: RuntimeConfig, start: Start, dataset: RawDataset) -> bool:
-    """Preprocess, and see whether that stored a sequence of a new category, and of all old ones."""
+def _stored(config: RunConfig, runtime: RuntimeConfig, dataset: RawDataset) -> Captures:
+    """Preprocess: what that has stored, and refused."""
     shards = run_chain(config, runtime, until="preprocess", given={"synth": dataset})["preprocess"]
     manifest = read_manifest(shards.data)
-    stored = Captures(manifest["categories"], Counter(item["category"] for item in manifest["rejected"]))
-    _require_all(stored, start, config, dataset)
-    decision = decide(stored, start.tried)
-    if not decision.train:
-        _print_reasons(decision)
-    return decision.train
+    return Captures(manifest["categories"], Counter(item["category"] for item in manifest["rejected"]))
 
 
-def _print_reasons(decision: Decision) -> None:
-    for reason in decision.reasons:
+def _print_reasons(planned: RetrainingPlan) -> None:
+    for reason in planned.reasons:
         print(f"           {reason}")
-    if not decision.train:
+    if not planned.train:
         print("retrain    nothing to do")
 
 
-def _print_result(results: Mapping[str, Artifact], start: Start) -> None:
+def _print_result(results: Mapping[str, Artifact]) -> None:
     facts = results["register"].facts
     print(f"retrain    {facts['model_name']} version {facts['version']} is the {facts['alias']}: {facts['reason']}")
     print(f"report     {results['report'].folder / 'report.html'}")

@@ -32,7 +32,7 @@ class Captures:
 
 
 @dataclass(frozen=True)
-class Decision:
+class RetrainingPlan:
     """What retraining would do, and why."""
 
     new_categories: tuple[str, ...]
@@ -44,7 +44,7 @@ class Decision:
         return bool(self.new_categories)
 
 
-def decide(captures: Captures, tried: Captures) -> Decision:
+def plan_retraining(captures: Captures, tried: Captures) -> RetrainingPlan:
     """Compare captures with those that the champion and its challengers were trained on.
 
     Only a new category of which a sequence is usable is a reason to train; everything else that is new is reported.
@@ -63,7 +63,7 @@ def decide(captures: Captures, tried: Captures) -> Decision:
                 f"category {category!r} is new, but none of its {count} sequences is usable; mend them, or relax the "
                 "settings of preprocess"
             )
-    return Decision(tuple(new), tuple(reasons or ["all of these captures were trained on"]))
+    return RetrainingPlan(tuple(new), tuple(reasons or ["all of these captures were trained on"]))
 
 
 def missing_categories(captures: Captures, trained: Captures, given_up: Collection[str]) -> tuple[str, ...]:

@@ -134,5 +134,5 @@ def _commit(stage: str, source: str, revision: str | None, *, ask_hub: bool) -> 
             f"--{stage}.source {source}: no folder of that name, and cannot be read on the hub{at} ({reason}); name "
             "a model's folder, or an id on the hub while it can be reached"
         ) from error
-    parts = Path(path).parts
-    return parts[parts.index("snapshots") + 1]
+    # <cache>/models--<id>/snapshots/<commit>/<file>: above it there may be other folders of that name.
+    return Path(path).as_posix().rpartition("/snapshots/")[2].partition("/")[0]

@@ -24,7 +24,7 @@ from infra.errors import UserError
 from infra.fingerprint import fingerprint, identity, plain
 from infra.locks import take_lock
 from infra.log import format_seconds
-from infra.storage import StoragePath, as_user_error, atomic_write, publish_folder, require_space
+from infra.storage import StoragePath, as_user_error, atomic_write, publish_folder, replace_folder, require_space
 from pipelines.artifacts import DATA_FACT, RECORD_NAME, Artifact, load_artifact
 from pipelines.runtime import RuntimeConfig
 
@@ -87,11 +87,12 @@ def data_dir(stage: Stage, runtime: RuntimeConfig) -> StoragePath:
 
 def is_finished(stage: Stage, runtime: RuntimeConfig) -> bool:
     """Whether running the stage would only open what is there."""
-    return (published_dir(stage, runtime) / RECORD_NAME).is_file()
+    return not stage.kind.is_elsewhere and (published_dir(stage, runtime) / RECORD_NAME).is_file()
 
 
 def run_stage(stage: Stage, runtime: RuntimeConfig) -> Artifact:
-    """The stage's result: opened if it is complete, else made (or resumed), recorded and published.
+    """The stage's result: opened if it is complete, else made (or resumed), recorded and published. A stage
+    whose result lies elsewhere runs, and is recorded, every time.
 
     Raises:
         UserError: the output cannot be written, another process is at the same stage, or the stage's own input is bad.
@@ -115,7 +116,8 @@ def run_stage(stage: Stage, runtime: RuntimeConfig) -> Artifact:
         seconds = time.monotonic() - started
         record = _record(stage, facts) | {"seconds": round(seconds, 3), "resumed": resumed}
         atomic_write(partial / RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())
-        publish_folder(partial, final)
+        publish = replace_folder if stage.kind.is_elsewhere else publish_folder
+        publish(partial, final)
         (final / _LOCK_NAME).unlink()
     print(f"{stage.name}  done in {format_seconds(seconds)} · {final}", flush=True)
     return load_artifact(final, stage.kind)

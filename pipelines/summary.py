@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from infra.addresses import shown, sqlite_path
+from infra.addresses import shown_address, sqlite_path
 from pipelines.artifacts import Artifact, Checkpoint, EvaluationReport, ModelVersion, Report
 from pipelines.runtime import RuntimeConfig
 from pipelines.scoring import METHODS
@@ -29,7 +29,7 @@ def print_summary(results: Mapping[str, Artifact], runtime: RuntimeConfig) -> No
     print(f"report     {report.html_path}")
     print(f"model      {checkpoint.model_dir}")
     print(f"version    {version.facts['model_name']} {version.facts['version']}, {version.facts['alias']}")
-    print(f"MLflow     {shown(runtime.tracking)}")
+    print(f"MLflow     {shown_address(runtime.tracking)}")
     if sqlite_path(runtime.tracking) is not None:
         mlflow = str(Path(sys.executable).with_name("mlflow"))  # found without the environment being activated
         print("its page  ", shlex.join([mlflow, "ui", "--backend-store-uri", runtime.tracking, "--port", "5000"]))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from infra.addresses import shown
+from infra.addresses import shown_address
 from infra.errors import UserError
 from infra.log import Progress, format_seconds, get_logger
 from infra.mlflow_outage import UNREACHABLE, first_reason, short_requests
@@ -50,7 +50,7 @@ class TrainingWatch:
     def __init__(self, watched: WatchedFolder, *, run: Run, attempt: Attempt, total: int, done: int) -> None:
         """`done` of `total` steps are there already."""
         self._run, self._attempt = run, attempt
-        self._store = f"MLflow at {shown(run.client.tracking_uri)}"
+        self._store = f"MLflow at {shown_address(run.client.tracking_uri)}"
         self._progress = Progress("train", total=total, unit="steps", done=done)
         self._shown = done
         self._reader = LineReader(watched.metrics_path)

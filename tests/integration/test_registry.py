@@ -125,6 +125,42 @@ def test_what_exists_keeps_its_decision(model: Model) -> None:
     assert model.state() == before
 
 
+def test_what_is_not_in_the_store_any_more_is_registered_again(model: Model) -> None:
+    forked.run(model.run(20))
+    before, other = model.state(), replace(model, uri=f"sqlite:///{model.folder}/other-{model.number}.db")
+    for _ in range(2):
+        assert forked.run(other.run(20))["alias"] == "champion"
+        assert other.state() == before
+
+
+def test_the_record_of_a_version_says_what_it_is_now(model: Model) -> None:
+    for psnr, alias in ((20, "champion"), (21, "champion"), (20, FORMER_CHAMPION), (21, "champion")):
+        assert forked.run(model.run(psnr))["alias"] == alias
+
+
+def test_what_is_decided_needs_no_other_models_weights(model: Model) -> None:
+    for psnr in (20, 21):
+        forked.run(model.run(psnr))
+    first = forked.run(model.run(20, until="train"))
+    (weights,) = (
+        path.parent
+        for path in model.folder.glob("runs/train/*/artifact.json")
+        if first["mlflow_run_id"] in path.read_text()
+    )
+    (weights / "model" / "model.safetensors").unlink()
+    assert forked.run(model.run(21))["alias"] == "champion"
+
+
+def test_a_model_that_two_commands_register_is_decided_about_once(model: Model) -> None:
+    forked.run(model.run(20))
+    forked.run(model.run(21, until="report"))
+    other_is_done = _once("log_model_artifacts", lambda: forked.run(model.run(21, title="another")))
+    facts = forked.run(model.run(21), other_is_done)
+    assert (facts["version"], facts["alias"]) == (2, "champion")
+    assert model.state()["aliases"] == {"champion": 2}
+    assert [DECISION_TAG in tags for tags in model.state()["versions"]] == [True, True, False]
+
+
 def test_an_older_version_never_replaces_a_newer_champion(model: Model) -> None:
     forked.run(model.run(20))
     better_one_is_registered = _once("create_model_version", lambda: forked.run(model.run(21)))

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from infra.command import exit_code
+from infra.mlflow_registry import Registry
 from infra.storage import digest_folder
 from pipelines import cli
 from pipelines.network_size import count_parameters
@@ -188,6 +189,23 @@ def test_pictures_that_are_not_mounted_stop_it_too(world: World) -> None:
     code, printed = world.run("retrain")
     assert (code, "version 1 was trained on teddybear, of which" in printed) == (2, True)
     assert world.state() == known
+
+
+def test_nor_is_a_model_that_became_champion_meanwhile(world: World) -> None:
+    """A version without a category of that one would win on the objects of its own categories alone."""
+    hydrants = world.folder / "hydrants"
+    write_captures(hydrants, {"teddybear": 2, "hydrant": 2})
+    assert world.run(f"register --train.seed 19 --co3d-root {hydrants}")[0] == 0
+    write_captures(world.captures, {"apple": 3})
+
+    def promote(number: int, name: str) -> None:
+        if name == "create_run":  # the training begins
+            forked.run(lambda: Registry(world.uri, world.name).set_alias("champion", 2))
+
+    code, printed = world.run("retrain", promote)
+    assert (code, "version 2 was trained on hydrant, of which" in printed) == (2, True), printed
+    assert world.state()["aliases"] == {"champion": 2, "challenger": 2}
+    assert len(world.state()["versions"]) == 2
 
 
 def test_categories_that_the_champion_was_told_to_take(store: str, tmp_path: Path, world: World) -> None:

@@ -136,7 +136,7 @@ def test_an_application_ends_with_its_driver(address: str, inputs: dict[str, Art
 
 
 def test_two_evaluations_of_a_model_do_not_meet(address: str, inputs: dict[str, Artifact], tmp_path: Path) -> None:
-    """Also when both start Serve, and when one is over while the other still runs. Both make the same pictures."""
+    """Also when both start Serve, and when one is over while the other still runs."""
     serve.shutdown()
     root = inputs["shards"].folder.parents[1]
     (tmp_path / "long").mkdir()

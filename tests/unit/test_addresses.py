@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
-from infra.addresses import artifact_name, require_name, shown, sqlite_address, sqlite_path
+from infra.addresses import artifact_name, require_name, shown, shown_address, sqlite_address, sqlite_path
 from infra.command import exit_code
 from infra.errors import UserError
 from infra.log import get_logger
@@ -66,11 +66,31 @@ def test_the_file_of_an_address(address: str, path: Path | None) -> None:
         ("sqlite+pysqlite:////runs/a%3Fb/mlflow.db", "sqlite+pysqlite:////runs/a%3Fb/mlflow.db"),
         ("s3://bucket/apple@home/1", "s3://bucket/apple@home/1"),
         ("s3://key:pl4nted@bucket/1", "s3://bucket/1"),
+        ("s3://AKIA:pl4n/ted@bucket/key", "s3://bucket/key"),
+        ("s3://pl4nted@bucket/apple@home", "s3://bucket/apple@home"),
+        ("http://anna:7/pl4nted@host/path", "http://host/path"),
+        ("http://host/path/@scope/pkg", "http://host/path/@scope/pkg"),
         ("no address: photo:1@2 what?", "no address: photo:1@2 what?"),
     ],
 )  # fmt: skip
 def test_what_is_secret_in_an_address_is_not_shown(text: str, seen: str) -> None:
     assert shown(text) == seen
+
+
+@pytest.mark.parametrize(
+    ("address", "seen"),
+    [
+        ("postgresql://anna:pl4 nted@host/db", "postgresql://host/db"),
+        ("postgresql://anna:a/ ?#@pl4nted@host/db?options=-c pl4nted", "postgresql://host/db"),
+        ("s3://AKIA:pl4n/ted@bucket/key", "s3://bucket/key"),
+        ("http://host/path/@scope/pkg?token=pl4nted", "http://host/path/@scope/pkg"),
+        ("sqlite:////runs/anna@home/my demo/mlflow.db", "sqlite:////runs/anna@home/my demo/mlflow.db"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_an_address_by_itself_may_hold_blanks(address: str, seen: str) -> None:
+    assert shown_address(address) == seen
+    assert shown(seen) == seen  # what is said of it is looked through once more
 
 
 def test_a_message_and_a_line_of_the_log_hide_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +106,10 @@ def test_a_message_and_a_line_of_the_log_hide_it(capsys: pytest.CaptureFixture[s
     assert handler.format(record).endswith("at http://host")
 
 
-@pytest.mark.parametrize("address", [f"http://anna:{SECRET}@host/captures", f"s3://anna:{SECRET}@bucket/captures"])
+@pytest.mark.parametrize(
+    "address",
+    [f"http://anna:{SECRET}@host/captures", f"s3://anna:{SECRET}@bucket/captures", f"s3://AKIA:se/{SECRET}@bucket/key"],
+)
 def test_an_address_that_is_refused_is_named_without_it(address: str) -> None:
     with pytest.raises(UserError, match="address") as refusal:
         open_path(address)
@@ -126,7 +149,7 @@ def test_a_name_is_one_line(name: str) -> None:
 
 
 def test_no_message_names_an_address_as_it_is() -> None:
-    """In an f-string of the code an MLflow store's address stands only within `shown(...)`."""
+    """In an f-string of the code an MLflow store's address stands only within `shown_address(...)`."""
     found = []
     for folder in ("infra", "pipelines", "preprocessing"):
         for path in sorted((CHECKOUT / folder).rglob("*.py")):

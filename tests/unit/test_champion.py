@@ -16,6 +16,7 @@ from pipelines.champion import (
     BASE_TAG,
     CHECKPOINT_TAG,
     RIVAL_TAG,
+    ChampionChangedError,
     Comparison,
     decide,
     find_version,
@@ -69,9 +70,10 @@ def test_who_becomes_champion(
 
 
 class CollidingRegistry:
-    """Where another process makes version 6 champion in the moment in which version 5 is to become the first one."""
+    """Where another process makes its version champion in the moment in which version 5 is to become the first one."""
 
-    def __init__(self) -> None:
+    def __init__(self, other: int, *, is_noticed: bool) -> None:
+        self.other, self.is_noticed = other, is_noticed
         self.named: dict[str, int] = {}
         self.tags: dict[str, str] = {}
 
@@ -83,19 +85,29 @@ class CollidingRegistry:
 
     def set_alias(self, alias: str, number: int) -> bool:
         is_first = alias == "champion" and not self.named
-        self.named[alias] = 6 if is_first else number
-        return not is_first
+        self.named[alias] = self.other if is_first else number
+        return not (is_first and self.is_noticed)
 
     def set_tag(self, number: int, key: str, value: str) -> None:
         self.tags[key] = value
 
 
-def test_a_collision_is_judged_again() -> None:
-    registry = CollidingRegistry()
+@pytest.mark.parametrize("is_noticed", [True, False])
+def test_a_collision_is_judged_again(is_noticed: bool) -> None:
+    registry = CollidingRegistry(6, is_noticed=is_noticed)
     decision = decide(registry, version(5), FIRST, rival="")  # type: ignore[arg-type]
     assert decision.reason == "version 6, which is newer, is the champion"
     assert registry.named == {"champion": 6, "challenger": 5}
     assert json.loads(registry.tags["viewdiff.decision"])["alias"] == "challenger"
+
+
+def test_a_model_that_lost_the_alias_to_an_older_one_is_compared_with_that() -> None:
+    registry = CollidingRegistry(4, is_noticed=False)
+    with pytest.raises(
+        ChampionChangedError, match="version 4 became champion meanwhile, and version 5 was not compared"
+    ):
+        decide(registry, version(5), FIRST, rival="")  # type: ignore[arg-type]
+    assert "viewdiff.decision" not in registry.tags
 
 
 def test_a_decision_is_what_was_recorded_last() -> None:
@@ -155,8 +167,8 @@ def test_damaged_weights_of_a_champion_are_named(root: Path) -> None:
 @pytest.mark.parametrize(
     ("champion", "message"),
     [
-        (version(1, "elsewhere"), r"version 1, the champion: its train result elsewhere is not below"),
-        (version(1, "c"), r"version 1, the champion: it was not registered by this program \(it has no tag viewdiff.b"),
+        (version(1, "elsewhere"), r"viewdiff version 1: its train result elsewhere is not below"),
+        (version(1, "c"), r"viewdiff version 1: it was not registered by this program \(it has no tag viewdiff.b"),
     ],
 )
 def test_a_champion_that_is_not_here_is_refused(root: Path, champion: RegisteredVersion, message: str) -> None:

@@ -96,6 +96,11 @@ def test_paper_preset_takes_overrides_too() -> None:
         ("train --train.engine.learning-rate fast", "--train.engine.learning-rate: 'fast' is no number"),
         ("train --train.largest-loss inf", "--train.largest-loss inf: must be a finite number; a very large one"),
         ("retrain --initial model", "--initial model: retrain starts from the champion"),
+        (
+            "retrain --train.num_steps=7",
+            "--train.num-steps: of retrain the number of steps is --retrain.num-steps; write",
+        ),
+        ("retrain --base.source a/b", "--base.source: retrain goes on with the champion's base model; drop it"),
         ("train --initial /nowhere --dry-run", "--initial /nowhere: no config.json in it; name the folder of a"),
         ("train --train.num-steps", "--train.num-steps: needs a value"),
         ("captions --captions.num-captions 0", "num_captions is 0, must be at least 1"),

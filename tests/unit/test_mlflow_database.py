@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
 import shutil
 import signal
 import sqlite3
@@ -170,12 +171,24 @@ def test_one_that_another_program_holds_is_said_to_be_held(database: Path, monke
             Tracking(sqlite_address(database)).check()
 
 
+@pytest.mark.parametrize("denied", ["mlflow.db", "."])
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_one_that_may_not_be_written_is_named(
+    denied: str, is_empty: bool, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_empty:
+        database.write_bytes(b"")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != database.parent / denied)
+    with pytest.raises(UserError, match=rf"^{database.parent / denied}: no permission to write .*; change its owner"):
+        Tracking(sqlite_address(database)).check()
+
+
 def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(file: object, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(UserError, match=r"is on a file system without locks, .*--tracking-uri"):
+    with pytest.raises(UserError, match=r"its file system cannot lock files .*--tracking-uri"):
         Tracking(sqlite_address(tmp_path / "mlflow.db")).start("train", tags={})
     assert not (tmp_path / "mlflow.db").exists()
 

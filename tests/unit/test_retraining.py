@@ -10,7 +10,7 @@ import pytest
 from infra.mlflow_registry import RegisteredVersion
 from pipelines.champion import DECISION_TAG, RIVAL_TAG
 from pipelines.registry import CAPTURES_TAG, REFUSED_TAG
-from pipelines.retraining import Captures, captures_of, decide, last_decided, missing_categories, tried_since
+from pipelines.retraining import Captures, captures_of, last_decided, missing_categories, plan_retraining, tried_since
 
 DECIDED = {DECISION_TAG: '{"alias": "challenger", "reason": "worse"}'}
 TRAINED = Captures({"teddybear": 20}, {"teddybear": 2})
@@ -50,16 +50,16 @@ def version(number: int, captures: dict[str, int] | None = None, **tags: Any) ->
 def test_only_a_new_category_that_is_usable_is_a_reason(
     captures: Captures, new: tuple[str, ...], reasons: list[str]
 ) -> None:
-    decision = decide(captures, TRAINED)
-    assert decision.train == bool(new)
-    assert decision.new_categories == new
-    assert len(decision.reasons) == len(reasons)
-    assert all(said.startswith(reason) for said, reason in zip(decision.reasons, reasons, strict=True))
+    planned = plan_retraining(captures, TRAINED)
+    assert planned.train == bool(new)
+    assert planned.new_categories == new
+    assert len(planned.reasons) == len(reasons)
+    assert all(said.startswith(reason) for said, reason in zip(planned.reasons, reasons, strict=True))
 
 
 def test_a_category_that_was_refused_whole_is_new_when_some_of_it_is_usable() -> None:
     tried = Captures({"teddybear": 20}, {"apple": 4})
-    assert decide(Captures({"teddybear": 20, "apple": 4}), tried).new_categories == ("apple",)
+    assert plan_retraining(Captures({"teddybear": 20, "apple": 4}), tried).new_categories == ("apple",)
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,16 @@ def test_a_hub_id_is_the_commit_that_it_stands_for(hub: Path, runtime: RuntimeCo
         assert fingerprint("a/b", runtime, stage=stage, revision="fp16") != first
 
 
+def test_the_hubs_copies_may_lie_in_any_folder(
+    tmp_path: Path, runtime: RuntimeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "snapshots" / "hf"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    put_on_hub(folder, FIRST)
+    assert fingerprint("a/b", runtime) == fingerprint("a/b", runtime, revision=FIRST)
+
+
 def test_a_commit_needs_no_hub(hub: Path, runtime: RuntimeConfig) -> None:
     assert not hub.exists()
     assert fingerprint("a/b", runtime, revision=FIRST) != fingerprint("a/b", runtime, revision=SECOND)

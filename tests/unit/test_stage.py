@@ -16,7 +16,7 @@ import pytest
 
 from infra.errors import UserError
 from infra.storage import digest_folder
-from pipelines.artifacts import Checkpoint, Shards, external_dataset, load_artifact, read_record
+from pipelines.artifacts import Checkpoint, ModelVersion, Shards, external_dataset, load_artifact, read_record
 from pipelines.runtime import RuntimeConfig
 from pipelines.stage import Stage, is_finished, partial_dir, published_dir, run_stage
 
@@ -56,6 +56,17 @@ def test_runs_once_and_is_reused_byte_for_byte(runtime: RuntimeConfig, capsys: p
     assert second.facts == {"resumed_at": 0, "count": 3}
     assert digest_folder(runtime.root_dir) == before
     assert sorted(path.name for path in second.folder.iterdir()) == ["0.txt", "1.txt", "2.txt", "artifact.json"]
+
+
+def test_what_lies_elsewhere_is_made_and_recorded_every_time(runtime: RuntimeConfig) -> None:
+    """Else nobody would notice that it is gone there, or has changed."""
+    for alias in ("champion", "former champion"):
+        stage = counting(kind=ModelVersion, run=lambda *_, alias=alias: {"alias": alias})
+        made = run_stage(stage, runtime)
+        assert made.facts == {"alias": alias}
+        assert load_artifact(made.folder, ModelVersion) == made
+        assert not is_finished(stage, runtime)
+        assert [path.name for path in made.folder.parent.iterdir()] == [stage.fingerprint]
 
 
 def test_record_says_what_made_it(runtime: RuntimeConfig) -> None:
