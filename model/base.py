@@ -103,6 +103,11 @@ class BaseModel:
         return self
 
 
+def prediction_type(folder: Path) -> str:
+    """What the U-Net of a folder that `save_base` wrote predicts: "epsilon", the noise, or "v_prediction", velocity."""
+    return str(DDPMScheduler.load_config(folder, subfolder="scheduler")["prediction_type"])
+
+
 def downsampling(vae_config: Mapping[str, Any]) -> int:
     """Image pixels per latent pixel along a side, of the autoencoder with this config."""
     return 2 ** (len(vae_config["block_out_channels"]) - 1)

@@ -176,7 +176,9 @@ class SampleGenerator:
 
 
 def _check_match(unet: ViewDiffUNet, parts: BaseModel, *, model_dir: Path, base: Path | str) -> None:
-    """Raise UserError when the network takes other texts or latents than the base model makes."""
+    """Raise UserError when the network takes other texts or latents than the base model makes, or predicts something
+    else than it.
+    """
     pairs = {
         "text channels": (unet.unet.config.cross_attention_dim, parts.text_encoder.config.hidden_size),
         "latent channels": (unet.unet.config.in_channels, parts.vae.config.latent_channels),
@@ -187,6 +189,12 @@ def _check_match(unet: ViewDiffUNet, parts: BaseModel, *, model_dir: Path, base:
                 f"model {model_dir} takes {expected} {name}, base model {base} has {given}; "
                 "name the base model that it was trained with"
             )
+    predicted, base_predicts = unet.prediction_type, parts.scheduler.config.prediction_type
+    if predicted not in (None, base_predicts):
+        raise UserError(
+            f"model {model_dir} was trained to predict {predicted}, base model {base} predicts {base_predicts}; name "
+            "the base model that it was trained with"
+        )
 
 
 def as_floats(images: np.ndarray) -> Tensor:
