@@ -113,6 +113,13 @@ def downsampling(vae_config: Mapping[str, Any]) -> int:
     return 2 ** (len(vae_config["block_out_channels"]) - 1)
 
 
+def side_multiple(vae_config: Mapping[str, Any], unet_config: Mapping[str, Any]) -> int:
+    """Pictures must have sides that are multiples of this many pixels: autoencoder and U-Net halve them level by
+    level.
+    """
+    return downsampling(vae_config) * 2 ** (len(unet_config["block_out_channels"]) - 1)
+
+
 def scale_latents(latents: Tensor, vae: AutoencoderKL) -> Tensor:
     """Latents of the autoencoder [..., C, h, w], shifted and scaled to about unit variance as the U-Net takes them."""
     return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from infra.errors import UserError
-from model.base import BaseModel, load_base
+from model.base import BaseModel, load_base, side_multiple
 from model.cameras import Cameras
 from model.config import SamplingConfig
 from model.framing import EXPECTED, framing
@@ -96,7 +96,7 @@ class SampleGenerator:
     @property
     def side_multiple(self) -> int:
         """Pictures must have sides that are multiples of this many pixels."""
-        return self._base.downsampling * 2 ** (len(self._base.unet.config.block_out_channels) - 1)
+        return side_multiple(self._base.vae.config, self._base.unet.config)
 
     def generate(
         self, requests: Sequence[SampleRequest], *, progress: ReportStep | None = None
