@@ -17,7 +17,7 @@ from infra.errors import UserError
 from model.base import BaseModel, load_base, side_multiple
 from model.cameras import Cameras
 from model.config import SamplingConfig
-from model.framing import EXPECTED, framing
+from model.framing import framing
 from model.sampling import ReportStep, ViewRequest, generate_views, render_depth
 from model.unet import ViewDiffUNet
 from model.views import Scene
@@ -44,7 +44,7 @@ class SampleRequest:
         cameras = Cameras(torch.as_tensor(self.world_to_camera), torch.as_tensor(self.intrinsics), self.image_size)
         found = framing(cameras, torch.as_tensor(self.scene_bounds))
         if found.missed == found.total:
-            raise UserError(f"cameras of “{self.text}”: {found}; {EXPECTED}")
+            raise UserError(f"cameras of “{self.text}”: {found}; {found.expected}")
 
     @property
     def batch_key(self) -> tuple[object, ...]:

@@ -135,7 +135,7 @@ def test_files_that_are_no_json_are_refused(tmp_path: Path) -> None:
         from_file(tmp_path / "absent.json")
     for text in ("azimuth 12", "[" * 200_000, "9" * 5000):
         (tmp_path / "text.json").write_text(text)
-        with pytest.raises(ValueError, match="text.json: cannot be read as JSON"):
+        with pytest.raises(ValueError, match=r"text\.json: cannot be read as JSON"):
             from_file(tmp_path / "text.json")
 
 
