@@ -138,8 +138,7 @@ def from_file(path: Path) -> Cameras:
 def _matrix(path: Path, index: int, camera: Any, name: str, side: int) -> Tensor:
     """The matrix `name` [side, side] of the camera with this index, or ValueError."""
     rows = camera.get(name) if isinstance(camera, dict) else None
-    is_square = isinstance(rows, list) and len(rows) == side and all(_is_row(row, side) for row in rows)
-    if not is_square:
+    if not (isinstance(rows, list) and len(rows) == side and all(_is_row(row, side) for row in rows)):
         raise ValueError(f"camera path {path}: cameras[{index}].{name} must be {side} rows of {side} numbers")
     try:
         return torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float32)
