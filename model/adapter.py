@@ -26,7 +26,7 @@ from model.attention import LowRankTerm, ViewAttention
 from model.config import ViewDiffConfig
 from model.pretrained import check_fit, check_version, parse_config
 from model.unet import ViewDiffUNet
-from model.weights import DIGEST, check_weights, read_weights, write_weights
+from model.weights import DIGEST, check_content, read_weights, write_weights
 
 KIND = "viewdiff-adapter"
 FORMAT_VERSION = 1
@@ -99,7 +99,7 @@ def read_adapter(folder: Path | str) -> Adapter:
     version = metadata.get("format_version", "")
     check_version(path, int(version) if version.isdecimal() else version, FORMAT_VERSION)
     digest = metadata.pop(DIGEST, None)
-    check_weights(path, weights, about=_canonical(metadata), digest=digest)
+    check_content(path, weights, about=_canonical(metadata), digest=digest)
     try:
         config = parse_config(json.loads(metadata["viewdiff"]))
         return Adapter(config, metadata["base_digest"], weights, folder)

@@ -103,9 +103,21 @@ class BaseModel:
         return self
 
 
+def prediction_type(folder: Path) -> str:
+    """What the U-Net of a folder that `save_base` wrote predicts: "epsilon", the noise, or "v_prediction", velocity."""
+    return str(DDPMScheduler.load_config(folder, subfolder="scheduler")["prediction_type"])
+
+
 def downsampling(vae_config: Mapping[str, Any]) -> int:
     """Image pixels per latent pixel along a side, of the autoencoder with this config."""
     return 2 ** (len(vae_config["block_out_channels"]) - 1)
+
+
+def side_multiple(vae_config: Mapping[str, Any], unet_config: Mapping[str, Any]) -> int:
+    """Pictures must have sides that are multiples of this many pixels: autoencoder and U-Net halve them level by
+    level.
+    """
+    return downsampling(vae_config) * 2 ** (len(unet_config["block_out_channels"]) - 1)
 
 
 def scale_latents(latents: Tensor, vae: AutoencoderKL) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel, UniPCMultistepScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -110,7 +110,8 @@ def _difference(folder: DiffusersFolder) -> str:
         if unet.get(key, plain) != plain:
             return f"{key} {unet[key]}"
     for key in ("down_block_types", "up_block_types"):
-        for kind in unet.get(key) or ():
+        kinds = unet.get(key) or []
+        for kind in kinds if isinstance(kinds, list) else [kinds]:
             if kind not in _BLOCKS:
                 return f"{key} {kind}"
     for part, (key, known) in _CLASSES.items():
@@ -156,6 +157,9 @@ def _check_latents(folder: DiffusersFolder, parts: CheckedParts) -> None:
         raise folder.unfit(f": its unet's sample_size is {unet.sample_size}, must be the latents' side")
     if not (isinstance(vae.scaling_factor, float | int) and 0 < vae.scaling_factor < float("inf")):
         raise folder.unfit(f": its vae's scaling_factor is {vae.scaling_factor}, must be a positive number")
+    shift = vae.shift_factor
+    if shift is not None and not (isinstance(shift, float | int) and abs(shift) < float("inf")):
+        raise folder.unfit(f": its vae's shift_factor is {shift}, must be a number or absent")
     if vae.latents_mean is not None or vae.latents_std is not None:
         raise folder.unfit(": its vae has latents_mean or latents_std; only scaling_factor and shift_factor are known")
 
@@ -177,8 +181,9 @@ def _check_text(folder: DiffusersFolder, parts: CheckedParts) -> None:
 
 
 def _check_noise(folder: DiffusersFolder, scheduler: DDPMScheduler) -> None:
-    """The schedule is that of a diffusion, and what is predicted is known."""
+    """The schedule is that of a diffusion, for training and for UniPC, which generates; what is predicted is known."""
     config = scheduler.config
+    _made(folder, "scheduler", UniPCMultistepScheduler.from_config, config)
     if config.prediction_type not in _PREDICTION_TYPES:
         raise folder.unfit(
             f": its scheduler's prediction_type is {config.prediction_type!r}, must be {' or '.join(_PREDICTION_TYPES)}"

@@ -5,14 +5,22 @@ Reads names, JSON and the headers of safetensors files, never a weight; model/ba
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
+from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 
 INDEX_NAME = "model_index.json"
@@ -20,6 +28,7 @@ VARIANTS = (None, "fp16", "bf16")  # in the order of choice; None are the plain 
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 _HUB_ERRORS = (OSError, ValueError, HTTPError)
+_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _LFS_POINTER = b"version https://git-lfs"
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 _SINGLE_FILES = (".safetensors", *_PICKLED)
@@ -194,36 +203,76 @@ def fetch_weights(folder: DiffusersFolder) -> None:
         return
     for part in PARTS:
         try:
-            is_there = _fetch_part(folder, part)
-        except _HUB_ERRORS as error:
-            raise _refused_by_hub(folder.name, error) from error
-        if not is_there:
-            raise folder.unfit(f": the hub has no safetensors weights of its {part}, {_CONVERT}")
-
-
-def _fetch_part(folder: DiffusersFolder, part: str) -> bool:
-    """Download the first of the candidates that the hub has; returns whether it has any."""
-    commit, unreachable = folder.path.name, None
-    for _, file in weight_candidates(part):
-        try:
-            hf_hub_download(folder.name, file, revision=commit)
-        except LocalEntryNotFoundError as error:  # not in the cache, and the hub did not answer
-            unreachable = error
-        except EntryNotFoundError:
-            pass
-        else:
+            file = _fetch_first(folder, part)
+            if file is None:
+                raise folder.unfit(f": the hub has no safetensors weights of its {part}, {_CONVERT}")
             for name in folder.shard_names(file) if file.endswith(".json") else ():
-                hf_hub_download(folder.name, f"{part}/{name}", revision=commit)
-            return True
+                _fetch(folder, f"{part}/{name}")  # where the hub lacks it, `weights` says so
+        except LocalEntryNotFoundError as error:
+            raise _refused_by_hub(folder.name, error) from error
+
+
+def _fetch_first(folder: DiffusersFolder, part: str) -> str | None:
+    """Download the first of the candidates that the hub has; None where it has none.
+
+    Raises LocalEntryNotFoundError rather than take a variant when it cannot be known whether the hub has the one before
+    it: another machine would compute with other weights. In offline mode the cache is all there is.
+    """
+    unreachable: tuple[str | None, LocalEntryNotFoundError] | None = None
+    for variant, file in weight_candidates(part):
+        if unreachable is not None and unreachable[0] != variant and not constants.HF_HUB_OFFLINE:
+            break
+        try:
+            if _fetch(folder, file):
+                return file
+        except LocalEntryNotFoundError as error:
+            unreachable = variant, error
     if unreachable is not None:
-        raise unreachable
-    return False
+        raise unreachable[1]
+    return None
+
+
+def _fetch(folder: DiffusersFolder, file: str) -> bool:
+    """Download a file into the cache, where it lacks it; returns whether the hub has it.
+
+    Raises LocalEntryNotFoundError when it is not in the cache and the hub does not answer, ValueError for other causes.
+    """
+    try:
+        hf_hub_download(folder.name, file, revision=folder.path.name)
+    except LocalEntryNotFoundError:
+        raise
+    except EntryNotFoundError:
+        return False
+    except _HUB_ERRORS as error:
+        raise _refused_by_hub(folder.name, error) from error
+    return True
 
 
 def _refused_by_hub(name: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"base model {name}: there is no such folder, and the hub does not give it ({first_line(error)}); check its "
-        "name, the network and, for a model whose licence must be accepted, your token (hf auth login)"
+    cause, remedy = _cause(error)
+    return ValueError(f"base model {name}: {cause} ({first_line(error)}); {remedy}")
+
+
+def _cause(error: Exception) -> tuple[str, str]:
+    """Why a model on the hub cannot be had, and what to do."""
+    if isinstance(error, GatedRepoError):
+        return "its authors ask who uses it", "accept its licence on its page on the hub, and log in (hf auth login)"
+    if isinstance(error, RepositoryNotFoundError):
+        return "there is no such folder, and no such model on the hub", (
+            "check its name and, for a model that is not public, your token (hf auth login)"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return "the hub does not have its revision", "check the revision"
+    if isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
+        return "it is not whole in the hub's cache on this machine", (
+            "check its name, or unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, so that the hub is asked"
+        )
+    if isinstance(error, OSError) and error.errno in _DISK_ERRNOS:
+        return f"the hub's cache {constants.HF_HUB_CACHE} cannot be written", (
+            "make space there, or set HF_HOME to another folder"
+        )
+    return "the hub does not give it", (
+        "check its name and the network; HF_HUB_OFFLINE=1 takes what is in the cache on this machine"
     )
 
 

@@ -5,6 +5,7 @@ Nothing that takes seconds to import is imported here, so that the command line 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -81,6 +82,11 @@ class BaseConfig:
     """Training of the stand-in's U-Net and text encoder."""
     seed: int = 0
     """Seed of the stand-in's weights, batches and noise."""
+
+    def __post_init__(self) -> None:
+        if self.source is not None:
+            # Path would drop "./", which an id on the hub has not, and end where there is no home.
+            object.__setattr__(self, "source", os.path.expanduser(self.source))  # noqa: PTH111
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,11 @@ from torch import Tensor
 
 from model.cameras import Cameras
 
-EXPECTED = "world_to_camera in OpenCV axes (x right, y down, z forward) is expected"
+_AXES_EXPECTED = "world_to_camera in OpenCV axes (x right, y down, z forward) is expected"
+_OUTSIDE_EXPECTED = (
+    "the cameras' centres must lie outside the box: give their positions and the box in the same units, or a box that "
+    "holds the object alone"
+)
 _OPENGL = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
 
 
@@ -27,17 +31,24 @@ class Framing:
         """Cameras that do not show the object."""
         return self.inside + self.away + self.outside
 
+    @property
+    def expected(self) -> str:
+        """What cameras have to be like that those which miss the object are not."""
+        return _OUTSIDE_EXPECTED if self.missed == self.inside else _AXES_EXPECTED
+
     def __add__(self, other: Framing) -> Framing:
         return Framing(
             self.total + other.total, self.inside + other.inside, self.away + other.away, self.outside + other.outside
         )
 
     def __str__(self) -> str:
-        """`the object is out of the picture in 3 of 4 cameras (1 looks away, 1 lies inside it)`; empty when all
-        show it.
+        """`the object is out of the picture in 3 of 4 cameras (1 looks away, 1 lies inside it)`, or `3 of 4 cameras
+        lie inside the object's box`; empty when all show it.
         """
         if not self.missed:
             return ""
+        if self.missed == self.inside:
+            return f"{self.inside} of {self.total} cameras lie inside the object's box"
         counts = ((self.away, "look away", "looks away"), (self.inside, "lie inside it", "lies inside it"))
         parts = [f"{count} {one if count == 1 else many}" for count, many, one in counts if count]
         return f"the object is out of the picture in {self.missed} of {self.total} cameras" + (

@@ -16,12 +16,13 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from model.config import ProjectionConfig, ViewDiffConfig
-from model.weights import DIGEST, check_weights, read_weights, write_weights
+from model.weights import DIGEST, check_content, read_weights, write_weights
 
 KIND = "viewdiff-unet"
 FORMAT_VERSION = 2
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+_PREDICTION_TYPE = "prediction_type"  # of the U-Net's config, which the library would warn of
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -53,18 +54,25 @@ def read_network(folder: Path | str, build: Callable[[UNet2DConditionModel, View
     """
     folder = Path(folder)
     record = _read_config(folder / CONFIG_FILE)
-    try:
-        if not isinstance(record["unet"], dict):  # a name would be looked up on the hub
-            raise TypeError(f"unet is {record['unet']!r}")
-        network = build(UNet2DConditionModel.from_config(record["unet"]), parse_config(record["viewdiff"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / CONFIG_FILE}: does not describe a network ({error})") from error
     weights, metadata = read_weights(folder / WEIGHTS_FILE)
+    check_content(folder / WEIGHTS_FILE, weights, about=_canonical(record), digest=metadata.get(DIGEST))
+    try:
+        network = build(_unet(record["unet"]), parse_config(record["viewdiff"]))
+    except Exception as error:  # the library checks few settings, so a strange one may end in any error
+        raise ValueError(f"{folder / CONFIG_FILE}: does not describe a network ({error})") from error
     check_fit(folder, network.state_dict(), weights)
-    check_weights(folder / WEIGHTS_FILE, weights, about=_canonical(record), digest=metadata.get(DIGEST))
     network.load_state_dict(weights)
     (dtype, *others) = {value.dtype for value in weights.values()}
     return network if others else network.to(dtype)
+
+
+def _unet(config: object) -> UNet2DConditionModel:
+    """The U-Net with this config, which keeps what the library does not know."""
+    if not isinstance(config, dict):  # a name would be looked up on the hub
+        raise TypeError(f"unet is {config!r}")
+    unet = UNet2DConditionModel.from_config({key: value for key, value in config.items() if key != _PREDICTION_TYPE})
+    unet.register_to_config(**config)
+    return unet
 
 
 def _canonical(record: dict[str, Any]) -> str:

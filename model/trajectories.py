@@ -38,6 +38,7 @@ OTHER_FORMS = {
         "world_to_camera = inverse of rotation and position, with OpenCV's axes as here",
     ),
 }
+MAX_SIDE = 2**16  # pixels, more than a picture has
 MAX_ELEVATION = math.radians(89)  # straight above, "up" is no direction in the picture any more
 
 
@@ -108,7 +109,7 @@ def from_file(path: Path) -> Cameras:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"camera path {path}: cannot be read as JSON ({error})") from error
     first = content[0] if isinstance(content, list) and content else content
     for key, (tool, how) in OTHER_FORMS.items():
@@ -120,8 +121,10 @@ def from_file(path: Path) -> Cameras:
     if not isinstance(content, dict) or not isinstance(content.get("cameras"), list) or not content["cameras"]:
         raise ValueError(f"camera path {path}: needs an object with a non-empty list `cameras`")
     size = content.get("image_size")
-    if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)):
-        raise ValueError(f"camera path {path}: image_size {size!r} must be [height, width] in whole pixels")
+    if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n <= MAX_SIDE for n in size)):
+        raise ValueError(
+            f"camera path {path}: image_size {size!r} must be [height, width] in whole pixels, each at most {MAX_SIDE}"
+        )
     matrices = {
         name: torch.stack([_matrix(path, index, camera, name, side) for index, camera in enumerate(content["cameras"])])
         for name, side in (("world_to_camera", 4), ("intrinsics", 3))
@@ -135,10 +138,14 @@ def from_file(path: Path) -> Cameras:
 def _matrix(path: Path, index: int, camera: Any, name: str, side: int) -> Tensor:
     """The matrix `name` [side, side] of the camera with this index, or ValueError."""
     rows = camera.get(name) if isinstance(camera, dict) else None
-    is_square = isinstance(rows, list) and len(rows) == side and all(_is_row(row, side) for row in rows)
-    if not is_square:
+    if not (isinstance(rows, list) and len(rows) == side and all(_is_row(row, side) for row in rows)):
         raise ValueError(f"camera path {path}: cameras[{index}].{name} must be {side} rows of {side} numbers")
-    return torch.tensor(rows, dtype=torch.float32)
+    try:
+        return torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float32)
+    except OverflowError:
+        raise ValueError(
+            f"camera path {path}: cameras[{index}].{name} holds a whole number that is too large for any camera"
+        ) from None
 
 
 def _is_row(row: Any, side: int) -> bool:

@@ -47,6 +47,13 @@ class ViewDiffUNet(nn.Module):
         with torch.device("meta"):
             return cls(UNet2DConditionModel.from_config(unet_config), config)
 
+    @property
+    def prediction_type(self) -> str | None:
+        """What the base model that it was trained on predicts ("epsilon" or "v_prediction"); None where its config does
+        not say so: of a network that was not trained, or was written before this was noted.
+        """
+        return self.unet.config.get("prediction_type")
+
     def forward(
         self,
         latents: Tensor,

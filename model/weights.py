@@ -33,7 +33,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: cannot be read ({error}); restore the folder, or save the network again") from error
 
 
-def check_weights(path: Path, weights: Mapping[str, Tensor], *, about: str, digest: str | None) -> None:
+def check_content(path: Path, weights: Mapping[str, Tensor], *, about: str, digest: str | None) -> None:
     """Raise ValueError when the file at `path`, or the text `about` it, is not as it was written, or holds values that
     are not finite. `digest`: as its metadata says; None in files from before there was one.
     """

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from infra.errors import UserError
@@ -39,6 +39,41 @@ def check_settings(config: RunConfig, runtime: RuntimeConfig, *, stages: set[str
                 "workers; take fewer --num-workers"
             )
         _check_network(config)
+
+
+def check_base_on_hub(config: RunConfig, revision: str, *, stages: set[str]) -> None:
+    """Fetch the configs of the base model, an id on the hub, and check what `check_settings` does not know of it. Its
+    weights stay on the hub until stage base.
+
+    Raises:
+        UserError: something does not fit, or the hub does not give it.
+    """
+    from model.base_checks import check_configs
+    from model.base_folder import open_folder
+    from pipelines.network_size import meta_network
+
+    assert config.base.source is not None
+    try:
+        folder = open_folder(config.base.source, revision)
+        check_configs(folder)
+    except ValueError as error:
+        raise UserError(f"{error}; name another with --base.source") from error
+    copy = replace(config, base=replace(config.base, source=str(folder.path)))
+    _check_image_size(copy)
+    check_sampling(copy, copy.base.source, stages=stages)
+    if "train" in stages:
+        meta_network(copy)
+
+
+def check_plan(config: RunConfig) -> None:
+    """Check what `viewdiff plan` computes with: base model, pictures' size and network.
+
+    Raises:
+        UserError: something does not fit.
+    """
+    if config.base.source is not None:
+        _check_base(config.base.source)
+    _check_image_size(config)
 
 
 def check_held_out(config: RunConfig, shards_dir: StoragePath) -> None:
@@ -122,12 +157,11 @@ def _num_timesteps(source: str | None) -> int | None:
     """Steps of a base model's noise schedule; None where they are not known before it is read."""
     if source is None:
         return STAND_IN_TIMESTEPS
-    path = Path(source) / "scheduler" / "scheduler_config.json"
-    try:
-        number = json.loads(path.read_bytes())["num_train_timesteps"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # on the hub; or what is wrong with it is told when it is read
-    return number if isinstance(number, int) and number > 0 else None
+    from pipelines.network_size import read_folder
+
+    noise = read_folder(source, lambda folder: folder.read_json("scheduler/scheduler_config.json")) or {}
+    number = noise.get("num_train_timesteps")
+    return number if isinstance(number, int) and number > 0 else None  # what is wrong with it, _check_base says
 
 
 def _check_captions_source(config: CaptionsConfig) -> None:
@@ -141,7 +175,7 @@ def _check_captions_source(config: CaptionsConfig) -> None:
 
 def _check_base(source: str) -> None:
     """Look at the base model's folder, unless it is on the hub and so not known yet, or was read and is gone."""
-    if not Path(source).expanduser().exists():
+    if not Path(source).exists():
         return
     from model.base import check_base
 
@@ -153,12 +187,7 @@ def _check_base(source: str) -> None:
 
 def _check_network(config: RunConfig) -> None:
     """Build the network without values, unless its base is on the hub and so not known yet."""
-    source = config.base.source
-    if source is not None and not Path(source).is_dir():
-        return
-    from pipelines.network_size import count_parameters
+    from pipelines.network_size import assumption, meta_network
 
-    try:
-        count_parameters(config)
-    except ValueError as error:
-        raise UserError(f"train.model: {error}") from error
+    if not assumption(config.base):
+        meta_network(config)

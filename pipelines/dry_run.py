@@ -7,7 +7,7 @@ import json
 from infra.fingerprint import plain
 from pipelines.config import RunConfig
 from pipelines.memory import GB, training_memory
-from pipelines.network_size import count_parameters
+from pipelines.network_size import assumption, count_parameters
 from pipelines.plan import describe_chain, given_model
 from pipelines.runtime import RuntimeConfig
 
@@ -21,6 +21,8 @@ def print_plan(config: RunConfig, runtime: RuntimeConfig, *, until: str, initial
     for name, fingerprint, state in describe_chain(config, runtime, until=until, extra=given_model(initial)):
         print(f"  {name:<12} {fingerprint:<16}  {state}")
     print("\nparameters")
+    if assumed := assumption(config.base):
+        print(f"  {assumed}")
     for name, count in count_parameters(config).items():
         print(f"  {name:<40} {count / 1e6:10.2f} M")
     memory = training_memory(config, num_workers=runtime.num_workers, device="cuda" if runtime.use_gpu else "cpu")

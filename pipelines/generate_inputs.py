@@ -16,7 +16,7 @@ from infra.log import get_logger
 from infra.storage import StoragePath, open_path
 from model.cameras import Cameras
 from model.config import SamplingConfig
-from model.framing import EXPECTED, framing, other_convention
+from model.framing import framing, other_convention
 from model.trajectories import from_file, orbit, orbit_like, spiral
 from model.windows import WindowConfig
 from pipelines.artifacts import RECORD_NAME, ModelVersion, Shards, load_artifact, newest, read_record
@@ -151,9 +151,9 @@ def _check_framing(cameras: Cameras, path: str) -> None:
         remedy = (
             f"these look like {meant}" if meant else "the object fills the cube [-1, 1]³ around the origin, z is up"
         )
-        raise UserError(f"camera path {path}: {found}; {EXPECTED}; {remedy}")
+        raise UserError(f"camera path {path}: {found}; {found.expected}; {remedy}")
     if found.missed:
-        get_logger("generate").warning(f"camera path {path}: {found}; {EXPECTED}")
+        get_logger("generate").warning(f"camera path {path}: {found}; {found.expected}")
 
 
 def _windows(request: GenerateRequest, num_views: int) -> WindowConfig | None:

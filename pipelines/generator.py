@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from infra.errors import UserError
-from model.base import BaseModel, load_base
+from model.base import BaseModel, load_base, side_multiple
 from model.cameras import Cameras
 from model.config import SamplingConfig
-from model.framing import EXPECTED, framing
+from model.framing import framing
 from model.sampling import ReportStep, ViewRequest, generate_views, render_depth
 from model.unet import ViewDiffUNet
 from model.views import Scene
@@ -44,7 +44,7 @@ class SampleRequest:
         cameras = Cameras(torch.as_tensor(self.world_to_camera), torch.as_tensor(self.intrinsics), self.image_size)
         found = framing(cameras, torch.as_tensor(self.scene_bounds))
         if found.missed == found.total:
-            raise UserError(f"cameras of “{self.text}”: {found}; {EXPECTED}")
+            raise UserError(f"cameras of “{self.text}”: {found}; {found.expected}")
 
     @property
     def batch_key(self) -> tuple[object, ...]:
@@ -96,7 +96,7 @@ class SampleGenerator:
     @property
     def side_multiple(self) -> int:
         """Pictures must have sides that are multiples of this many pixels."""
-        return self._base.downsampling * 2 ** (len(self._base.unet.config.block_out_channels) - 1)
+        return side_multiple(self._base.vae.config, self._base.unet.config)
 
     def generate(
         self, requests: Sequence[SampleRequest], *, progress: ReportStep | None = None
@@ -176,7 +176,9 @@ class SampleGenerator:
 
 
 def _check_match(unet: ViewDiffUNet, parts: BaseModel, *, model_dir: Path, base: Path | str) -> None:
-    """Raise UserError when the network takes other texts or latents than the base model makes."""
+    """Raise UserError when the network takes other texts or latents than the base model makes, or predicts something
+    else than it.
+    """
     pairs = {
         "text channels": (unet.unet.config.cross_attention_dim, parts.text_encoder.config.hidden_size),
         "latent channels": (unet.unet.config.in_channels, parts.vae.config.latent_channels),
@@ -187,6 +189,12 @@ def _check_match(unet: ViewDiffUNet, parts: BaseModel, *, model_dir: Path, base:
                 f"model {model_dir} takes {expected} {name}, base model {base} has {given}; "
                 "name the base model that it was trained with"
             )
+    predicted, base_predicts = unet.prediction_type, parts.scheduler.config.prediction_type
+    if predicted not in (None, base_predicts):
+        raise UserError(
+            f"model {model_dir} was trained to predict {predicted}, base model {base} predicts {base_predicts}; name "
+            "the base model that it was trained with"
+        )
 
 
 def as_floats(images: np.ndarray) -> Tensor:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 
 from infra.errors import UserError
 from model.adapter import freeze_base
-from model.base import downsampling
+from model.base import downsampling, side_multiple
 from model.base_checks import check_kind
-from model.base_folder import find_folder
+from model.base_folder import DiffusersFolder, find_folder
 from model.config import BaseConfig, TinyBaseConfig, ViewDiffConfig
 from model.unet import ViewDiffUNet
 from pipelines.config import RunConfig
+
+Value = TypeVar("Value")
 
 # The U-Net of Stable Diffusion 2.x, for ids that are not on this disk: enough to count its parameters.
 STABLE_DIFFUSION_2_UNET = {
@@ -51,18 +54,30 @@ STABLE_DIFFUSION_SIZES = BaseSizes(downsampling=8, side_multiple=64, text_length
 
 
 def meta_network(config: RunConfig) -> ViewDiffUNet:
-    """The network that would be trained, without values; what is frozen needs no gradient."""
+    """The network that would be trained, without values; what is frozen needs no gradient.
+
+    Raises:
+        UserError: the base's U-Net cannot be made into it, or its folder holds no Stable Diffusion.
+    """
     return _meta_network(config.base, config.train.model, is_adapter=config.train.trained == "adapter")
 
 
 def count_parameters(config: RunConfig) -> dict[str, int]:
-    """Parameters of the network, built without memory: the base's U-Net, what is added to it, the volume renderers."""
+    """Parameters of the network, built without memory: the base's U-Net, what is added to it, the volume renderers.
+
+    Raises:
+        UserError: as `meta_network`.
+    """
     return dict(_count(config.base, config.train.model, is_adapter=config.train.trained == "adapter"))
 
 
 @lru_cache(maxsize=4)  # read only; building one takes a second, and a page of plans asks for the same ones
 def _meta_network(base: BaseConfig, model: ViewDiffConfig, *, is_adapter: bool) -> ViewDiffUNet:
-    network = ViewDiffUNet.meta(base_unet_config(base), model)
+    try:
+        network = ViewDiffUNet.meta(base_unet_config(base), model)
+    except ValueError as error:
+        assumed = assumption(base)
+        raise UserError(f"train.model: {error}{assumed and f'; {assumed}'}") from error
     if is_adapter:
         freeze_base(network)
     return network
@@ -93,18 +108,26 @@ def base_sizes(base: BaseConfig) -> BaseSizes:
     if base.source is None:
         tiny = base.tiny
         return BaseSizes(
-            downsampling=2 ** (len(tiny.vae_channels) - 1),
+            downsampling=downsampling({"block_out_channels": tiny.vae_channels}),
             side_multiple=tiny.side_multiple,
             text_length=tiny.text_length,
         )
-    found = _configs(base.source, "vae/config.json", "unet/config.json", "tokenizer/tokenizer_config.json")
-    if found is None:
-        return STABLE_DIFFUSION_SIZES
-    vae, unet, tokenizer = found
-    factor = downsampling(vae)
+    return read_folder(base.source, _sizes) or STABLE_DIFFUSION_SIZES
+
+
+def _sizes(folder: DiffusersFolder) -> BaseSizes:
+    vae, unet = folder.read_json("vae/config.json"), folder.read_json("unet/config.json")
+    tokenizer = folder.read_json("tokenizer/tokenizer_config.json")
+    for file, config, key in (
+        ("vae/config.json", vae, "block_out_channels"),
+        ("unet/config.json", unet, "block_out_channels"),
+        ("tokenizer/tokenizer_config.json", tokenizer, "model_max_length"),
+    ):
+        if key not in config:
+            raise folder.unfit(f": {file} has no {key}; give a folder that diffusers' save_pretrained wrote")
     return BaseSizes(
-        downsampling=factor,
-        side_multiple=factor * 2 ** (len(unet["block_out_channels"]) - 1),
+        downsampling=downsampling(vae),
+        side_multiple=side_multiple(vae, unet),
         text_length=tokenizer["model_max_length"],
     )
 
@@ -117,20 +140,32 @@ def base_unet_config(base: BaseConfig) -> dict[str, object]:
     """
     if base.source is None:
         return tiny_unet_config(base.tiny)
-    found = _configs(base.source, "unet/config.json")
-    return dict(STABLE_DIFFUSION_2_UNET) if found is None else found[0]
+    found = read_folder(base.source, lambda folder: folder.read_json("unet/config.json"))
+    return dict(STABLE_DIFFUSION_2_UNET) if found is None else found
 
 
-def _configs(source: str, *files: str) -> list[dict[str, Any]] | None:
-    """JSON files of a base model's folder; None for what is not on this disk: an id, or a folder that was read once."""
-    if not Path(source).expanduser().exists():
+def assumption(base: BaseConfig) -> str:
+    """Whose sizes are taken for a base model that is not on this disk; empty for others."""
+    if base.source is None or Path(base.source).exists():
+        return ""
+    return f"the sizes of {base.source} are taken to be Stable Diffusion 2.1's, as it is no folder on this machine"
+
+
+def read_folder(source: str, read: Callable[[DiffusersFolder], Value]) -> Value | None:
+    """What `read` makes of a base model's folder; None for what is not on this disk: an id, or a folder that was read
+    once and is gone.
+
+    Raises:
+        UserError: the folder holds no Stable Diffusion, or `read` raised a ValueError.
+    """
+    if not Path(source).exists():
         return None
     try:
         folder = find_folder(source)
         if folder is None:
             return None
         check_kind(folder)
-        return [folder.read_json(file) for file in files]
+        return read(folder)
     except ValueError as error:
         raise UserError(f"{error}; name another with --base.source") from error
 

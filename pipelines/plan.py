@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from infra.errors import UserError
 from infra.storage import open_path
 from pipelines.artifacts import Artifact, external_dataset, external_model
-from pipelines.checks import check_held_out, check_sampling, check_settings
+from pipelines.checks import check_base_on_hub, check_held_out, check_sampling, check_settings
 from pipelines.config import RunConfig
 from pipelines.runtime import RuntimeConfig
-from pipelines.sources import NOT_KNOWN, ROLE, pretrained_models
+from pipelines.sources import NOT_KNOWN, REVISION_FACT, ROLE, pretrained_models
 from pipelines.stage import Stage, is_finished, partial_dir, run_stage
 from pipelines.steps import STEPS, Step
 
@@ -69,6 +69,7 @@ def run_chain(
     if until == "register":
         _require_champion(config, runtime)
     models = pretrained_models(config, runtime, stages={step.name for step in steps})
+    _check_base_on_hub(config, runtime, steps, models)
     for step in steps:
         inputs = _inputs(step, results, extra, models)
         if step.name == "register":
@@ -80,6 +81,18 @@ def run_chain(
         if step.name == "base":
             check_sampling(config, str(results["base"].folder), stages={step.name for step in steps})
     return results
+
+
+def _check_base_on_hub(
+    config: RunConfig, runtime: RuntimeConfig, steps: list[Step], models: Mapping[str, Mapping[str, Artifact]]
+) -> None:
+    """Check a base model that is on the hub before any stage, unless stage base has read it already."""
+    model = models.get("base", {}).get(ROLE)
+    if model is None or REVISION_FACT not in model.facts:
+        return
+    base = next(step for step in steps if step.name == "base")
+    if not is_finished(make_stage(base, config, {ROLE: model}), runtime):
+        check_base_on_hub(config, model.facts[REVISION_FACT], stages={step.name for step in steps})
 
 
 def given_model(folder: str | None) -> dict[str, dict[str, Artifact]]:

@@ -7,8 +7,10 @@ from collections.abc import Collection
 from infra.log import format_seconds
 from model.cost.flops import total
 from model.cost.products import FLOAT32_PARTS, SEEN_SHARE
+from pipelines.checks import check_plan
 from pipelines.config import RunConfig
 from pipelines.memory import GB, passes_memory
+from pipelines.network_size import assumption
 from pipelines.requests import SizingConfig
 from pipelines.sizing import MICRO_BATCH_SIZE, ZERO_STAGE, Sizing, remedies, size_training
 from pipelines.step_time import GPUS_PER_MACHINE, ring_link
@@ -29,10 +31,12 @@ def print_sizing(config: RunConfig, sizing: SizingConfig, *, kept: Collection[st
     were given, and are not chosen.
 
     Raises:
-        UserError: see `size_training`.
+        UserError: see `check_plan` and `size_training`.
     """
+    check_plan(config)
     plan = size_training(config, sizing, kept=kept)
     lines = [f"{config.name} on {sizing.gpus} × {sizing.gpu_memory:g} GB"]
+    lines += [assumed] if (assumed := assumption(config.base)) else []
     lines += _memory(plan, sizing)
     lines += _choice(plan, sizing)
     lines += _activations(config)

@@ -23,6 +23,8 @@ from infra.log import get_logger
 from infra.mlflow_run import Run
 from infra.storage import atomic_write, require_space
 from infra.tracking import FINGERPRINT_TAG, FOLDER_TAG, Tracking, flatten
+from model.base import prediction_type
+from model.pretrained import check_fit
 from model.unet import ViewDiffUNet
 from pipelines.artifacts import CARD_NAME, RECORD_NAME
 from pipelines.attempts import ATTEMPTS_NAME, RAN_ON_TAG, STAGE_TAG, start_attempt
@@ -87,16 +89,27 @@ def _check(job: TrainJob) -> None:
     try:
         network = ViewDiffUNet.meta(UNet2DConditionModel.load_config(job.base_dir, subfolder="unet"), config.model)
         if job.initial_dir is not None:
-            initial = ViewDiffUNet.from_pretrained(job.initial_dir)
-            is_other = identity(initial.config) != identity(config.model)
-            if is_other or initial.state_dict().keys() != network.state_dict().keys():
-                raise ValueError(f"{job.initial_dir}: a model of another architecture than the config's")
+            _check_initial(job, job.initial_dir, network)
     except ValueError as error:
         raise UserError(f"train: {error}") from error
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
     each = _CHECKPOINT_BYTES + (4 if config.average_decay else 0)
     num_checkpoints = config.kept_checkpoints + _UNCOUNTED_CHECKPOINTS
     require_space(job.folder, (num_checkpoints * each + _MODEL_BYTES) * num_parameters)
+
+
+def _check_initial(job: TrainJob, folder: Path, network: ViewDiffUNet) -> None:
+    """Raise ValueError when the model in `folder` is no start for `network`."""
+    initial = ViewDiffUNet.from_pretrained(folder)
+    if changes := _changes(flatten(identity(initial.config)), flatten(identity(job.config.model))):
+        raise ValueError(f"{folder}: --initial names a model of other settings: {changes}; give its settings")
+    check_fit(folder, network.state_dict(), initial.state_dict())
+    predicted, base_predicts = initial.prediction_type, prediction_type(job.base_dir)
+    if predicted not in (None, base_predicts):
+        raise ValueError(
+            f"{folder}: --initial names a model that was trained to predict {predicted}, the base model predicts "
+            f"{base_predicts}; name the --base.source that it was trained with"
+        )
 
 
 def _require_same_settings(job: TrainJob) -> None:

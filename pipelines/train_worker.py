@@ -20,7 +20,7 @@ from infra.engine import Engine, from_every_rank, from_first_rank
 from infra.stopwatch import Stopwatch
 from infra.storage import publish_folder
 from model.adapter import freeze_base, write_adapter
-from model.base import BaseModel, load_base
+from model.base import BaseModel, load_base, prediction_type
 from model.cost.flops import total
 from model.diffusion import Objective, PartLoss, prior_loss, view_loss
 from model.unet import ViewDiffUNet
@@ -249,7 +249,8 @@ def _build_unet(job: TrainJob, snapshot: Snapshot | None, *, latent_size: int) -
     """The network at the snapshot, else the initial model, else the base model's U-Net with fresh layers.
 
     Its config says the size of the latents that it is trained on, from which `generate` knows the size of its pictures:
-    the base model's own may be another, as 512 pixels where the training's are 256.
+    the base model's own may be another, as 512 pixels where the training's are 256. It also says what is predicted,
+    noise or velocity: base models of both kinds have the same layers.
     """
     if job.initial_dir is not None:
         unet = ViewDiffUNet.from_pretrained(job.initial_dir)
@@ -258,7 +259,7 @@ def _build_unet(job: TrainJob, snapshot: Snapshot | None, *, latent_size: int) -
             torch.manual_seed(job.config.seed)
             base = UNet2DConditionModel.from_pretrained(job.base_dir, subfolder="unet", use_safetensors=True)
             unet = ViewDiffUNet(base, job.config.model)
-    unet.unet.register_to_config(sample_size=latent_size)
+    unet.unet.register_to_config(sample_size=latent_size, prediction_type=prediction_type(job.base_dir))
     if snapshot is not None:
         unet.load_state_dict(snapshot.tensors(MODEL_PART))
     if job.config.trained == "adapter":

@@ -6,6 +6,7 @@ Nothing that takes seconds to import is imported here, so that the command line 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 from infra.errors import UserError
@@ -83,6 +84,9 @@ class CaptionsConfig:
         for name in ("num_captions", "batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"captions: {name} is {getattr(self, name)}, must be at least 1")
+        if self.source is not None:
+            # Path would drop "./", which an id on the hub has not, and end where there is no home.
+            object.__setattr__(self, "source", os.path.expanduser(self.source))  # noqa: PTH111
 
 
 @dataclass(frozen=True, kw_only=True)

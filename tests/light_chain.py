@@ -107,6 +107,8 @@ def _preprocess(
 def _base(config: Any, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
     for part in ("unet", "vae", "text_encoder"):
         _write_network(folder / part)
+    (folder / "scheduler").mkdir(exist_ok=True)
+    (folder / "scheduler" / "scheduler_config.json").write_text('{"num_train_timesteps": 1000}')
     return {}
 
 

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from unittest.mock import Mock
 
 import huggingface_hub.constants
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from model import base_folder
 from model.base import BaseModel, check_base, load_base, save_base
+from model.base_folder import DiffusersFolder, fetch_weights, open_folder
 from tests.narrow_models import MAX_TOKENS, MODELS, WORDS, save_narrow_model
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -206,13 +217,74 @@ def test_a_variant_in_the_cache(offline: Path, folder: Path, tmp_path: Path) -> 
 
 def test_what_the_cache_lacks_is_said(offline: Path, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"^base model owner/other: .* the hub does not give it \(.*\); check its name"
+        ValueError, match=r"^base model owner/other: it is not whole in the hub's cache .* \(.*\); check its name"
     ):
         load_base("owner/other")
     configs = tmp_path / "configs"
     shutil.copytree(folder, configs, ignore=shutil.ignore_patterns("*.safetensors"))
     cache(configs, offline)
     with pytest.raises(
-        ValueError, match=r"^base model owner/narrow: .* the hub does not give it \(.*\); check its name"
+        ValueError, match=r"^base model owner/narrow: it is not whole in the hub's cache .* \(.*\); check its name"
     ):
         load_base("owner/narrow")
+
+
+def answer(*files: str, otherwise: Exception) -> Callable[..., None]:
+    """A hub, or a cache, of these files."""
+
+    def download(name: str, file: str = "", **options: object) -> None:
+        if file not in files:
+            raise otherwise
+
+    return download
+
+
+OUTAGE = LocalEntryNotFoundError("no answer, and not in the cache")
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (FULL, r"the hub's cache .* cannot be written \(.*No space left.*\); make space there"),
+        (GatedRepoError("401", response=Mock()), r"asks? who uses it \(401\); accept its licence"),
+        (RepositoryNotFoundError("404", response=Mock()), r"no such model on the hub \(404\); check its name"),
+        (RevisionNotFoundError("404", response=Mock()), r"does not have its revision \(404\); check the revision"),
+        (OUTAGE, r"the hub does not give it \(no answer.*\); check its name and the network; HF_HUB_OFFLINE=1"),
+    ],
+)
+def test_each_cause_has_its_remedy(error: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base_folder, "hf_hub_download", answer(otherwise=error))
+    monkeypatch.setattr(base_folder, "snapshot_download", answer(otherwise=error))
+    for read in (
+        lambda: open_folder("owner/narrow"),
+        lambda: fetch_weights(DiffusersFolder(Path("commit"), "owner/narrow", from_hub=True)),
+    ):
+        with pytest.raises(ValueError, match=f"^base model owner/narrow: .*{message}"):
+            read()
+
+
+def test_an_index_that_is_wrong_is_not_the_hubs_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / f"{STEMS['unet']}.safetensors.index.json").write_text("{}")
+    monkeypatch.setattr(
+        base_folder, "hf_hub_download", answer(f"unet/{STEMS['unet']}.safetensors.index.json", otherwise=OUTAGE)
+    )
+    with pytest.raises(ValueError, match=r"owner/narrow: unet/.*index.json names no files; download it again$"):
+        fetch_weights(DiffusersFolder(tmp_path, "owner/narrow", from_hub=True))
+
+
+def test_an_outage_does_not_choose_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a cache that holds a variant alone nobody knows whether the hub has plain files."""
+    model = DiffusersFolder(Path("commit"), "owner/narrow", from_hub=True)
+    halves, plain = ([f"{part}/{stem}{suffix}.safetensors" for part, stem in STEMS.items()] for suffix in (".fp16", ""))
+    monkeypatch.setattr(base_folder, "hf_hub_download", answer(*halves, otherwise=OUTAGE))
+    with pytest.raises(ValueError, match="the hub does not give it"):
+        fetch_weights(model)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    fetch_weights(model)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(base_folder, "hf_hub_download", answer(*plain, otherwise=OUTAGE))
+    fetch_weights(model)  # one file or shards, they are the plain weights
+    monkeypatch.setattr(base_folder, "hf_hub_download", answer(*halves, otherwise=EntryNotFoundError("404")))
+    fetch_weights(model)

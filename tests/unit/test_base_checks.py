@@ -121,6 +121,7 @@ OTHER_MODELS: dict[str, tuple[Change, str]] = {
         setting(UNET, down_block_types=["SimpleCrossAttnDownBlock2D"] * 2),
         r"\(down_block_types SimpleCrossAttnDownBlock2D\)",
     ),
+    "no list of blocks": (setting(UNET, down_block_types=3), r"\(down_block_types 3\)"),
     "a tiny autoencoder": (setting("vae/config.json", _class_name="AutoencoderTiny"), r"\(vae AutoencoderTiny\)"),
     "T5": (setting("text_encoder/config.json", model_type="t5"), r"\(text_encoder t5\)"),
     "ControlNet": (
@@ -136,6 +137,7 @@ UNFIT: dict[str, tuple[Change, str]] = {
     "texts per level": (setting(UNET, cross_attention_dim=[32, 48]), r"texts of \(?\[?32, 48"),
     "latents' side": (setting(UNET, sample_size=None), "sample_size is None"),
     "scale": (setting("vae/config.json", scaling_factor=0.0), "scaling_factor is 0.0, must be a positive number"),
+    "shift": (setting("vae/config.json", shift_factor="x"), "shift_factor is x, must be a number or absent"),
     "latents' statistics": (setting("vae/config.json", latents_mean=[0.0] * 4), "latents_mean or latents_std"),
     "clean image": (setting(SCHEDULER, prediction_type="sample"), "prediction_type is 'sample', must be epsilon or v_"),
     "flow": (setting(SCHEDULER, prediction_type="flow_prediction"), "prediction_type is 'flow_prediction'"),
@@ -147,6 +149,8 @@ UNFIT: dict[str, tuple[Change, str]] = {
     ),
     "betas out of range": (setting(SCHEDULER, beta_start=-0.1, beta_schedule="linear"), r"betas must lie in \(0, 1\]"),
     "unknown betas": (setting(SCHEDULER, beta_schedule="cubic"), "cannot make its scheduler .*cubic"),
+    "betas that UniPC has not": (setting(SCHEDULER, beta_schedule="sigmoid"), "cannot make its scheduler .*sigmoid"),
+    "nor these": (setting(SCHEDULER, beta_schedule="laplace"), "cannot make its scheduler .*laplace"),
     "long texts": (
         setting("tokenizer/tokenizer_config.json", model_max_length=77),
         "tokenizer makes up to 77 tokens, its text_encoder takes 8",

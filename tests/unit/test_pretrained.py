@@ -59,6 +59,7 @@ def test_loading_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         ViewDiffUNet.from_pretrained(tmp_path / "nothing")
 
     record, path = _saved(tmp_path), tmp_path / "config.json"
+    save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors")  # as it was without digests
     settings = record["viewdiff"]
     for change, message in (
         ({"format_version": FORMAT_VERSION + 1}, f"format version {FORMAT_VERSION + 1}, .*; update the program"),
@@ -73,6 +74,7 @@ def test_loading_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         ({"viewdiff": settings | {"without": ["everything"]}}, "does not describe a network .*everything"),
         ({"viewdiff": settings | {"flavour": 3}}, "does not describe a network .*flavour"),
         ({"viewdiff": settings | {"projection": None}}, "does not describe a network"),
+        ({"unet": record["unet"] | {"norm_num_groups": 0}}, r"does not describe a network \(.*by zero"),
         ({"unet": "some/model"}, r"does not describe a network \(unet is 'some/model'\)"),  # not looked up on the hub
     ):
         path.write_text(json.dumps(record | change))
@@ -83,6 +85,27 @@ def test_loading_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"model\.safetensors: cannot be read"):
         ViewDiffUNet.from_pretrained(tmp_path)
+
+
+def test_a_changed_config_is_noticed_before_a_network_is_made_of_it(tmp_path: Path) -> None:
+    record = _saved(tmp_path)
+    record["unet"]["norm_num_groups"] = 0
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"is damaged, or its settings were changed"):
+        ViewDiffUNet.from_pretrained(tmp_path)
+
+
+def test_what_is_predicted_is_kept(tmp_path: Path) -> None:
+    network = tiny_network()
+    network.save_pretrained(tmp_path)
+    assert ViewDiffUNet.from_pretrained(tmp_path).prediction_type is None
+    network.unet.register_to_config(prediction_type="v_prediction", sample_size=3)
+    network.save_pretrained(tmp_path)
+    loaded = ViewDiffUNet.from_pretrained(tmp_path)
+    assert loaded.prediction_type == "v_prediction"
+    assert loaded.unet.config.sample_size == 3
+    loaded.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "config.json").read_bytes() == (tmp_path / "config.json").read_bytes()
 
 
 def test_a_network_keeps_its_precision(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from infra.errors import UserError
 from pipelines import plan
 from pipelines.artifacts import Artifact
+from pipelines.checks import check_base_on_hub
 from pipelines.config import RunConfig
 from pipelines.plan import describe_chain, run_chain
 from pipelines.presets import tiny
@@ -67,7 +69,8 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return replace(step, load=lambda: run, tracks=False)
 
     monkeypatch.setattr(plan, "STEPS", tuple(make(step) for step in STEPS))
-    monkeypatch.setattr(plan, "check_settings", lambda *arguments, **stages: None)  # these models are none
+    for check in ("check_settings", "check_base_on_hub", "check_sampling"):
+        monkeypatch.setattr(plan, check, lambda *arguments, **stages: None)  # these models are none
     return revisions
 
 
@@ -95,6 +98,7 @@ def test_runs_without_such_a_model_keep_their_inputs(runtime: RuntimeConfig, mon
         return run_stage(replace(stage, run=lambda *arguments: {}), runtime)
 
     monkeypatch.setattr(plan, "run_stage", noted)
+    monkeypatch.setattr(plan, "check_sampling", lambda *arguments, **stages: None)  # nothing is made
     run_chain(tiny(), runtime, until="latents")
     assert made["captions"] == {"shards"}
     assert made["base"] == {"shards", "captions"}
@@ -211,3 +215,27 @@ def test_a_model_that_cannot_be_known_is_told_before_any_work(
             run_chain(config, runtime, until="base")
     assert log == []
     assert not runtime.root_dir.exists()
+
+
+def test_a_model_on_the_hub_is_checked_before_any_stage(
+    hub: Path, runtime: RuntimeConfig, log: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "check_base_on_hub", check_base_on_hub)
+    put_on_hub(hub, FIRST)
+    unet = hub / "models--a--b" / "snapshots" / FIRST / "unet" / "config.json"
+    unet.write_text('{"addition_embed_type": "text_time"}')
+    with pytest.raises(UserError, match=r"base model a/b is no plain Stable Diffusion \(addition_embed_type"):
+        run_chain(with_base("a/b"), runtime, until="train")
+    assert log == []
+    assert not runtime.root_dir.exists()
+
+
+def test_a_model_that_stage_base_has_read_needs_no_hub(
+    hub: Path, runtime: RuntimeConfig, log: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_on_hub(hub, FIRST)
+    run_chain(with_base("a/b"), runtime, until="base")
+    shutil.rmtree(hub)
+    monkeypatch.setattr(plan, "check_base_on_hub", check_base_on_hub)
+    run_chain(with_base("a/b"), runtime, until="latents")
+    assert log == [FIRST]

@@ -91,6 +91,18 @@ def _text_for_a_number(content: dict) -> None:
     content["cameras"][1]["intrinsics"][0][0] = "50"
 
 
+def _no_picture(content: dict) -> None:
+    content["image_size"][1] = 10**30
+
+
+def _no_float(content: dict) -> None:
+    content["cameras"][2]["intrinsics"][0][2] = 10**400
+
+
+def _infinite_in_float32(content: dict) -> None:
+    content["cameras"][2]["intrinsics"][0][2] = 10**60
+
+
 def _left_handed(content: dict) -> None:
     content["cameras"][1]["world_to_camera"][0] = [-value for value in content["cameras"][1]["world_to_camera"][0]]
 
@@ -103,6 +115,9 @@ def _left_handed(content: dict) -> None:
         (_short_row, r"cameras\[1\].world_to_camera must be 4 rows of 4"),
         (_text_for_a_number, r"cameras\[1\].intrinsics must be 3 rows of 3"),
         (_left_handed, "rotations"),
+        (_no_picture, r"image_size \[48, 10+\] must be .* each at most 65536"),
+        (_no_float, r"cameras\[2\].intrinsics holds a whole number that is too large"),
+        (_infinite_in_float32, "must be finite"),
     ],
 )
 def test_bad_files_name_the_field(tmp_path: Path, spoil, message: str) -> None:
@@ -118,9 +133,10 @@ def test_bad_files_name_the_field(tmp_path: Path, spoil, message: str) -> None:
 def test_files_that_are_no_json_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read as JSON"):
         from_file(tmp_path / "absent.json")
-    (tmp_path / "text.json").write_text("azimuth 12")
-    with pytest.raises(ValueError, match="cannot be read as JSON"):
-        from_file(tmp_path / "text.json")
+    for text in ("azimuth 12", "[" * 200_000, "9" * 5000):
+        (tmp_path / "text.json").write_text(text)
+        with pytest.raises(ValueError, match=r"text\.json: cannot be read as JSON"):
+            from_file(tmp_path / "text.json")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.adapter import read_adapter, write_adapter
 from model.unet import ViewDiffUNet
-from model.weights import check_weights, read_weights, write_weights
+from model.weights import check_content, read_weights, write_weights
 from tests.tiny_network import tiny_network
 
 WEIGHTS = {
@@ -52,7 +52,7 @@ def test_the_digest_is_of_names_types_shapes_and_bytes(tmp_path: Path) -> None:
     found, metadata = read_weights(path)
     assert equal(found, WEIGHTS)
     assert metadata == {"more": "text", "sha256": digest.hexdigest()}
-    check_weights(path, found, about="settings", digest=metadata["sha256"])
+    check_content(path, found, about="settings", digest=metadata["sha256"])
     for weights, about in (
         (WEIGHTS, "other settings"),
         ({**WEIGHTS, "whole": WEIGHTS["whole"].reshape(4, 3)}, "settings"),
@@ -61,7 +61,7 @@ def test_the_digest_is_of_names_types_shapes_and_bytes(tmp_path: Path) -> None:
         ({name: value for name, value in WEIGHTS.items() if name != "empty"}, "settings"),
     ):
         with pytest.raises(ValueError, match=r"weights\.safetensors: is damaged, or its settings were changed: .*; re"):
-            check_weights(path, weights, about=about, digest=metadata["sha256"])
+            check_content(path, weights, about=about, digest=metadata["sha256"])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -70,7 +70,7 @@ def test_values_that_are_not_finite_are_named(value: float, name: str, tmp_path:
     weights = {key: tensor.clone() for key, tensor in WEIGHTS.items()}
     weights[name].view(-1)[-1] = value
     with pytest.raises(ValueError, match=rf"w: {name} holds values that are not finite, .* black; restore"):
-        check_weights(tmp_path / "w", weights, about="", digest=None)
+        check_content(tmp_path / "w", weights, about="", digest=None)
 
 
 def read_network(folder: Path) -> dict[str, Tensor]:
