@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from plyfile import PlyData, PlyElement
 from infra.errors import UserError
 from infra.locks import alone, take_lock
 from infra.log import Progress
-from infra.storage import atomic_write, replace_folder
+from infra.storage import atomic_write, folder_for, replace_folder
 from preprocessing.captures import Viewpoint
 from preprocessing.co3d import FRAMES_NAME, SEQUENCES_NAME, encode_jgz, read_jgz
 from preprocessing.importing.agreement import WrittenPhoto, measure_agreement, reprojection_errors, require_agreement
@@ -125,24 +125,17 @@ def _staging(folder: Path, name: str) -> Iterator[Path]:
 
     Raises UserError if another import uses it.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
     staging = folder / f".{name}-importing"
     busy = f"{folder}: another import writes {name!r} at this moment; wait until it is over, or choose another name"
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with alone(folder / f".{name}.lock", busy=busy, remedy=_LOCK_REMEDY):
-            check_place(folder.parent, folder.name, name)  # once more: another import may have ended meanwhile
-            shutil.rmtree(staging, ignore_errors=True)  # of an import that was killed
-            for part in ("images", "masks"):
-                (staging / part).mkdir(parents=True)
-            try:
-                yield staging
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
-    finally:
-        for path in made:
-            with suppress(OSError):  # not empty: the import succeeded
-                path.rmdir()
+    with folder_for(folder), alone(folder / f".{name}.lock", busy=busy, remedy=_LOCK_REMEDY):
+        check_place(folder.parent, folder.name, name)  # once more: another import may have ended meanwhile
+        shutil.rmtree(staging, ignore_errors=True)  # of an import that was killed
+        for part in ("images", "masks"):
+            (staging / part).mkdir(parents=True)
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write_photos(capture: Reconstruction, checked: Checked, staging: Path) -> _Written:
