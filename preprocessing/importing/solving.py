@@ -150,11 +150,10 @@ def _link(photos: Path, names: Sequence[str], folder: Path) -> tuple[dict[str, s
         if read is None:
             continue
         lenses[alias] = read[0]
-        if (folder / alias).exists():
-            continue
         if read[1] in _FORMAT_SUFFIXES:
+            (folder / alias).unlink(missing_ok=True)  # of an earlier call: the photos may have moved since
             (folder / alias).symlink_to((photos / name).resolve())
-        elif (data := as_png(photos / name)) is not None:
+        elif not (folder / alias).exists() and (data := as_png(photos / name)) is not None:
             atomic_write(folder / alias, data)
     return aliases, lenses
 

@@ -29,6 +29,7 @@ from preprocessing.co3d import FRAMES_NAME, SEQUENCES_NAME, encode_jgz, read_jgz
 from preprocessing.importing.agreement import WrittenPhoto, measure_agreement, reprojection_errors, require_agreement
 from preprocessing.importing.checking import Checked, LeftOut, Plan, check_photos, require_enough
 from preprocessing.importing.developing import develop
+from preprocessing.importing.facing import check_places
 from preprocessing.importing.object_points import object_points
 from preprocessing.importing.orientation import MIRROR, mirrors
 from preprocessing.importing.pictures import PictureError
@@ -60,12 +61,14 @@ def import_capture(
 
     Raises:
         UserError: a name with other characters than letters, digits, - and _; a sequence of that name exists, or is
-        being written; too few photos can be used; pictures and cameras disagree; or as `object_points`.
+        being written; too few photos can be used, or these are of cameras on a line; pictures and cameras disagree; or as `object_points`.
     """
     check_place(root, category, name)
     _check_sources(capture, root / category / name)
     checked = check_photos(capture)
     require_enough(capture, len(checked.plans), checked.left_out)
+    # Once more when all are written (object_points): photos that turn out to be damaged may leave a line.
+    check_places(capture.source, np.stack([plan.photo.world_to_camera for plan in checked.plans]))
     with _staging(root / category, name) as staging:
         written = _write_photos(capture, checked, staging)
         photos = written.capture.photos

@@ -70,6 +70,18 @@ def test_too_few_photos_end_the_import_with_all_reasons(tmp_path: Path, capture:
     assert not (tmp_path / "root").exists()
 
 
+def test_cameras_on_a_line_are_told_before_photos_are_decoded(tmp_path: Path, capture: Reconstruction) -> None:
+    lined = []
+    for number, photo in enumerate(capture.photos):
+        truncate(photo.path)
+        pose = poses()[0]
+        pose[0, 3] += 0.1 * number
+        lined.append(replace(photo, world_to_camera=pose))
+    with pytest.raises(UserError, match="model: its 6 cameras stand on one line"):
+        imported(replace(capture, photos=tuple(lined)), tmp_path / "root")
+    assert not (tmp_path / "root").exists()
+
+
 def test_an_empty_mask_leaves_its_photo_out(tmp_path: Path, capture: Reconstruction) -> None:
     photos = []
     for number, photo in enumerate(capture.photos):

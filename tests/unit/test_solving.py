@@ -106,6 +106,19 @@ def test_a_model_that_is_there_is_not_made_again(photos: Path, solved: Path, mon
     assert solve_cameras(photos, solved, placed_share=0.5) == solved / "model"
 
 
+def test_a_search_goes_on_where_the_photos_were_moved_to(photos: Path, solved: Path, tmp_path: Path) -> None:
+    """Links of the work lead to where they were."""
+    shutil.copytree(photos, tmp_path / "here")
+    shutil.copytree(solved, tmp_path / "work")
+    shutil.rmtree(tmp_path / "work/model")
+    links = tmp_path / "work/photos"
+    for path in links.glob("*.jpg"):
+        path.unlink()
+        path.symlink_to(tmp_path / "where they were" / path.name)
+    solve_cameras(tmp_path / "here", tmp_path / "work", placed_share=1.0)
+    assert all(path.resolve().is_relative_to(tmp_path / "here") for path in links.glob("*.jpg"))
+
+
 def test_photos_of_something_else_are_left_out_and_named(photos: Path, solved: Path, tmp_path: Path) -> None:
     shutil.copytree(photos, tmp_path / "photos")
     shutil.copytree(solved, tmp_path / "work", symlinks=True)
