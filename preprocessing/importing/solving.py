@@ -69,7 +69,11 @@ def find_cameras(source: Path, below: Path, *, placed_share: float, num_frames: 
         photos = take_frames(source, work / "frames", count=num_frames)
         model = solve_cameras(photos, work, placed_share=placed_share, in_order=True)
         return Solution(model=model, photos=photos, work=work)
-    names = find_photos(source, but=masks)
+    found = find_photos(source, but=masks)
+    if found.foreign:
+        count = format_count(len(found.photos), "photo")
+        get_logger("import").warning(f"{source}: only its {count} will be used; left out: {found.unread()}")
+    names = found.photos
     work = below / content_name([source / name for name in names], *names)
     model = solve_cameras(source, work, placed_share=placed_share, masks=masks)
     return Solution(model=model, photos=source, work=work)
@@ -85,7 +89,7 @@ def solve_cameras(
         UserError: there are fewer than 3 photos or all are the same, they have nothing to hold on to or do not overlap,
         or less than `placed_share` of them find their place; the message says what helps.
     """
-    names = find_photos(photos, but=masks)
+    names = find_photos(photos, but=masks).photos
     model = work / MODEL_NAME
     with _quiet():
         if not model.is_dir():

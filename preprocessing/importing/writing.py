@@ -61,7 +61,8 @@ def import_capture(
 
     Raises:
         UserError: a name with other characters than letters, digits, - and _; a sequence of that name exists, or is
-        being written; too few photos can be used, or these are of cameras on a line; pictures and cameras disagree; or as `object_points`.
+        being written; too few photos can be used, or their cameras stand on a line; pictures and cameras disagree; or
+        as `object_points`.
     """
     check_place(root, category, name)
     _check_sources(capture, root / category / name)

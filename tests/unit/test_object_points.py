@@ -176,7 +176,7 @@ def test_cameras_on_a_line_are_refused(points: np.ndarray | None, mask: Mask) ->
     """On a slider along one side of the object."""
     cameras = np.stack([poses()[0]] * 8)
     cameras[:, 0, 3] += np.linspace(-0.5, 0.5, 8)
-    with pytest.raises(UserError, match="scan: its 8 cameras stand on one line or in one place, .* take photos from"):
+    with pytest.raises(UserError, match=r"scan: its 8 cameras stand on one line or in one place, .* take photos from"):
         object_points(capture(cameras, points), mask)
 
 
