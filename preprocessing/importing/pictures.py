@@ -130,8 +130,8 @@ def _opened(data: bytes, path: Path) -> Iterator[Image.Image]:
     if foreign := foreign_format(data, path.suffix):
         raise PictureError(*foreign)
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            warnings.simplefilter("ignore")  # about metadata that is not used here
+        # What opening warns of is metadata that is not used here.
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             _require_supported(picture)
             yield picture
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import struct
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,7 +95,8 @@ def find_photos(folder: Path, *, but: Path | None = None) -> FolderContent:
 def read_lens(path: Path) -> tuple[Lens, str] | None:
     """The lens of a photo and the format of its file, from the header alone; None when it is no picture."""
     try:
-        with Image.open(path, formats=FORMATS) as picture:
+        # Damaged EXIF, of which Pillow warns, tells no camera.
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as picture:
             exif = picture.getexif()
             details = exif.get_ifd(_EXIF_FOLDER)
             values = (exif.get(_MAKE), exif.get(_MODEL), details.get(_FOCAL_LENGTH), details.get(_FOCAL_LENGTH_35MM))
@@ -107,7 +109,7 @@ def as_png(path: Path) -> bytes | None:
     """The pixels of a photo as they are stored, as PNG; None when they cannot be decoded."""
     buffer = io.BytesIO()
     try:
-        with Image.open(path, formats=FORMATS) as picture:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as picture:
             picture.convert("RGB").save(buffer, "PNG")
     except _DECODE_ERRORS:
         return None
