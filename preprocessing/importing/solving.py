@@ -21,10 +21,10 @@ from infra.errors import UserError
 from infra.log import Progress, format_count, get_logger
 from infra.storage import atomic_write, digest_file, publish_folder
 from preprocessing.importing.features import SEED, SILENT, add_features, add_matches, open_database
+from preprocessing.importing.reconstructions import MINIMUM_PHOTOS, listed
 from preprocessing.importing.unposed_photos import Lens, as_png, content_name, find_photos, read_lens
 from preprocessing.importing.video import take_frames
 
-MINIMUM_PHOTOS = 3
 MINIMUM_FEATURES = 50  # a photo with fewer has nothing to hold on to; one of a textured thing has thousands
 MOST_NAMED = 20  # photos in a message
 WHAT_HELPS = (
@@ -103,9 +103,9 @@ def solve_cameras(
     if share < placed_share:
         raise UserError(
             f"{photos}: only {summary}, {share:.0%}; --placed-share {placed_share:g} asks for more. Not placed: "
-            f"{_listed(unplaced)}. {WHAT_HELPS}; or accept fewer with a smaller --placed-share"
+            f"{listed(unplaced, shown=MOST_NAMED)}. {WHAT_HELPS}; or accept fewer with a smaller --placed-share"
         )
-    get_logger("import").info(summary + (f"; left out: {_listed(unplaced)}" if unplaced else ""))
+    get_logger("import").info(summary + (f"; left out: {listed(unplaced, shown=MOST_NAMED)}" if unplaced else ""))
     return model
 
 
@@ -119,7 +119,7 @@ def _solve(photos: Path, names: Sequence[str], work: Path, *, in_order: bool) ->
         plain = [aliases[alias] for alias in aliases if alias not in usable]
         raise UserError(
             f"{photos}: {format_count(len(usable), 'photo')} of {len(names)} can be decoded and show enough texture to "
-            f"find cameras from, {MINIMUM_PHOTOS} are needed; not so {_listed(plain)}. {WHAT_HELPS}"
+            f"find cameras from, {MINIMUM_PHOTOS} are needed; not so {listed(plain, shown=MOST_NAMED)}. {WHAT_HELPS}"
         )
     if add_matches(database, usable, in_order=in_order) == 0:
         raise UserError(f"{photos}: no two photos show the same thing from near enough. {WHAT_HELPS}")
@@ -221,11 +221,6 @@ def _check_different(photos: Path, names: Sequence[str]) -> None:
     files = [photos / name for name in names]
     if len({file.stat().st_size for file in files}) == 1 and len(set(map(digest_file, files))) == 1:
         raise UserError(f"{photos}: all {len(names)} photos are the same picture; give photos from around the object")
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
 
 
 @contextmanager

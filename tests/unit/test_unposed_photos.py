@@ -19,10 +19,11 @@ def test_damaged_exif_is_no_matter_and_warns_of_nothing(name: str, tmp_path: Pat
     exif = Image.Exif()
     exif[ExifTags.Base.Make], exif[ExifTags.Base.Model] = "Maker", "Phone 3"
     Image.new("RGB", (64, 48)).save(path, exif=exif)
-    entry = struct.pack("<HH", ExifTags.Base.Make, 2)  # tag, kind: text; then its length
     data = bytearray(path.read_bytes())
+    order = ">" if b"MM\x00*" in data else "<"
+    entry = struct.pack(f"{order}HH", ExifTags.Base.Make, 2)  # tag, kind: text; then its length
     place = data.index(entry) + len(entry)
-    data[place : place + 4] = struct.pack("<I", 1 << 20)
+    data[place : place + 4] = struct.pack(f"{order}I", 1 << 20)
     path.write_bytes(data)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
