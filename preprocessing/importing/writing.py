@@ -26,7 +26,7 @@ from infra.log import Progress
 from infra.storage import atomic_write, folder_for, replace_folder
 from preprocessing.captures import Viewpoint
 from preprocessing.co3d import FRAMES_NAME, SEQUENCES_NAME, encode_jgz, read_jgz
-from preprocessing.importing.agreement import WrittenPhoto, measure_agreement, reprojection_errors, require_agreement
+from preprocessing.importing.agreement import WrittenPhoto, measure_agreement, require_agreement
 from preprocessing.importing.checking import Checked, LeftOut, Plan, check_photos, require_enough
 from preprocessing.importing.developing import develop
 from preprocessing.importing.facing import check_places
@@ -74,7 +74,7 @@ def import_capture(
         written = _write_photos(capture, checked, staging)
         photos = written.capture.photos
         agreement = measure_agreement([_as_written(photo) for photo in photos])
-        errors = _reprojection(written.capture)
+        errors = np.concatenate([photo.reprojection_errors(written.capture.points) for photo in photos])
         require_agreement(capture.source, agreement, errors, max(photos[0].camera.width, photos[0].camera.height))
         found = object_points(written.capture, _mask_of, radius=radius)
         vertices = np.array([tuple(point) for point in found.points], dtype=[(axis, "f4") for axis in "xyz"])
@@ -187,17 +187,6 @@ def _numbers(photo: Photo) -> np.ndarray:
 
 def _as_written(photo: Photo) -> WrittenPhoto:
     return WrittenPhoto(photo.path, photo.mask_path, photo.world_to_camera, photo.camera.calibration_matrix())
-
-
-def _reprojection(capture: Reconstruction) -> np.ndarray:
-    """[M] errors in pixels of everything that the source observed; none if it says nothing of that."""
-    errors = [np.empty(0)]
-    for photo in capture.photos:
-        if photo.observations is not None:
-            numbers, pixels = photo.observations
-            matrix = photo.camera.calibration_matrix()
-            errors.append(reprojection_errors(capture.points[numbers], pixels, photo.world_to_camera, matrix))
-    return np.concatenate(errors)
 
 
 def _mask_of(photo: Photo) -> np.ndarray | None:
