@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from infra.addresses import shown_address
@@ -119,6 +119,19 @@ def replace_folder(new: Path, final: Path) -> None:
         final.rename(old)
     publish_folder(new, final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def folder_for(folder: Path) -> Iterator[None]:
+    """`folder` is there in the block. It and the folders above it that this made are removed if they are empty then."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for path in made:
+            with suppress(OSError):  # not empty
+                path.rmdir()
 
 
 def num_bytes(path: StoragePath) -> int:

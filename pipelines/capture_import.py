@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from infra.locks import alone
-from infra.storage import atomic_write
+from infra.storage import atomic_write, folder_for
 from pipelines.inspection import check_sheet_path
 from pipelines.pictures import encode_png
 from pipelines.requests import ImportConfig
@@ -57,9 +57,9 @@ def _import(source: Path, images: Path | None, masks: Path | None, config: Impor
 def _solve_and_import(source: Path, masks: Path | None, config: ImportConfig) -> ImportSummary:
     """The work on the cameras is kept until all is written, so that a refused import does not begin again."""
     root = Path(config.output)
-    root.mkdir(parents=True, exist_ok=True)
     busy = f"{root}: another import finds cameras at this moment; wait until it is over, or name another --output"
-    with alone(root / f"{WORK_NAME}.lock", busy=busy, remedy="name a folder on another one with --output"):
+    remedy = "name a folder on another one with --output"
+    with folder_for(root), alone(root / f"{WORK_NAME}.lock", busy=busy, remedy=remedy):
         share, count = config.placed_share, config.video_frames
         solution = find_cameras(source, root / WORK_NAME, placed_share=share, num_frames=count, masks=masks)
         summary = _import(solution.model, solution.photos, masks, config)

@@ -56,19 +56,6 @@ class Agreement:
     pairs: int
 
 
-def reprojection_errors(
-    points: np.ndarray, observed: np.ndarray, world_to_camera: np.ndarray, intrinsics: np.ndarray
-) -> np.ndarray:
-    """[M] distance in pixels between where points [M, 3] were observed [M, 2] and where a camera puts them; infinite
-    where there is none, as for points behind it.
-    """
-    seen = points @ world_to_camera[:3, :3].T + world_to_camera[:3, 3]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        pixels = seen[:, :2] / seen[:, 2:] @ intrinsics[:2, :2].T + intrinsics[:2, 2]
-        distances = np.linalg.norm(pixels - observed, axis=1)
-    return np.where((seen[:, 2] > 0) & np.isfinite(distances), distances, np.inf)
-
-
 def measure_agreement(photos: Sequence[WrittenPhoto]) -> Agreement | None:
     """The epipolar distance over some pairs of pictures; None if too few have features in common.
 
@@ -84,7 +71,7 @@ def measure_agreement(photos: Sequence[WrittenPhoto]) -> Agreement | None:
 
 def require_agreement(source: Path, agreement: Agreement | None, errors: np.ndarray, side: int) -> None:
     """Raise UserError if pictures, points and cameras have nothing to do with each other. `errors` [M] are those of
-    `reprojection_errors`, possibly none, in pixels of pictures with a longer side of `side`.
+    `Photo.reprojection_errors`, possibly none, in pixels of pictures with a longer side of `side`.
     """
     if len(errors) and not np.median(errors) <= REFUSED_SHARE * side:
         raise UserError(

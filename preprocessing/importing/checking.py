@@ -79,15 +79,19 @@ def require_enough(capture: Reconstruction, kept: int, left_out: Sequence[LeftOu
     total = len(capture.photos)
     if kept >= MINIMUM_PHOTOS and kept >= MINIMUM_SHARE * total:
         return
-    by_reason = defaultdict(list)
-    for item in left_out:
-        by_reason[item.reason, item.remedy].append(item.name)
-    ordered = sorted(by_reason.items(), key=lambda item: -len(item[1]))
     causes = [
         f"{format_count(len(names), 'photo')}, {reason} ({listed(names)}): {remedy}"
-        for (reason, remedy), names in ordered
+        for (reason, remedy), names in by_reason(left_out)
     ]
     raise UserError(f"{capture.source}: only {kept} of {total} photos can be used; {'; '.join(causes)}")
+
+
+def by_reason(left_out: Iterable[LeftOut]) -> list[tuple[tuple[str, str | None], list[str]]]:
+    """Each reason and remedy with the names of its photos, the commonest first."""
+    names = defaultdict(list)
+    for item in left_out:
+        names[item.reason, item.remedy].append(item.name)
+    return sorted(names.items(), key=lambda item: -len(item[1]))
 
 
 def same_shape(first: Size, second: Size) -> bool:

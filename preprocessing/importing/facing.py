@@ -5,6 +5,7 @@ and say nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -39,18 +40,22 @@ def share_looking_at_one_place(poses: np.ndarray) -> float:
     return float((seen[:, 2] > LOOKING_COSINE * np.linalg.norm(seen, axis=1)).mean())
 
 
-def check_poses(capture: Reconstruction) -> None:
-    """Raise UserError if the cameras stand on a line, or look at one place when the numbers of their poses are read in
-    another way, and not as this kind of source means them.
-    """
-    poses = np.stack([photo.world_to_camera for photo in capture.photos])
+def check_places(source: Path, poses: np.ndarray) -> None:
+    """Raise UserError if the cameras [N, 4, 4] stand on a line."""
     centers = camera_centers(poses)
     extents = np.linalg.svd(centers - centers.mean(axis=0), compute_uv=False)
     if not extents[1] > MINIMUM_PLANE_RATIO * extents[0]:
         raise UserError(
-            f"{capture.source}: its {len(poses)} cameras stand on one line or in one place, which does not say where "
-            "up is; take photos from around the object"
+            f"{source}: its {len(poses)} cameras stand on one line or in one place, which does not say where up is; "
+            "take photos from around the object"
         )
+
+
+def check_poses(capture: Reconstruction) -> None:
+    """Raise UserError if the cameras look at one place when the numbers of their poses are read in another way, and not
+    as this kind of source means them.
+    """
+    poses = np.stack([photo.world_to_camera for photo in capture.photos])
     if share_looking_at_one_place(poses) >= LOOKING_SHARE:
         return
     shares = {name: share_looking_at_one_place(read(poses)) for name, read in READINGS.items()}

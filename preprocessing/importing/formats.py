@@ -17,6 +17,10 @@ DECODE_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, cv2.error, Image.DecompressionBombError),
     *(TypeError, KeyError, IndexError, OverflowError),
 )
+# What the names of such files end with, the commonest of what tools write first.
+PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+# Bytes at a file's start that say what it is.
+HEAD_BYTES = 64
 
 _TO_JPEG = "convert it to JPEG"
 _HEIC = ("a HEIC picture", "convert it to JPEG; on an iPhone, Settings > Camera > Formats > Most Compatible takes JPEG")
@@ -28,8 +32,9 @@ _BRANDS = {
     b"crx ": _RAW,
     b"jxl ": ("a JPEG XL picture", _TO_JPEG),
 }
-_VIDEO = ("a video", "take photos out of it first")
+_VIDEO = ("a video", "take photos out of it, or name it alone with --solve-cameras")
 _STARTS = {
+    b"\x1aE\xdf\xa3": _VIDEO,  # Matroska, WebM
     b"GIF8": ("a GIF picture", _TO_JPEG),
     b"\x00\x00\x00\x0cjP  ": ("a JPEG 2000 picture", _TO_JPEG),
     b"\xff\x4f\xff\x51": ("a JPEG 2000 picture", _TO_JPEG),
@@ -67,6 +72,8 @@ def foreign_format(data: bytes, suffix: str) -> tuple[str, str] | None:
         return _RAW
     if data[4:8] == b"ftyp":
         return _BRANDS.get(data[8:12], _VIDEO)
+    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+        return _VIDEO
     return next((what for start, what in _STARTS.items() if data.startswith(start)), None)
 
 

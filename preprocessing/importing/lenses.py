@@ -51,6 +51,7 @@ def _lens(key: CameraKey, photo_size: tuple[int, int]) -> Lens:
     camera = _camera(key)
     scale = np.array([photo_size[1] / camera.width, photo_size[0] / camera.height])
     enlarge = np.diag([*scale, 1.0])
+    # COLMAP calls a fisheye lens undistorted when its terms are 0.
     if camera.is_perspective_pinhole() and camera.is_undistorted():
         intrinsics = enlarge @ camera.calibration_matrix()
         return Lens(photo_size, photo_size, intrinsics, lambda picture: picture, lambda pixels: pixels * scale, True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infra.errors import UserError
-from preprocessing.importing.facing import check_facing, check_poses, common_center
+from preprocessing.importing.facing import check_facing, check_places, check_poses, common_center
 from preprocessing.importing.reconstructions import Photo, Reconstruction
 from preprocessing.normalize import MINIMUM_POINTS, camera_centers
 
@@ -57,10 +57,11 @@ def object_points(capture: Reconstruction, mask_of: MaskOf, *, radius: float | N
     farther from where the cameras look is the object.
 
     Raises:
-        UserError: too few of the points are the object's; most cameras do not look at it.
+        UserError: too few of the points are the object's; the cameras stand on a line, or most do not look at it.
     """
     silhouettes = [(photo, _smaller(mask)) for photo in capture.photos if (mask := mask_of(photo)) is not None]
     poses = np.stack([photo.world_to_camera for photo in capture.photos])
+    check_places(capture.source, poses)
     center = common_center(poses)
     if silhouettes:
         _refuse_inverted(capture, silhouettes, center)

@@ -13,10 +13,11 @@ import pycolmap
 
 from infra.errors import UserError
 from infra.log import format_count
+from preprocessing.importing.formats import PHOTO_SUFFIXES
 from preprocessing.importing.reconstructions import MINIMUM_PHOTOS, Photo, listed
 
 # Endings that are tried for a photo whose name has none, as Blender's scripts write it.
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".PNG", ".JPG", ".JPEG")
+ENDINGS = (*PHOTO_SUFFIXES, ".PNG", ".JPG", ".JPEG")
 # Longer ones are refused by file systems, once an ending is added.
 MAX_NAME_BYTES = 240
 MAX_PATH = 2000

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from infra.errors import UserError
+from infra.log import format_count
 from preprocessing.importing.colmap import find_models, read_colmap
 from preprocessing.importing.reconstructions import Reconstruction
 from preprocessing.importing.transforms import TRANSFORMS_NAMES, find_transforms, read_transforms
+from preprocessing.importing.unposed_photos import look_through
 
 # What else people have, told by a file below the folder, and how to go on.
 OTHERS = {
@@ -25,7 +27,6 @@ OTHERS = {
     "cameras.json": "what 3D Gaussian Splatting trained, without photos; name the reconstruction that it was given",
     "*.psx": "a Metashape project; export a COLMAP model of it",
 }
-PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"}
 
 
 def read_reconstruction(source: Path, images: Path | None, masks: Path | None) -> Reconstruction:
@@ -51,12 +52,15 @@ def read_reconstruction(source: Path, images: Path | None, masks: Path | None) -
     for pattern, what in OTHERS.items():
         if next(source.glob(pattern), None) is not None:
             raise UserError(f"{source}: is {what}")
-    photos = sum(path.suffix.lower() in PHOTO_ENDINGS for path in source.iterdir())
-    if photos:
+    found = look_through(source, but=masks)
+    if found.photos:
+        also = f", also {found.unread()}" if found.foreign else ""
         raise UserError(
-            f"{source}: holds {photos} photos without cameras; --solve-cameras finds these, or name the folder or file "
-            "of a reconstruction, with --images for the photos of a COLMAP model"
+            f"{source}: holds {format_count(len(found.photos), 'photo')} without cameras{also}; --solve-cameras finds "
+            "these, or name the folder or file of a reconstruction, with --images for the photos of a COLMAP model"
         )
+    if found.foreign:
+        raise UserError(f"{source}: holds neither a reconstruction nor photos that can be read, but {found.unread()}")
     raise UserError(
         f"{source}: neither {' nor '.join(TRANSFORMS_NAMES)} is there, nor a COLMAP model (cameras.bin and "
         "images.bin, or both with the ending .txt); name the folder or file of a reconstruction"

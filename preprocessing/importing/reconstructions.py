@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -36,11 +36,6 @@ class Photo:
     camera: pycolmap.Camera  # intrinsics and lens at the source's size; pixel centres at half-integers
     # Numbers [M] of points that were found in this photo, and where [M, 2] in the camera's pixels.
     observations: tuple[np.ndarray, np.ndarray] | None = None
-
-    @property
-    def is_pinhole(self) -> bool:
-        """Whether the photo needs no undistortion. COLMAP calls a fisheye lens undistorted when its terms are 0."""
-        return self.camera.is_perspective_pinhole() and self.camera.is_undistorted()
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where points [N, 3] are in the picture, [N, 2] as shares of its width and height from its upper left corner,
@@ -100,7 +95,7 @@ def refuse_value(source: Path, place: str, what: str) -> NoReturn:
     raise UserError(f"{source}: {place}: {what}; export the reconstruction again, or correct the file")
 
 
-def listed(names: list[str]) -> str:
+def listed(names: Sequence[str], *, shown: int = NAMES_SHOWN) -> str:
     """The first names, and how many more there are."""
-    more = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")

@@ -21,10 +21,10 @@ from infra.errors import UserError
 from infra.log import Progress, format_count, get_logger
 from infra.storage import atomic_write, digest_file, publish_folder
 from preprocessing.importing.features import SEED, SILENT, add_features, add_matches, open_database
+from preprocessing.importing.reconstructions import MINIMUM_PHOTOS, listed
 from preprocessing.importing.unposed_photos import Lens, as_png, content_name, find_photos, read_lens
 from preprocessing.importing.video import take_frames
 
-MINIMUM_PHOTOS = 3
 MINIMUM_FEATURES = 50  # a photo with fewer has nothing to hold on to; one of a textured thing has thousands
 MOST_NAMED = 20  # photos in a message
 WHAT_HELPS = (
@@ -69,7 +69,11 @@ def find_cameras(source: Path, below: Path, *, placed_share: float, num_frames: 
         photos = take_frames(source, work / "frames", count=num_frames)
         model = solve_cameras(photos, work, placed_share=placed_share, in_order=True)
         return Solution(model=model, photos=photos, work=work)
-    names = find_photos(source, but=masks)
+    found = find_photos(source, but=masks)
+    if found.foreign:
+        count = format_count(len(found.photos), "photo")
+        get_logger("import").warning(f"{source}: only its {count} will be used; left out: {found.unread()}")
+    names = found.photos
     work = below / content_name([source / name for name in names], *names)
     model = solve_cameras(source, work, placed_share=placed_share, masks=masks)
     return Solution(model=model, photos=source, work=work)
@@ -85,7 +89,7 @@ def solve_cameras(
         UserError: there are fewer than 3 photos or all are the same, they have nothing to hold on to or do not overlap,
         or less than `placed_share` of them find their place; the message says what helps.
     """
-    names = find_photos(photos, but=masks)
+    names = find_photos(photos, but=masks).photos
     model = work / MODEL_NAME
     with _quiet():
         if not model.is_dir():
@@ -99,9 +103,9 @@ def solve_cameras(
     if share < placed_share:
         raise UserError(
             f"{photos}: only {summary}, {share:.0%}; --placed-share {placed_share:g} asks for more. Not placed: "
-            f"{_listed(unplaced)}. {WHAT_HELPS}; or accept fewer with a smaller --placed-share"
+            f"{listed(unplaced, shown=MOST_NAMED)}. {WHAT_HELPS}; or accept fewer with a smaller --placed-share"
         )
-    get_logger("import").info(summary + (f"; left out: {_listed(unplaced)}" if unplaced else ""))
+    get_logger("import").info(summary + (f"; left out: {listed(unplaced, shown=MOST_NAMED)}" if unplaced else ""))
     return model
 
 
@@ -115,7 +119,7 @@ def _solve(photos: Path, names: Sequence[str], work: Path, *, in_order: bool) ->
         plain = [aliases[alias] for alias in aliases if alias not in usable]
         raise UserError(
             f"{photos}: {format_count(len(usable), 'photo')} of {len(names)} can be decoded and show enough texture to "
-            f"find cameras from, {MINIMUM_PHOTOS} are needed; not so {_listed(plain)}. {WHAT_HELPS}"
+            f"find cameras from, {MINIMUM_PHOTOS} are needed; not so {listed(plain, shown=MOST_NAMED)}. {WHAT_HELPS}"
         )
     if add_matches(database, usable, in_order=in_order) == 0:
         raise UserError(f"{photos}: no two photos show the same thing from near enough. {WHAT_HELPS}")
@@ -150,11 +154,10 @@ def _link(photos: Path, names: Sequence[str], folder: Path) -> tuple[dict[str, s
         if read is None:
             continue
         lenses[alias] = read[0]
-        if (folder / alias).exists():
-            continue
         if read[1] in _FORMAT_SUFFIXES:
+            (folder / alias).unlink(missing_ok=True)  # of an earlier call: the photos may have moved since
             (folder / alias).symlink_to((photos / name).resolve())
-        elif (data := as_png(photos / name)) is not None:
+        elif not (folder / alias).exists() and (data := as_png(photos / name)) is not None:
             atomic_write(folder / alias, data)
     return aliases, lenses
 
@@ -218,11 +221,6 @@ def _check_different(photos: Path, names: Sequence[str]) -> None:
     files = [photos / name for name in names]
     if len({file.stat().st_size for file in files}) == 1 and len(set(map(digest_file, files))) == 1:
         raise UserError(f"{photos}: all {len(names)} photos are the same picture; give photos from around the object")
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from infra.log import format_count
 from preprocessing.importing.agreement import CHECKED_SIDE, DOUBTFUL_PIXELS, Agreement
-from preprocessing.importing.checking import LeftOut
+from preprocessing.importing.checking import LeftOut, by_reason
 
 # Median reprojection error that reconstructions of sharp photos have.
 GOOD_PIXELS = 0.5
@@ -75,11 +75,7 @@ class ImportSummary:
 
 def reasons(left_out: Iterable[LeftOut]) -> list[str]:
     """A line for each reason, the commonest first: how many photos, why, and all their names."""
-    names = defaultdict(list)
-    for item in left_out:
-        names[item.reason, item.remedy].append(item.name)
-    ordered = sorted(names.items(), key=lambda item: -len(item[1]))
     return [
         f"{format_count(len(photos), 'photo')}, {reason}: {', '.join(photos)}" + (f"; {remedy}" if remedy else "")
-        for (reason, remedy), photos in ordered
+        for (reason, remedy), photos in by_reason(left_out)
     ]

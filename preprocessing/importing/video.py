@@ -17,6 +17,8 @@ from infra.storage import publish_folder
 from preprocessing.images import encode_image, sharpness
 
 MINIMUM_FRAMES = 3
+# Ends that players do not show are missing in whole videos too.
+WHOLE_SHARE = 0.9
 # Frames are compared at most at this longest side, pixels: what is blurred at the size that features are found at.
 COMPARED_SIDE = 1600
 
@@ -26,7 +28,7 @@ def take_frames(video: Path, folder: Path, *, count: int) -> Path:
     upright as the video says; returns `folder`. If it is there already, nothing is done.
 
     Raises:
-        UserError: the file cannot be decoded as a video, or has fewer than 3 frames.
+        UserError: the file cannot be decoded as a video, breaks off, is a picture, or has fewer than 3 frames.
     """
     if folder.is_dir():
         return folder
@@ -67,7 +69,7 @@ def _look_through(video: Path) -> tuple[list[float], list[float]]:
     """Time in seconds and sharpness of every frame."""
     times, sharp = list[float](), list[float]()
     with _opened(video) as capture:
-        total = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
+        total, rate = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0), capture.get(cv2.CAP_PROP_FPS)
         with Progress("video", total=total, unit="frames") as progress:
             while capture.grab():
                 decoded, frame = capture.retrieve()
@@ -76,12 +78,32 @@ def _look_through(video: Path) -> tuple[list[float], list[float]]:
                 times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
                 sharp.append(sharpness(_reduced(frame)))
                 progress.advance()
+    _require_whole(video, times, total, rate)
+    return times, sharp
+
+
+def _require_whole(video: Path, times: Sequence[float], total: int, rate: float) -> None:
+    """Check the frames that were decoded against the `total` that the file says it has, `rate` of them a second.
+
+    A video breaks off if both frames and time are missing: without an index a file's number of frames is a guess, and
+    some files hold no times.
+    """
+    lasts = times[-1] - times[0] if times else 0.0
+    if len(times) < WHOLE_SHARE * total and lasts * rate < WHOLE_SHARE * total:
+        raise UserError(
+            f"{video}: breaks off: {len(times)} of its {total} frames can be decoded; copy it again, or export the "
+            "part that can be played, as an MP4"
+        )
+    if len(times) == 1:
+        raise UserError(
+            f"{video}: is a picture, not a video; name the folder of the photos, of which at least {MINIMUM_FRAMES} "
+            "are needed"
+        )
     if len(times) < MINIMUM_FRAMES:
         raise UserError(
-            f"{video}: {len(times)} frames of it can be decoded, at least {MINIMUM_FRAMES} are needed; export it "
+            f"{video}: has {len(times)} frames that can be decoded, at least {MINIMUM_FRAMES} are needed; export it "
             "again, as an MP4"
         )
-    return times, sharp
 
 
 def _reduced(frame: np.ndarray) -> np.ndarray:

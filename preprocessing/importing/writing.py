@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from plyfile import PlyData, PlyElement
 from infra.errors import UserError
 from infra.locks import alone, take_lock
 from infra.log import Progress
-from infra.storage import atomic_write, replace_folder
+from infra.storage import atomic_write, folder_for, replace_folder
 from preprocessing.captures import Viewpoint
 from preprocessing.co3d import FRAMES_NAME, SEQUENCES_NAME, encode_jgz, read_jgz
-from preprocessing.importing.agreement import WrittenPhoto, measure_agreement, reprojection_errors, require_agreement
+from preprocessing.importing.agreement import WrittenPhoto, measure_agreement, require_agreement
 from preprocessing.importing.checking import Checked, LeftOut, Plan, check_photos, require_enough
 from preprocessing.importing.developing import develop
+from preprocessing.importing.facing import check_places
 from preprocessing.importing.object_points import object_points
 from preprocessing.importing.orientation import MIRROR, mirrors
 from preprocessing.importing.pictures import PictureError
@@ -60,17 +61,20 @@ def import_capture(
 
     Raises:
         UserError: a name with other characters than letters, digits, - and _; a sequence of that name exists, or is
-        being written; too few photos can be used; pictures and cameras disagree; or as `object_points`.
+        being written; too few photos can be used, or their cameras stand on a line; pictures and cameras disagree; or
+        as `object_points`.
     """
     check_place(root, category, name)
     _check_sources(capture, root / category / name)
     checked = check_photos(capture)
     require_enough(capture, len(checked.plans), checked.left_out)
+    # Once more when all are written (object_points): photos that turn out to be damaged may leave a line.
+    check_places(capture.source, np.stack([plan.photo.world_to_camera for plan in checked.plans]))
     with _staging(root / category, name) as staging:
         written = _write_photos(capture, checked, staging)
         photos = written.capture.photos
         agreement = measure_agreement([_as_written(photo) for photo in photos])
-        errors = _reprojection(written.capture)
+        errors = np.concatenate([photo.reprojection_errors(written.capture.points) for photo in photos])
         require_agreement(capture.source, agreement, errors, max(photos[0].camera.width, photos[0].camera.height))
         found = object_points(written.capture, _mask_of, radius=radius)
         vertices = np.array([tuple(point) for point in found.points], dtype=[(axis, "f4") for axis in "xyz"])
@@ -125,24 +129,17 @@ def _staging(folder: Path, name: str) -> Iterator[Path]:
 
     Raises UserError if another import uses it.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
     staging = folder / f".{name}-importing"
     busy = f"{folder}: another import writes {name!r} at this moment; wait until it is over, or choose another name"
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with alone(folder / f".{name}.lock", busy=busy, remedy=_LOCK_REMEDY):
-            check_place(folder.parent, folder.name, name)  # once more: another import may have ended meanwhile
-            shutil.rmtree(staging, ignore_errors=True)  # of an import that was killed
-            for part in ("images", "masks"):
-                (staging / part).mkdir(parents=True)
-            try:
-                yield staging
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
-    finally:
-        for path in made:
-            with suppress(OSError):  # not empty: the import succeeded
-                path.rmdir()
+    with folder_for(folder), alone(folder / f".{name}.lock", busy=busy, remedy=_LOCK_REMEDY):
+        check_place(folder.parent, folder.name, name)  # once more: another import may have ended meanwhile
+        shutil.rmtree(staging, ignore_errors=True)  # of an import that was killed
+        for part in ("images", "masks"):
+            (staging / part).mkdir(parents=True)
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write_photos(capture: Reconstruction, checked: Checked, staging: Path) -> _Written:
@@ -190,17 +187,6 @@ def _numbers(photo: Photo) -> np.ndarray:
 
 def _as_written(photo: Photo) -> WrittenPhoto:
     return WrittenPhoto(photo.path, photo.mask_path, photo.world_to_camera, photo.camera.calibration_matrix())
-
-
-def _reprojection(capture: Reconstruction) -> np.ndarray:
-    """[M] errors in pixels of everything that the source observed; none if it says nothing of that."""
-    errors = [np.empty(0)]
-    for photo in capture.photos:
-        if photo.observations is not None:
-            numbers, pixels = photo.observations
-            matrix = photo.camera.calibration_matrix()
-            errors.append(reprojection_errors(capture.points[numbers], pixels, photo.world_to_camera, matrix))
-    return np.concatenate(errors)
 
 
 def _mask_of(photo: Photo) -> np.ndarray | None:

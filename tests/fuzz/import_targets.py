@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pycolmap
 
 from preprocessing.importing.colmap import MAX_MISFIT
 from preprocessing.importing.object_points import object_points
@@ -13,9 +16,11 @@ from preprocessing.importing.photo_files import inside
 from preprocessing.importing.reading import read_reconstruction
 from preprocessing.importing.reconstructions import MINIMUM_PHOTOS, Reconstruction
 from preprocessing.normalize import MINIMUM_POINTS
-from tests.foreign_captures import NAMES, points, tracked_model, write_photos, write_transforms
+from tests.foreign_captures import NAMES, OPENGL, points, tracked_model, write_photos, write_transforms
 from tests.fuzz import mutations
 from tests.fuzz.target import Target
+
+ROUNDING = 0.5  # pixels that a pose moves the points by when its rotation, written to three digits, is made rigid
 
 
 def import_targets(folder: Path) -> list[Target]:
@@ -33,11 +38,13 @@ def import_targets(folder: Path) -> list[Target]:
         return lambda: _check_model(read_reconstruction(source, folder / "images", None), truth[source])
 
     def reads_transforms() -> None:
-        _check_capture(read_reconstruction(transforms, None, None), transforms.parent)
+        capture = read_reconstruction(transforms, None, None)
+        _check_capture(capture, transforms.parent)
+        _check_transforms(capture, json.loads(transforms.read_bytes()))
 
-    json = (*mutations.BYTES, *[mutations.wrong_json] * 3)
+    trees = (*mutations.BYTES, *[mutations.wrong_json] * 3)
     lines = (*mutations.BYTES, *[mutations.wrong_field, mutations.wrong_lines] * 2)
-    targets = [Target("transforms.json", transforms, json, reads_transforms, must_refuse=False)]
+    targets = [Target("transforms.json", transforms, trees, reads_transforms, must_refuse=False)]
     for name in ("cameras", "images", "points3D"):
         for path, end, ways in ((text, "txt", lines), (binary, "bin", mutations.BYTES)):
             targets.append(Target(f"COLMAP {name}.{end}", path / f"{name}.{end}", ways, reads(path), must_refuse=False))
@@ -61,6 +68,31 @@ def _check_capture(capture: Reconstruction, folder: Path) -> None:
     found = object_points(capture, lambda photo: None)
     assert len(found.points) >= MINIMUM_POINTS
     assert np.isfinite(found.points).all()
+
+
+def _check_transforms(capture: Reconstruction, content: dict[str, Any]) -> None:
+    """Nothing says where the points were seen, so that a wrong number cannot be noticed: but every number must count,
+    each camera be that of a literal reading of the file.
+    """
+    if capture.notes or capture.left_out:
+        return
+    frames = {frame["file_path"]: frame for frame in content["frames"]}
+    for photo in capture.photos:
+        found = photo.project(points())[0] * (photo.camera.width, photo.camera.height)
+        away = found - _literal_pixels(content | frames[photo.name])
+        assert np.median(np.linalg.norm(away, axis=1)) <= ROUNDING, photo.name
+
+
+def _literal_pixels(frame: dict[str, Any]) -> np.ndarray:
+    """[N, 2] where a frame, with the file's fields, sees the points."""
+    said = {key: value for key, value in frame.items() if value is not None}
+    width, height = said["w"], said["h"]
+    focal = [said["fl_x"], said.get("fl_y", said["fl_x"])]
+    terms = [said.get(name, 0) for name in ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")]
+    params = [*focal, said.get("cx", width / 2), said.get("cy", height / 2), *terms]
+    camera = pycolmap.Camera(model="FULL_OPENCV", width=int(width), height=int(height), params=params)
+    pose = np.linalg.inv(np.array(said["transform_matrix"]) @ OPENGL)
+    return np.nan_to_num(camera.img_from_cam(points() @ pose[:3, :3].T + pose[:3, 3]), nan=-1.0)
 
 
 def _check_model(capture: Reconstruction, truth: Reconstruction) -> None:

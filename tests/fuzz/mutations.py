@@ -20,6 +20,7 @@ WRONG_VALUES: tuple[Any, ...] = (
     [], {}, [[]], [None] * 3, {"a": 1}, [1, 2], [[1, 2, 3]] * 3,
 )  # fmt: skip
 _BOMB_BYTES = 64 << 20
+_HEAD_BYTES = 256
 
 
 def flip_bits(data: bytes, random: Random) -> bytes:
@@ -48,6 +49,14 @@ def insert(data: bytes, random: Random) -> bytes:
     start, end = sorted(int(place) for place in random.integers(len(data) + 1, size=2))
     at = int(random.integers(len(data) + 1))
     return data[:at] + data[start : min(end, start + 4000)] + data[at:]
+
+
+def wrong_head(data: bytes, random: Random) -> bytes:
+    """One to four bytes near the beginning, where pictures keep what they say of themselves."""
+    changed = bytearray(data)
+    for place in random.integers(min(len(data), _HEAD_BYTES), size=random.integers(1, 5)):
+        changed[place] = int(random.choice([0, 1, 0x7F, 0xFF, random.integers(256)]))
+    return bytes(changed)
 
 
 def replace_all(data: bytes, random: Random) -> bytes:

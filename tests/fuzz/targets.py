@@ -19,6 +19,7 @@ from preprocessing.commit import commit_folder
 from preprocessing.config import LatentsConfig, PreprocessConfig
 from preprocessing.dataset import FrameIndex, ShardReader
 from preprocessing.images import DefectError, read_image, read_mask
+from preprocessing.importing.pictures import PictureError
 from preprocessing.latents import LatentCache
 from preprocessing.normalize import RejectionError, load_points
 from preprocessing.plan import plan_shards
@@ -26,6 +27,7 @@ from preprocessing.shards import write_shard
 from tests.captures import SIZE, make_capture, write_dataset
 from tests.fuzz import mutations
 from tests.fuzz.import_targets import import_targets
+from tests.fuzz.photo_targets import photo_targets
 from tests.fuzz.target import Target
 from tests.training_inputs import BASE, IMAGE_SIZE, fill_latents
 
@@ -87,10 +89,11 @@ def make_targets(folder: Path) -> list[Target]:
         Target("latents' captions", latents / "captions.json", json, latents_equal, must_refuse=True),
         Target("latents.json", latents / "latents.json", json, latents_equal, must_refuse=False),
         *import_targets(folder / "foreign"),
+        *photo_targets(folder / "photos"),
     ]
 
 
-REFUSALS = (UserError, DefectError, RejectionError)  # what says a reason
+REFUSALS = (UserError, DefectError, RejectionError, PictureError)  # what says a reason
 
 
 def _check_plan(raw: Path) -> None:

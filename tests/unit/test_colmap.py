@@ -12,6 +12,7 @@ import pycolmap
 import pytest
 
 from infra.errors import UserError
+from preprocessing.importing.lenses import lens_of
 from preprocessing.importing.reading import read_reconstruction
 from preprocessing.importing.reconstructions import Reconstruction
 from tests.foreign_captures import (
@@ -161,7 +162,7 @@ def test_every_lens_of_colmap_that_a_pinhole_camera_can_stand_for_is_read(tmp_pa
         assert photo.camera.model_name == name
         assert photo.camera.params.tolist() == lens.params.tolist()
         # A fisheye lens bends lines even with all terms 0.
-        assert photo.is_pinhole == (lens.is_undistorted() and "FISHEYE" not in name)
+        assert lens_of(photo.camera, (HEIGHT, WIDTH)).is_pinhole == (lens.is_undistorted() and "FISHEYE" not in name)
 
 
 PINHOLE = f"1 PINHOLE {WIDTH} {HEIGHT}"

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pycolmap
 import pytest
 from PIL import Image
 
 from infra.errors import UserError
 from preprocessing.importing import writing
-from preprocessing.importing.agreement import reprojection_errors
 from preprocessing.importing.checking import same_shape
-from preprocessing.importing.reconstructions import Reconstruction
+from preprocessing.importing.reconstructions import Photo, Reconstruction
 from preprocessing.importing.writing import import_capture
 from tests.posed_dots import SIZE, dot_offsets, draw, pinhole, pixels_of, poses, reconstruction, written
 
@@ -67,6 +67,18 @@ def test_too_few_photos_end_the_import_with_all_reasons(tmp_path: Path, capture:
     )
     with pytest.raises(UserError, match=message):
         imported(capture, tmp_path / "root")
+    assert not (tmp_path / "root").exists()
+
+
+def test_cameras_on_a_line_are_told_before_photos_are_decoded(tmp_path: Path, capture: Reconstruction) -> None:
+    lined = []
+    for number, photo in enumerate(capture.photos):
+        truncate(photo.path)
+        pose = poses()[0]
+        pose[0, 3] += 0.1 * number
+        lined.append(replace(photo, world_to_camera=pose))
+    with pytest.raises(UserError, match="model: its 6 cameras stand on one line"):
+        imported(replace(capture, photos=tuple(lined)), tmp_path / "root")
     assert not (tmp_path / "root").exists()
 
 
@@ -221,9 +233,10 @@ def test_the_reprojection_error_is_that_of_the_written_pictures(
 
 
 def test_a_point_behind_its_camera_is_infinitely_far_off() -> None:
-    errors = reprojection_errors(
-        np.array([[0, 0, 1.0], [0, 0, -1.0]]), np.array([[3.0, 4.0], [0, 0]]), np.eye(4), np.eye(3)
-    )
+    camera = pycolmap.Camera(model="PINHOLE", width=8, height=8, params=[1, 1, 0, 0])
+    observed = (np.array([0, 1]), np.array([[3.0, 4.0], [0, 0]]))
+    photo = Photo("one", Path("one"), None, np.eye(4), camera, observed)
+    errors = photo.reprojection_errors(np.array([[0, 0, 1.0], [0, 0, -1.0]]))
     np.testing.assert_array_equal(errors, [5, np.inf])
 
 

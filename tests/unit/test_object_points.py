@@ -170,6 +170,16 @@ def test_poses_of_another_convention_are_refused(
         object_points(capture(meant_as(cameras), points), no_mask)
 
 
+@pytest.mark.parametrize("mask", [no_mask, silhouette()], ids=["without masks", "with masks"])
+@pytest.mark.parametrize("points", [None, ellipsoid()], ids=["without points", "with points"])
+def test_cameras_on_a_line_are_refused(points: np.ndarray | None, mask: Mask) -> None:
+    """On a slider along one side of the object."""
+    cameras = np.stack([poses()[0]] * 8)
+    cameras[:, 0, 3] += np.linspace(-0.5, 0.5, 8)
+    with pytest.raises(UserError, match=r"scan: its 8 cameras stand on one line or in one place, .* take photos from"):
+        object_points(capture(cameras, points), mask)
+
+
 def test_some_cameras_that_do_not_see_it_are_told() -> None:
     cameras = poses()
     cameras[2] = FLIP @ cameras[2]

@@ -19,7 +19,7 @@ from pipelines import cli
 from preprocessing.co3d import read_category
 from preprocessing.importing import features
 from preprocessing.importing.features import photo_pairs
-from preprocessing.importing.solving import solve_cameras
+from preprocessing.importing.solving import find_cameras, solve_cameras
 from tests.photographed import FOCAL, SIZE, picture, pose_errors, poses, write_photo
 
 COUNT = 14
@@ -106,6 +106,19 @@ def test_a_model_that_is_there_is_not_made_again(photos: Path, solved: Path, mon
     assert solve_cameras(photos, solved, placed_share=0.5) == solved / "model"
 
 
+def test_a_search_goes_on_where_the_photos_were_moved_to(photos: Path, solved: Path, tmp_path: Path) -> None:
+    """Links of the work lead to where they were."""
+    shutil.copytree(photos, tmp_path / "here")
+    shutil.copytree(solved, tmp_path / "work")
+    shutil.rmtree(tmp_path / "work/model")
+    links = tmp_path / "work/photos"
+    for path in links.glob("*.jpg"):
+        path.unlink()
+        path.symlink_to(tmp_path / "where they were" / path.name)
+    solve_cameras(tmp_path / "here", tmp_path / "work", placed_share=1.0)
+    assert all(path.resolve().is_relative_to(tmp_path / "here") for path in links.glob("*.jpg"))
+
+
 def test_photos_of_something_else_are_left_out_and_named(photos: Path, solved: Path, tmp_path: Path) -> None:
     shutil.copytree(photos, tmp_path / "photos")
     shutil.copytree(solved, tmp_path / "work", symlinks=True)
@@ -147,9 +160,19 @@ def brighter_pictures(folder: Path) -> None:
         write_photo(folder / f"{number}.jpg", (picture(poses(1)[0]) * (0.7 + 0.1 * number)).astype(np.uint8))
 
 
+HEIC, VIDEO = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00", b"\x00\x00\x00\x14ftypqt  \x00\x00\x00\x00"
+
+
 def no_pictures(folder: Path) -> None:
     folder.mkdir()
-    (folder / "IMG_1.HEIC").touch()
+    (folder / "IMG_1.HEIC").write_bytes(HEIC)
+    (folder / "IMG_1.MOV").write_bytes(VIDEO)
+
+
+def no_media(folder: Path) -> None:
+    folder.mkdir()
+    for name in ("notes.txt", ".hidden.jpg", "IMG_1.HEIC"):
+        (folder / name).touch()
 
 
 @pytest.mark.parametrize(
@@ -160,7 +183,8 @@ def no_pictures(folder: Path) -> None:
         (plain_pictures, "0 photos of 4 can be decoded and show enough texture .* not so 0.jpg, 1.jpg, 2.jpg, 3.jpg"),
         (unrelated_pictures, "no two photos show the same thing"),
         (brighter_pictures, "no two from places far enough apart"),
-        (no_pictures, r"holds no photos .* but 1 × \.heic; convert them"),
+        (no_pictures, r"no photos that can be read, but 1 × a HEIC picture: convert .*; 1 × a video: .* name it alone"),
+        (no_media, r"holds no photos \(\.png, .*\), but 1 × \.heic, 1 × \.txt; name the folder of the photos"),
         (lambda folder: None, "no such folder"),
     ],
 )
@@ -170,6 +194,29 @@ def test_what_cannot_work_is_one_line(write: Any, message: str, tmp_path: Path) 
         solve_cameras(tmp_path / "photos", tmp_path / "work", placed_share=0.6)
     assert str(tmp_path / "photos") in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_masks_among_the_photos_are_told(photos: Path, tmp_path: Path) -> None:
+    for masks in (photos, photos.parent):
+        with pytest.raises(
+            UserError, match=r"--masks .*: the photos are in there too, .*; name a folder that holds masks"
+        ):
+            solve_cameras(photos, tmp_path / "work", placed_share=1.0, masks=masks)
+
+
+def test_pictures_that_are_not_read_are_told_before_the_search(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get_logger("import")
+    monkeypatch.setattr(logging.getLogger("viewdiff"), "propagate", True)
+    two_pictures(tmp_path / "photos")
+    for number in range(3):
+        (tmp_path / f"photos/IMG_{number}.HEIC").write_bytes(HEIC)
+    (tmp_path / "photos/notes.txt").write_text("a list")
+    with pytest.raises(UserError, match="2 photos, at least 3"):
+        find_cameras(tmp_path / "photos", tmp_path / "below", placed_share=1.0, num_frames=10, masks=None)
+    assert "only its 2 photos will be used; left out: 3 × a HEIC picture: convert it to JPEG" in caplog.text
+    assert "notes" not in caplog.text
 
 
 def test_import_solves_and_goes_on_as_with_a_model(

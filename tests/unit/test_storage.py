@@ -10,7 +10,15 @@ import pytest
 
 from infra import storage
 from infra.errors import UserError
-from infra.storage import as_user_error, atomic_write, digest_file, digest_folder, publish_folder, require_space
+from infra.storage import (
+    as_user_error,
+    atomic_write,
+    digest_file,
+    digest_folder,
+    folder_for,
+    publish_folder,
+    require_space,
+)
 
 
 def test_atomic_write_replaces_the_whole_file(tmp_path: Path) -> None:
@@ -46,6 +54,15 @@ def test_publish_moves_everything_and_never_replaces(tmp_path: Path) -> None:
     partial.mkdir()
     with pytest.raises(FileExistsError):
         publish_folder(partial, final)
+
+
+def test_a_folder_that_nothing_was_written_to_is_gone_again(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(KeyError), folder_for(tmp_path / "there/new/one"):
+        raise KeyError
+    with folder_for(tmp_path / "there/other/one"):
+        (tmp_path / "there/other/file").touch()
+    assert [path.name for path in (tmp_path / "there").rglob("*")] == ["other", "file"]
 
 
 def test_digest_is_sha256(tmp_path: Path) -> None:

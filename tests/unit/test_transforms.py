@@ -272,6 +272,7 @@ def test_the_cloud_of_another_world_is_a_matter_of_the_check_that_follows(tmp_pa
         (["keyframes/corrected_cameras/1.json"], "is Polycam's raw export; ns-process-data polycam"),
         (["database.db", "a.jpg"], "is a COLMAP project without a model"),
         (["a.jpg", "b.JPG"], "holds 2 photos without cameras; --solve-cameras finds these"),
+        (["day one/a.jpg", "day two/b.jpg"], "holds 2 photos without cameras; --solve-cameras finds these"),
         (["notes.txt"], r"neither transforms\.json nor .* is there, nor a COLMAP model"),
     ],
 )
@@ -280,6 +281,16 @@ def test_other_folders_are_told_for_what_they_are(tmp_path: Path, files: list[st
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=message):
+        read(tmp_path)
+
+
+def test_photos_of_another_kind_are_told_with_what_to_do(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.HEIC").write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00")
+    with pytest.raises(UserError, match="nor photos that can be read, but 2 × a HEIC picture: convert it to JPEG"):
+        read(tmp_path)
+    (tmp_path / "one.jpg").touch()
+    with pytest.raises(UserError, match="holds 1 photo without cameras, also 2 × a HEIC picture: convert it to JPEG"):
         read(tmp_path)
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
+from preprocessing.importing.lenses import lens_of
 from preprocessing.importing.reading import read_reconstruction
 from preprocessing.importing.reconstructions import Reconstruction
 from preprocessing.importing.transforms_camera import CAMERA_FIELDS, IRRELEVANT, MARKS, REFUSED
-from tests.foreign_captures import FOCAL, NAMES, WIDTH, frames, write_transforms
+from tests.foreign_captures import FOCAL, HEIGHT, NAMES, WIDTH, frames, write_transforms
 
 IMAGES = [f"images/{name}" for name in NAMES]
 
@@ -99,7 +100,7 @@ def test_fisheye_lenses(tmp_path: Path, fields: dict[str, Any]) -> None:
     found = read(tmp_path).photos[0].camera.img_from_cam(np.array([[0.3, 0.4, 1.0]]))[0]
     np.testing.assert_allclose(found, [FOCAL * radius * 0.6 + 32, FOCAL * radius * 0.8 + 24], atol=1e-9)
     write_transforms(tmp_path, **fields)
-    assert not read(tmp_path).photos[0].is_pinhole
+    assert not lens_of(read(tmp_path).photos[0].camera, (HEIGHT, WIDTH)).is_pinhole
 
 
 def test_the_page_names_every_field() -> None:
@@ -121,5 +122,5 @@ def test_fields_that_say_nothing_are_no_reason(tmp_path: Path, nothing: Any) -> 
         tmp_path, frames=framed(**dict.fromkeys(keys, nothing)), is_fisheye=False, camera_model="PERSPECTIVE"
     )
     capture = read(tmp_path)
-    assert capture.photos[0].is_pinhole
+    assert lens_of(capture.photos[0].camera, (HEIGHT, WIDTH)).is_pinhole
     assert capture.notes == ()

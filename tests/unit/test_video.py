@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
-from preprocessing.importing.video import choose_frames, take_frames
+from preprocessing.importing.video import _require_whole, choose_frames, take_frames
 from tests.photographed import picture, poses
 
 COUNT, PER_SECOND = 24, 12.0
@@ -28,9 +28,12 @@ def frames() -> list[np.ndarray]:
 
 @pytest.fixture
 def video(frames: list[np.ndarray], tmp_path: Path) -> Path:
-    path = tmp_path / "walk around.mp4"
+    return write_video(tmp_path / "walk around.mp4", frames, "mp4v")
+
+
+def write_video(path: Path, frames: list[np.ndarray], codec: str) -> Path:
     height, width = frames[0].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), PER_SECOND, (width, height))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), PER_SECOND, (width, height))
     for frame in frames:
         writer.write(frame[..., ::-1])
     writer.release()
@@ -90,10 +93,52 @@ def test_what_is_no_video_is_one_line(content: bytes, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_video_that_breaks_off_is_refused(video: Path, tmp_path: Path) -> None:
+def test_a_video_without_its_table_of_contents_is_refused(video: Path, tmp_path: Path) -> None:
     video.write_bytes(video.read_bytes()[:2000])
     with pytest.raises(UserError, match="decoded"):
         take_frames(video, tmp_path / "frames", count=4)
+
+
+@pytest.mark.parametrize(("share", "left"), [(0.25, 6), (0.6, 14), (0.01, 0)])
+def test_a_video_that_breaks_off_is_refused(frames: list[np.ndarray], tmp_path: Path, share: float, left: int) -> None:
+    path = write_video(tmp_path / "walk.avi", frames, "MJPG")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    refusal = f"breaks off: {left} of its {COUNT} frames can be decoded" if left else "cannot be decoded"
+    with pytest.raises(UserError, match=refusal):
+        take_frames(path, tmp_path / "frames", count=4)
+    assert not (tmp_path / "frames").exists()
+
+
+def test_a_video_without_its_last_frame_is_taken(frames: list[np.ndarray], tmp_path: Path) -> None:
+    path = write_video(tmp_path / "walk.avi", frames, "MJPG")
+    path.write_bytes(path.read_bytes()[:-3000])
+    assert len(read(take_frames(path, tmp_path / "frames", count=4))) == 4
+
+
+@pytest.mark.parametrize(
+    ("total", "rate", "breaks_off"),
+    [
+        (60, 12.0, True),
+        (1000, 1000.0, False),  # a guess by a clock's ticks: the times say that all of the second is there
+        (0, 12.0, False),  # the file does not say
+        (15, 120.0, False),  # times that are no use
+    ],
+)
+def test_frames_or_time_that_are_there_make_a_video_whole(total: int, rate: float, breaks_off: bool) -> None:
+    times = [number / 15 for number in range(15)]
+    if not breaks_off:
+        _require_whole(Path("walk"), times, total, rate)
+        return
+    with pytest.raises(UserError, match="breaks off"):
+        _require_whole(Path("walk"), times, total, rate)
+
+
+def test_one_picture_is_called_so(frames: list[np.ndarray], tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    cv2.imwrite(str(path), frames[0])
+    with pytest.raises(UserError, match=r"photo\.jpg: is a picture, not a video; name the folder of the photos"):
+        take_frames(path, tmp_path / "frames", count=4)
 
 
 @pytest.mark.parametrize(
