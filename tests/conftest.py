@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-# Shells start what runs in the background with SIGINT ignored, and so would everything be that tests start.
+# Shells start what runs in the background with SIGINT ignored, nohup with SIGHUP, and so would everything be that tests
+# start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
