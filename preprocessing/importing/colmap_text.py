@@ -25,13 +25,16 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number and text of the lines that are no comments; empty ones too, as they mean something in images.txt.
 
     Raises:
-        UserError: the file is not UTF-8.
+        UserError: the file is not UTF-8, or has zero bytes, as files that were not written or copied whole often have.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         place = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}: line {place}: is not UTF-8; save the file in that encoding") from error
+    if "\0" in text:
+        place = text[: text.index("\0")].count("\n") + 1
+        raise UserError(f"{path}: line {place}: holds zero bytes: a part of the file is lost; copy or export it again")
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
         if not line.lstrip().startswith("#"):
             yield number, line.strip()

@@ -84,8 +84,8 @@ def _check_transforms(capture: Reconstruction, content: dict[str, Any]) -> None:
 
 
 def _literal_pixels(frame: dict[str, Any]) -> np.ndarray:
-    """[N, 2] where a frame, with the file's fields, sees the points."""
-    said = {key: value for key, value in frame.items() if value is not None}
+    """[N, 2] where a frame, with the file's fields, sees the points. What is empty says nothing."""
+    said = {key: value for key, value in frame.items() if value not in (None, "", [], {})}
     width, height = said["w"], said["h"]
     focal = [said["fl_x"], said.get("fl_y", said["fl_x"])]
     terms = [said.get(name, 0) for name in ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")]

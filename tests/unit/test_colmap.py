@@ -230,6 +230,9 @@ def test_another_encoding_and_points_that_are_none_are_named(tmp_path: Path) -> 
     (model / "points3D.txt").write_text(f"{good}900 1 inf 2 9 9 9 1\n")
     with pytest.raises(UserError, match=r"points3D\.txt: point 900: its position is \[1\.0, inf, 2\.0\]"):
         read(model)
+    (model / "points3D.txt").write_text(good.replace("1", "\0", 1))
+    with pytest.raises(UserError, match=r"points3D\.txt: line \d+: holds zero bytes: a part of the file is lost"):
+        read(model)
     (model / "points3D.txt").write_text(f"{good}900 1 2\n")
     with pytest.raises(UserError, match=r"points3D\.txt: line 201: has 3 fields"):
         read(model)
