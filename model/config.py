@@ -15,6 +15,12 @@ STAND_IN_TIMESTEPS = 1000  # steps of the stand-in's noise schedule
 Ablation = Literal["projection", "cross_frame", "intensity", "conditioning"]
 
 
+def expand_home(source: str) -> str:
+    """A model's folder, or its id on the hub, with the home folder for `~`."""
+    # Path would drop "./", which an id on the hub has not, and end where there is no home.
+    return os.path.expanduser(source)  # noqa: PTH111
+
+
 @dataclass(frozen=True, kw_only=True)
 class TinyBaseConfig:
     """Sizes of the stand-in for Stable Diffusion, which is made for pictures of the shards' size. By default a latent
@@ -85,8 +91,7 @@ class BaseConfig:
 
     def __post_init__(self) -> None:
         if self.source is not None:
-            # Path would drop "./", which an id on the hub has not, and end where there is no home.
-            object.__setattr__(self, "source", os.path.expanduser(self.source))  # noqa: PTH111
+            object.__setattr__(self, "source", expand_home(self.source))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,14 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infra.errors import UserError
 from infra.log import Progress
 from infra.storage import StoragePath, atomic_write
 from model.base import BaseModel, load_base, save_base, scale_latents
 from model.config import BaseConfig, FitConfig
 from model.tiny_base import build_tiny_base
 from pipelines.runtime import RuntimeConfig
-from pipelines.sources import REVISION_FACT, ROLE, revision_to_read
+from pipelines.sources import REVISION_FACT, ROLE, refusing_base, revision_to_read
 from preprocessing.captions import read_sequence_captions
 from preprocessing.dataset import FrameIndex, ShardReader
 
@@ -42,10 +41,8 @@ def train_base(config: BaseConfig, inputs: Mapping[str, Any], folder: Path, runt
     """Write a diffusers folder into `folder`; returns where it comes from and, for the stand-in, its last losses."""
     if config.source is not None:
         revision = revision_to_read(config.source, inputs[ROLE])
-        try:
+        with refusing_base():
             save_base(load_base(config.source, revision=revision), folder)
-        except ValueError as error:
-            raise UserError(f"{error}; name another with --base.source") from error
         return {"source": config.source, REVISION_FACT: revision}
     torch.set_num_threads(os.cpu_count() or 1)  # Ray limits the process of a submitted job to one
     index = FrameIndex.open(inputs["shards"].data).with_captions(read_sequence_captions(inputs["captions"].folder))

@@ -11,6 +11,7 @@ from infra.storage import StoragePath
 from model.config import STAND_IN_TIMESTEPS
 from pipelines.config import RunConfig
 from pipelines.runtime import RuntimeConfig
+from pipelines.sources import refusing_base
 from preprocessing.config import CaptionsConfig
 
 _GPU_STAGES = {"captions", "latents", "train", "evaluate"}  # whose workers take one each with --use-gpu
@@ -28,9 +29,7 @@ def check_settings(config: RunConfig, runtime: RuntimeConfig, *, stages: set[str
     if "captions" in stages and config.captions.source is not None:
         _check_captions_source(config.captions)
     if "base" in stages:
-        if config.base.source is not None:
-            _check_base(config.base.source)
-        _check_image_size(config)
+        check_base_model(config)
     check_sampling(config, config.base.source, stages=stages)
     if "train" in stages:
         if config.train.batch_size < runtime.num_workers:
@@ -53,11 +52,9 @@ def check_base_on_hub(config: RunConfig, revision: str, *, stages: set[str]) -> 
     from pipelines.network_size import meta_network
 
     assert config.base.source is not None
-    try:
+    with refusing_base():
         folder = open_folder(config.base.source, revision)
         check_configs(folder)
-    except ValueError as error:
-        raise UserError(f"{error}; name another with --base.source") from error
     copy = replace(config, base=replace(config.base, source=str(folder.path)))
     _check_image_size(copy)
     check_sampling(copy, copy.base.source, stages=stages)
@@ -65,8 +62,8 @@ def check_base_on_hub(config: RunConfig, revision: str, *, stages: set[str]) -> 
         meta_network(copy)
 
 
-def check_plan(config: RunConfig) -> None:
-    """Check what `viewdiff plan` computes with: base model, pictures' size and network.
+def check_base_model(config: RunConfig) -> None:
+    """Check the base model, as far as it is on this disk, and the size of the shards' pictures.
 
     Raises:
         UserError: something does not fit.
@@ -179,10 +176,8 @@ def _check_base(source: str) -> None:
         return
     from model.base import check_base
 
-    try:
+    with refusing_base():
         check_base(source)
-    except ValueError as error:
-        raise UserError(f"{error}; name another with --base.source") from error
 
 
 def _check_network(config: RunConfig) -> None:

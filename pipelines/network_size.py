@@ -18,6 +18,7 @@ from model.base_folder import DiffusersFolder, find_folder
 from model.config import BaseConfig, TinyBaseConfig, ViewDiffConfig
 from model.unet import ViewDiffUNet
 from pipelines.config import RunConfig
+from pipelines.sources import refusing_base
 
 Value = TypeVar("Value")
 
@@ -160,14 +161,12 @@ def read_folder(source: str, read: Callable[[DiffusersFolder], Value]) -> Value 
     """
     if not Path(source).exists():
         return None
-    try:
+    with refusing_base():
         folder = find_folder(source)
         if folder is None:
             return None
         check_kind(folder)
         return read(folder)
-    except ValueError as error:
-        raise UserError(f"{error}; name another with --base.source") from error
 
 
 def tiny_unet_config(config: TinyBaseConfig) -> dict[str, object]:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from infra.log import format_seconds
 from model.cost.flops import total
 from model.cost.products import FLOAT32_PARTS, SEEN_SHARE
-from pipelines.checks import check_plan
+from pipelines.checks import check_base_model
 from pipelines.config import RunConfig
 from pipelines.memory import GB, passes_memory
 from pipelines.network_size import assumption
@@ -31,9 +31,9 @@ def print_sizing(config: RunConfig, sizing: SizingConfig, *, kept: Collection[st
     were given, and are not chosen.
 
     Raises:
-        UserError: see `check_plan` and `size_training`.
+        UserError: see `check_base_model` and `size_training`.
     """
-    check_plan(config)
+    check_base_model(config)
     plan = size_training(config, sizing, kept=kept)
     lines = [f"{config.name} on {sizing.gpus} × {sizing.gpu_memory:g} GB"]
     lines += [assumed] if (assumed := assumption(config.base)) else []

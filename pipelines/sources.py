@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,15 @@ REVISION_FACT = "revision"  # the commit that stands for a hub id: of the model,
 NOT_KNOWN = "not known yet"  # in the place of a fingerprint: the hub was not asked
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILES_AT_ONCE = 4  # a model has a few large ones
+
+
+@contextmanager
+def refusing_base() -> Iterator[None]:
+    """What the block finds wrong with a base model, as ValueError, becomes a UserError with the remedy."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{error}; name another with --base.source") from error
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ Nothing that takes seconds to import is imported here, so that the command line 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 
 from infra.errors import UserError
+from model.config import expand_home
 from preprocessing.procedural import CATEGORIES
 
 
@@ -85,8 +85,7 @@ class CaptionsConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"captions: {name} is {getattr(self, name)}, must be at least 1")
         if self.source is not None:
-            # Path would drop "./", which an id on the hub has not, and end where there is no home.
-            object.__setattr__(self, "source", os.path.expanduser(self.source))  # noqa: PTH111
+            object.__setattr__(self, "source", expand_home(self.source))
 
 
 @dataclass(frozen=True, kw_only=True)

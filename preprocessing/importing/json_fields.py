@@ -16,6 +16,11 @@ class FieldError(Exception):
     """What is wrong with the fields of a frame, and what to do."""
 
 
+def said(values: Fields) -> dict[str, Any]:
+    """The fields that are not null, which counts as missing."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def number(values: Fields, key: str) -> float | None:
     """The number that a field holds; None where it is missing or null.
 

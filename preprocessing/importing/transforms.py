@@ -14,7 +14,7 @@ import numpy as np
 import pycolmap
 
 from infra.errors import UserError
-from preprocessing.importing.json_fields import FieldError
+from preprocessing.importing.json_fields import FieldError, said
 from preprocessing.importing.photo_files import (
     copy_note,
     find_in_named_folder,
@@ -157,7 +157,7 @@ def _photos(file: _File) -> Iterator[Photo]:
 def _remarks(file: _File) -> Iterator[str]:
     """What a person should know about fields that are not used."""
     frames = file.content["frames"]
-    at_top, in_frames = _said(file.content), set[str]().union(*(_said(frame) for frame in frames))
+    at_top, in_frames = set(said(file.content)), set[str]().union(*(said(frame) for frame in frames))
     for keys, what in (
         (unknown_fields(at_top | in_frames) - _OF_FILE - _OF_FRAME, "fields that are not known here"),
         (at_top & _OF_FRAME, "fields at the top that belong in the frames"),
@@ -169,10 +169,6 @@ def _remarks(file: _File) -> Iterator[str]:
         yield f"{file.path}: the frames' own cameras are taken, not the file's {listed(sorted(lost))}"
     if len({str(frame.get("time")) for frame in frames}) > 1:
         yield f"{file.path}: its frames have different times; the object must not have moved between them"
-
-
-def _said(fields: Mapping[str, Any]) -> set[str]:
-    return {key for key, value in fields.items() if value is not None}
 
 
 def _points(files: list[_File]) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pycolmap
 
-from preprocessing.importing.json_fields import FieldError, Fields, matrix, number
+from preprocessing.importing.json_fields import FieldError, Fields, matrix, number, said
 from preprocessing.importing.reconstructions import MAX_SIDE, focal_doubt
 
 # nerfstudio applies all terms to each of these names; other tools write the terms that the name stands for.
@@ -95,12 +95,12 @@ def with_own_fields(file: Fields, frame: Fields) -> Fields:
     A focal length of its own, in whatever form, takes the place of all of the file's: they may be of another form. A
     whole matrix of its own takes the place of the file's centre too.
     """
-    own, replaced = _said(frame), set[str]()
+    own, replaced = said(frame), set[str]()
     if own.keys() & set(FOCAL_FIELDS):
         replaced.update(FOCAL_FIELDS)
     if own.keys() & set(MATRICES):
         replaced.update((*FOCAL_FIELDS, *MATRICES, "cx", "cy"))
-    return {key: value for key, value in _said(file).items() if key not in replaced} | own
+    return {key: value for key, value in said(file).items() if key not in replaced} | own
 
 
 def overruled(file: Fields, frame: Fields) -> set[str]:
@@ -108,7 +108,7 @@ def overruled(file: Fields, frame: Fields) -> set[str]:
     taken = with_own_fields(file, frame)
     return {
         key
-        for key, value in _said(file).items()
+        for key, value in said(file).items()
         if (key in CAMERA_FIELDS or _TERM.fullmatch(key)) and taken.get(key) != value
     }
 
@@ -130,10 +130,6 @@ def _refusal(key: str, value: Any) -> str | None:
 
 def _is_ftheta(key: str) -> bool:
     return key.startswith("ftheta_")
-
-
-def _said(values: Fields) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def _says_nothing(value: Any) -> bool:
