@@ -20,10 +20,10 @@ import numpy as np
 
 from benchmarks.loss_curves import read_losses
 from benchmarks.record import FOLDER, facts, table, write
-from pipelines.config import TrainConfig
-from pipelines.plan import run_chain
-from pipelines.presets import tiny
-from pipelines.runtime import RuntimeConfig
+from pipelines.chain.running import run_chain
+from pipelines.settings.presets import tiny
+from pipelines.settings.run import TrainConfig
+from pipelines.spine.runtime import RuntimeConfig
 
 NUM_STEPS, SEEDS = 1000, (0, 1, 2)
 LAST_STEPS = 100

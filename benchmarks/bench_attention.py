@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import median_seconds_side_by_side, table, write
-from model.attention import attend, merge_views
+from model.layers.attention import attend, merge_views
 
 NUM_VIEWS, NUM_SAMPLES = 5, 1
 # Tokens of a view, channels and heads of Stable Diffusion 2.1's levels at 32 × 32 latents.

@@ -15,15 +15,15 @@ import model.unet
 from benchmarks.counting import count_operators, count_stock_operators, saved_bytes, saved_bytes_of_stock
 from benchmarks.record import table, write
 from model.adapter import adapter_state
-from model.base import BaseModel
+from model.base.stable_diffusion import BaseModel
+from model.base.stand_in import build_tiny_base
 from model.config import ProjectionConfig, SamplingConfig, TinyBaseConfig, ViewDiffConfig
-from model.geometry import compute_geometry
-from model.tiny_base import build_tiny_base
 from model.trajectories import OrbitConfig, orbit
 from model.unet import ViewDiffUNet
-from pipelines.generator import SampleGenerator, SampleRequest
-from pipelines.network_size import STABLE_DIFFUSION_2_UNET
-from pipelines.presets import PRESETS
+from model.volume.geometry import compute_geometry
+from pipelines.generation.generator import SampleGenerator, SampleRequest
+from pipelines.planning.network import STABLE_DIFFUSION_2_UNET
+from pipelines.settings.presets import PRESETS
 
 SIZED = ("released", "paper", "pyramid")
 NUM_VIEWS = 10

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from benchmarks.record import table, write
 from model.config import ProjectionConfig
-from model.geometry import LayerShape, compute_geometry
-from model.kernels.selection import Version, use
-from model.projection import ProjectionLayer
-from model.rendering import VolumeRenderer, sample_rays
+from model.layers.projection import ProjectionLayer
+from model.layers.views import Scene, ViewContext
 from model.unet import ViewDiffUNet
-from model.views import Scene, ViewContext
-from model.volume import ViewAggregator, project_voxels
-from pipelines.network_size import STABLE_DIFFUSION_2_UNET
-from pipelines.presets import PRESETS
-from tests.factories import look_at_cameras
+from model.volume.filling import ViewAggregator, project_voxels
+from model.volume.geometry import LayerShape, compute_geometry
+from model.volume.kernels.selection import Version, use
+from model.volume.rendering import VolumeRenderer, sample_rays
+from pipelines.planning.network import STABLE_DIFFUSION_2_UNET
+from pipelines.settings.presets import PRESETS
+from tests.support.factories import look_at_cameras
 
 CHANNELS, TIMESTEP_CHANNELS = 16, 1280
 REPETITIONS = 20

@@ -16,11 +16,11 @@ import pycolmap
 from PIL import Image
 
 from benchmarks.record import median_seconds_side_by_side, table, write
-from preprocessing.images import encode_image, read_image
 from preprocessing.importing.checking import check_photos
 from preprocessing.importing.developing import develop
-from preprocessing.importing.lenses import lens_of
+from preprocessing.importing.photos.lenses import lens_of
 from preprocessing.importing.reconstructions import Photo, Reconstruction
+from preprocessing.sequences.images import encode_image, read_image
 
 SIZE = (2000, 3000)  # (height, width)
 LENSES = {

@@ -25,14 +25,14 @@ import torch
 import webdataset
 
 from benchmarks.record import table, write
-from infra.storage import digest_file
-from preprocessing.batches import TrainBatches
-from preprocessing.chunks import StoredFile, store_array
-from preprocessing.dataset import FrameIndex, ShardReader
-from preprocessing.latents import CHUNKED, CROPS_NAME, MANIFEST_NAME, LatentCache
-from preprocessing.latents import SCHEMA_VERSION as LATENTS_VERSION
-from preprocessing.schema import DATASET_NAME, INDEX_NAME, INDEX_SCHEMA, SCHEMA_VERSION, write_manifest
-from tests.captures import orbit
+from infra.storage.files import digest_file
+from preprocessing.batches.batches import TrainBatches
+from preprocessing.latents.chunks import StoredFile, store_array
+from preprocessing.latents.reading import CHUNKED, CROPS_NAME, MANIFEST_NAME, LatentCache
+from preprocessing.latents.reading import SCHEMA_VERSION as LATENTS_VERSION
+from preprocessing.shards.reading import FrameIndex, ShardReader
+from preprocessing.shards.schema import DATASET_NAME, INDEX_NAME, INDEX_SCHEMA, SCHEMA_VERSION, write_manifest
+from tests.support.captures import orbit
 
 NUM_SEQUENCES, NUM_FRAMES, NUM_VIEWS = 400, 100, 5
 MOMENTS, TEXT, LATENT = (8, 32, 32), (77, 1024), (4, 32, 32)

@@ -17,7 +17,7 @@ from benchmarks.counted_flops import count_passes, workload_of
 from benchmarks.plan_cases import build_network, cases, measure_peak, view_batch
 from benchmarks.record import table, write
 from model.cost.flops import count_flops, total
-from pipelines.memory import GB, training_memory
+from pipelines.planning.memory import GB, training_memory
 
 MEMORY_WITHIN, FLOPS_WITHIN = 0.15, 0.02
 # glibc keeps what is freed, up to 32 MB apiece, for later. Told to give it back at once, it holds what is in use.

@@ -21,14 +21,14 @@ import torch
 from PIL import Image
 
 from benchmarks.record import median_seconds_side_by_side, table, write
-from infra.memory import keep_freed_memory
+from infra.cluster.malloc import keep_freed_memory
 from model.cameras import Cameras
-from pipelines.preprocess import run_writers
-from preprocessing import images
+from pipelines.stages.preprocess import run_writers
 from preprocessing.config import PreprocessConfig
-from preprocessing.plan import ShardTask, plan_shards
-from preprocessing.shards import write_shard
-from tests.captures import Capture, make_capture, write_annotations, write_point_cloud
+from preprocessing.sequences import images
+from preprocessing.shards.planning import ShardTask, plan_shards
+from preprocessing.shards.writing import write_shard
+from tests.support.captures import Capture, make_capture, write_annotations, write_point_cloud
 
 SIZE = (1920, 1080)  # (height, width)
 IMAGE_SIZE = 256

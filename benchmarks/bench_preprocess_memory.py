@@ -21,8 +21,8 @@ import torch
 from benchmarks.bench_preprocess import IMAGE_SIZE, SIZE, make_captures
 from benchmarks.record import peak_resident_bytes, resident_bytes, restart_peak, table, write
 from preprocessing.config import PreprocessConfig
-from preprocessing.plan import plan_shards
-from preprocessing.shards import write_shard
+from preprocessing.shards.planning import plan_shards
+from preprocessing.shards.writing import write_shard
 
 NUM_FRAMES = (25, 50, 100, 200, 400)
 CHECKS = {"default": None, "epipolar check": 1e3}  # settings of maximum_epipolar_pixels; no photo is that far off

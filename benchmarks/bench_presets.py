@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 from benchmarks.record import REPOSITORY, table, write
-from infra.mlflow_registry import Registry
-from pipelines.presets import PRESETS
-from pipelines.runtime import RuntimeConfig
+from infra.tracking.registry import Registry
+from pipelines.settings.presets import PRESETS
+from pipelines.spine.runtime import RuntimeConfig
 from tests.integration.test_stable_diffusion import options
-from tests.narrow_models import MODELS
+from tests.support.narrow_models import MODELS
 
 NAMES = [name for name, preset in PRESETS.items() if preset().base.source is not None]
 

@@ -24,12 +24,12 @@ from typing import Any
 import psutil
 
 from benchmarks.record import REPOSITORY, table, write
-from pipelines.arguments import parse_run
-from pipelines.memory import FLOAT32, GB, training_memory
-from pipelines.network_size import count_parameters
+from pipelines.cli.arguments import parse_run
+from pipelines.planning.memory import FLOAT32, GB, training_memory
+from pipelines.planning.network import count_parameters
 from tests.kill.processes import trains
-from tests.narrow_models import TRUE_SIZE, save_model
-from tests.small_runs import SMALL_DATA, words
+from tests.support.narrow_models import TRUE_SIZE, save_model
+from tests.support.small_runs import SMALL_DATA, words
 
 FEW = {
     **SMALL_DATA,

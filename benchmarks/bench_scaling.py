@@ -19,8 +19,8 @@ from torch import nn
 from benchmarks import scaling_page
 from benchmarks.bench_loader import loaded, open_batches, rate, written_data
 from benchmarks.record import FOLDER, facts
-from infra.config import EngineConfig
-from infra.engine import Engine
+from infra.engine.config import EngineConfig
+from infra.engine.engine import Engine
 from tests.distributed.launch import run_distributed
 
 SIZES = tuple(1 << power for power in range(16, 30, 2))  # bytes: 64 kB to 256 MB; a training's buckets have 200 MB

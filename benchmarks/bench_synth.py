@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import table, write
-from preprocessing.config import SyntheticConfig
-from preprocessing.procedural import CATEGORIES
-from preprocessing.synthetic import write_sequence
+from preprocessing.synthetic.config import SyntheticConfig
+from preprocessing.synthetic.dataset import write_sequence
+from preprocessing.synthetic.objects import CATEGORIES
 
 REQUIRED_FRAMES_PER_SECOND = 15.0
 CONFIG = SyntheticConfig(categories=CATEGORIES, frames_per_sequence=24, image_size=128)

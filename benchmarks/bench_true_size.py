@@ -17,11 +17,11 @@ from diffusers import UNet2DConditionModel
 
 from benchmarks.counting import LATENT_SIZE, TEXT_SHAPE
 from benchmarks.record import peak_resident_bytes, table, write
+from model.layers.views import Scene
 from model.unet import ViewDiffUNet
-from model.views import Scene
-from pipelines.network_size import STABLE_DIFFUSION_2_UNET
-from pipelines.presets import PRESETS
-from tests.factories import look_at_cameras
+from pipelines.planning.network import STABLE_DIFFUSION_2_UNET
+from pipelines.settings.presets import PRESETS
+from tests.support.factories import look_at_cameras
 
 NUM_VIEWS = 5
 LIMIT_GIB = 20.0

@@ -26,9 +26,9 @@ from benchmarks.record import (
     write,
 )
 from model.cost.volumes import aggregation_flops
-from model.kernels.selection import Version, use
-from model.volume import ViewAggregator, VoxelProjections, project_voxels
-from tests.factories import look_at_cameras
+from model.volume.filling import ViewAggregator, VoxelProjections, project_voxels
+from model.volume.kernels.selection import Version, use
+from tests.support.factories import look_at_cameras
 
 CHANNELS, TIMESTEP_CHANNELS, FEATURE_SIZE = 16, 1280, (16, 16)
 NUM_VIEWS = 4

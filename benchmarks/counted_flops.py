@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from model.cost.products import Workload
-from model.kernels import aggregation, marching
 from model.unet import ViewDiffUNet
+from model.volume.kernels import aggregation, marching
 
 # Forward passes are counted where the counter meets the operator. Backward passes contain `torch.func.vjp`, which does
 # not work there, so these are called as plain functions, whose products the counter sees.

@@ -21,7 +21,7 @@ from model.config import ViewDiffConfig
 from model.cost.memory import LiveBytes, fake_inputs
 from model.cost.products import Workload
 from model.unet import ViewDiffUNet
-from pipelines.network_size import STABLE_DIFFUSION_2_UNET
+from pipelines.planning.network import STABLE_DIFFUSION_2_UNET
 
 LATENT_SIZE = (32, 32)  # 256 × 256 pixels
 TEXT_SHAPE = (77, 1024)  # tokens and channels of Stable Diffusion 2's text encoder

@@ -13,18 +13,18 @@ import torch.distributed as dist
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from benchmarks.record import peak_resident_bytes, resident_bytes, restart_peak
-from infra.config import EngineConfig
-from infra.engine import Engine
+from infra.engine.config import EngineConfig
+from infra.engine.engine import Engine
 from model.adapter import freeze_base
 from model.config import BaseConfig, ProjectionConfig, TinyBaseConfig, ViewDiffConfig
-from model.diffusion import Objective, PriorBatch, ViewBatch, prior_loss, view_loss
+from model.diffusion.objective import Objective, PriorBatch, ViewBatch, prior_loss, view_loss
+from model.layers.views import Scene
 from model.unet import ViewDiffUNet
-from model.views import Scene
-from pipelines.config import RunConfig, TrainConfig
-from pipelines.network_size import base_unet_config
-from pipelines.step_cost import latent_size, text_length
+from pipelines.planning.network import base_unet_config
+from pipelines.planning.step_work import latent_size, text_length
+from pipelines.settings.run import RunConfig, TrainConfig
 from preprocessing.config import PreprocessConfig
-from tests.factories import look_at_cameras
+from tests.support.factories import look_at_cameras
 
 IMAGE_SIZE, MINIATURE_SIZE = 256, 64
 BASE = TinyBaseConfig(unet_channels=(64, 128, 384), head_channels=64, text_channels=256)

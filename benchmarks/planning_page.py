@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from benchmarks.record import REPOSITORY, table
 from model.cost.flops import total
-from pipelines.gpus import GPUS
-from pipelines.memory import GB, passes_memory
-from pipelines.presets import PRESETS
-from pipelines.requests import SizingConfig
-from pipelines.sizing import Sizing, size_training
-from pipelines.sizing_text import ASSUMPTIONS, duration
+from pipelines.commands.plan import ASSUMPTIONS, duration
+from pipelines.planning.gpus import GPUS
+from pipelines.planning.memory import GB, passes_memory
+from pipelines.planning.sizing import Sizing, size_training
+from pipelines.settings.commands import SizingConfig
+from pipelines.settings.presets import PRESETS
 
 PRESET_NAMES = ("released", "paper", "pyramid")
 GPU_COUNTS, GPU_MEMORIES = (1, 2, 8, 64), (24.0, 80.0, 141.0)

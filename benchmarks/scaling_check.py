@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.step_time import Link, ring_seconds
+from pipelines.planning.step_time import Link, ring_seconds
 
 
 def fit(measured: Mapping[str, Any]) -> Link:

@@ -19,14 +19,21 @@ from benchmarks.record import FOLDER, render, table
 from benchmarks.scaling_check import check_rows, fit
 from model.cost.flops import Flops, total
 from model.unet import ViewDiffUNet
-from pipelines.config import RunConfig
-from pipelines.gpus import choose_gpu
-from pipelines.memory import FLOAT32, GB
-from pipelines.network_size import count_parameters, meta_network
-from pipelines.presets import PRESETS
-from pipelines.requests import SizingConfig
-from pipelines.step_cost import latent_size, step_flops, text_length
-from pipelines.step_time import GPUS_PER_MACHINE, LATENCY_BETWEEN, LATENCY_INSIDE, StepTime, collectives, step_time
+from pipelines.planning.gpus import choose_gpu
+from pipelines.planning.memory import FLOAT32, GB
+from pipelines.planning.network import count_parameters, meta_network
+from pipelines.planning.step_time import (
+    GPUS_PER_MACHINE,
+    LATENCY_BETWEEN,
+    LATENCY_INSIDE,
+    StepTime,
+    collectives,
+    step_time,
+)
+from pipelines.planning.step_work import latent_size, step_flops, text_length
+from pipelines.settings.commands import SizingConfig
+from pipelines.settings.presets import PRESETS
+from pipelines.settings.run import RunConfig
 
 GPUS, PRESETS_SHOWN, BATCH_SIZE, WEAK_SHARE = (8, 64, 512), ("released", "paper"), 64, 8
 GPU = choose_gpu(80, "h100")

@@ -22,8 +22,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from model.attention import LowRankTerm, ViewAttention
 from model.config import ViewDiffConfig
+from model.layers.attention import LowRankTerm, ViewAttention
 from model.pretrained import check_fit, check_version, parse_config
 from model.unet import ViewDiffUNet
 from model.weights import DIGEST, check_content, read_weights, write_weights
@@ -33,7 +33,8 @@ FORMAT_VERSION = 1
 WEIGHTS_FILE = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
 TARGET_MODULES = ["to_q", "to_k", "to_v", "to_out.0"]
-# Parts of a parameter's name that no stock U-Net has: attention processors, and what model/augment.py adds to a block.
+# Parts of a parameter's name that no stock U-Net has: attention processors, and what model/layers/augment.py adds to a
+# block.
 ADDED_PARTS = {"processor", "projection", "projection_out", "norm_projection"}
 SAVED_WHOLE = ["projection", "projection_out", "norm_projection", "timestep_code"]
 # Settings that trade memory for time, and the one whose fields are compared one by one.

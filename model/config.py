@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-# Metadata of fields that say how a network is computed, not what: infra/fingerprint.py leaves them out.
+# Metadata of fields that say how a network is computed, not what: infra/provenance/fingerprint.py leaves them out.
 HOW = {"identity": False}
 STAND_IN_TIMESTEPS = 1000  # steps of the stand-in's noise schedule
 Ablation = Literal["projection", "cross_frame", "intensity", "conditioning"]

@@ -1,7 +1,7 @@
 """Folders that hold a trained network (the paper, figure 2): config.json and model.safetensors. Nothing is unpickled.
 
 The weights carry a digest of themselves and of config.json. The only places of `model/` that touch files are this,
-model/weights.py, model/adapter.py, model/base.py and model/base_folder.py.
+model/weights.py, model/adapter.py, model/base/stable_diffusion.py and model/base/folder.py.
 """
 
 from __future__ import annotations

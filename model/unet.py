@@ -14,14 +14,14 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from model.augment import augment
-from model.conditioning import NEUTRAL_INTENSITY, conditioning_vector
 from model.config import ViewDiffConfig
-from model.geometry import Geometry, LayerShape, compute_geometry
+from model.layers.augment import augment
+from model.layers.conditioning import NEUTRAL_INTENSITY, conditioning_vector
+from model.layers.projection import renderer_parameters
+from model.layers.views import Prepared, Scene, ViewContext
 from model.pretrained import read_network, write_network
-from model.projection import renderer_parameters
-from model.rendering import opacity_noise
-from model.views import Prepared, Scene, ViewContext
+from model.volume.geometry import Geometry, LayerShape, compute_geometry
+from model.volume.rendering import opacity_noise
 
 __all__ = ["ViewDiffConfig", "ViewDiffUNet"]
 
@@ -30,7 +30,7 @@ class ViewDiffUNet(nn.Module):
     """The stock U-Net `unet` with cross-frame attention, conditioning and projection layers.
 
     Takes `unet` over and augments it in place; its pretrained keys stay as they are under `unet.`.
-    Raises ValueError when `config` does not fit the U-Net (see `model.augment.augment`).
+    Raises ValueError when `config` does not fit the U-Net (see `model.layers.augment.augment`).
     """
 
     def __init__(self, unet: UNet2DConditionModel, config: ViewDiffConfig) -> None:

@@ -21,8 +21,8 @@ from model.adapter import freeze_base
 from model.cameras import Cameras
 from model.config import ViewDiffConfig
 from model.cost.products import Workload
+from model.layers.views import Scene
 from model.unet import ViewDiffUNet
-from model.views import Scene
 
 
 @dataclass(frozen=True, kw_only=True)

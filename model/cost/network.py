@@ -1,5 +1,5 @@
-"""The products of a whole network: a stock U-Net's blocks and the attention of model/attention.py in them (the paper,
-section 3.1).
+"""The products of a whole network: a stock U-Net's blocks and the attention of model/layers/attention.py in them (the
+paper, section 3.1).
 
 What gradient checkpointing computes again are the ResNet and transformer blocks, but for their last layer each:
 computing again stops where all that the backward pass needs is there.
@@ -13,11 +13,11 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
-from model.attention import CrossFrameAttention
-from model.augment import ProjectedBlock
 from model.config import ProjectionConfig
 from model.cost.products import CONDITIONING, CROSS_FRAME, EXPAND, TEXT_ATTENTION, Product, Tracker, Workload
 from model.cost.volumes import projection
+from model.layers.attention import CrossFrameAttention
+from model.layers.augment import ProjectedBlock
 from model.unet import ViewDiffUNet
 
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from model.config import ProjectionConfig
 from model.cost.products import COMPRESS, EXPAND, FILL, REFINE, RENDER, Product, Tracker
-from model.projection import ProjectionLayer, VolumeRefiner
-from model.volume import ViewAggregator
+from model.layers.projection import ProjectionLayer, VolumeRefiner
+from model.volume.filling import ViewAggregator
 
 
 def projection(track: Tracker, layer: ProjectionLayer, config: ProjectionConfig, level: int) -> Iterator[Product]:

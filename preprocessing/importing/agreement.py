@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 
 from infra.errors import UserError
-from preprocessing.epipolar import Features, detect, epipolar_distance, match
-from preprocessing.normalize import camera_centers
+from preprocessing.sequences.epipolar import Features, detect, epipolar_distance, match
+from preprocessing.sequences.normalization import camera_centers
 
 # Features are looked for in pictures of at most this side, and distances are in pixels of these.
 CHECKED_SIDE = 640

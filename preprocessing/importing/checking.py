@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 from infra.errors import UserError
 from infra.log import format_count
-from preprocessing.importing import orientation as turning
-from preprocessing.importing.lenses import lens_of
-from preprocessing.importing.orientation import UPRIGHT
-from preprocessing.importing.pictures import Header, PictureError, read_header
+from preprocessing.importing.photos import orientation as turning
+from preprocessing.importing.photos.lenses import lens_of
+from preprocessing.importing.photos.orientation import UPRIGHT
+from preprocessing.importing.photos.pictures import Header, PictureError, read_header
 from preprocessing.importing.reconstructions import MINIMUM_PHOTOS, Photo, Reconstruction, listed
 
 # With fewer of the photos something is wrong with all of them.

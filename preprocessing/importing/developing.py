@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from preprocessing.images import encode_image, encode_mask
-from preprocessing.importing import orientation as turning
 from preprocessing.importing.checking import Plan
-from preprocessing.importing.lenses import lens_of
-from preprocessing.importing.masks import foreground, read_mask_values
-from preprocessing.importing.orientation import UPRIGHT
-from preprocessing.importing.pictures import PictureError, on_white, read_picture
+from preprocessing.importing.photos import orientation as turning
+from preprocessing.importing.photos.lenses import lens_of
+from preprocessing.importing.photos.masks import foreground, read_mask_values
+from preprocessing.importing.photos.orientation import UPRIGHT
+from preprocessing.importing.photos.pictures import PictureError, on_white, read_picture
+from preprocessing.sequences.images import encode_image, encode_mask
 
 
 @dataclass(frozen=True, eq=False)

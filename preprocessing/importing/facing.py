@@ -11,7 +11,7 @@ import numpy as np
 
 from infra.errors import UserError
 from preprocessing.importing.reconstructions import Reconstruction, listed
-from preprocessing.normalize import MINIMUM_PLANE_RATIO, camera_centers, common_center, robust_box
+from preprocessing.sequences.normalization import MINIMUM_PLANE_RATIO, camera_centers, common_center, robust_box
 
 _FLIP = np.diag([1.0, -1.0, -1.0, 1.0])
 # Other things that a tool could mean by the same numbers, and the poses [N, 4, 4] that these would be.

@@ -15,7 +15,7 @@ import numpy as np
 from infra.errors import UserError
 from preprocessing.importing.facing import check_facing, check_places, check_poses, common_center
 from preprocessing.importing.reconstructions import Photo, Reconstruction
-from preprocessing.normalize import MINIMUM_POINTS, camera_centers
+from preprocessing.sequences.normalization import MINIMUM_POINTS, camera_centers
 
 # Gives the foreground [H, W] uint8 of a photo, of any size, or None where nothing says what is foreground.
 MaskOf = Callable[[Photo], np.ndarray | None]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from infra.errors import UserError
 from infra.log import format_count
-from preprocessing.importing.colmap import find_models, read_colmap
+from preprocessing.importing.colmap.model import find_models, read_colmap
 from preprocessing.importing.reconstructions import Reconstruction
-from preprocessing.importing.transforms import TRANSFORMS_NAMES, find_transforms, read_transforms
-from preprocessing.importing.unposed_photos import look_through
+from preprocessing.importing.solving.unposed_photos import look_through
+from preprocessing.importing.transforms.reading import TRANSFORMS_NAMES, find_transforms, read_transforms
 
 # What else people have, told by a file below the folder, and how to go on.
 OTHERS = {

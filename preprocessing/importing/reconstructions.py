@@ -13,7 +13,7 @@ import pycolmap
 
 from infra.errors import UserError
 
-# Cameras on a line have no plane that says what is upright (see normalize.py): two photos are never enough.
+# Cameras on a line have no plane that says what is upright (see normalization.py): two photos are never enough.
 MINIMUM_PHOTOS = 3
 # Beyond this a number is no length and no angle, and its square is infinite.
 MAX_VALUE = 1e100

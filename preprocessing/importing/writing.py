@@ -21,21 +21,21 @@ import pycolmap
 from plyfile import PlyData, PlyElement
 
 from infra.errors import UserError
-from infra.locks import alone, take_lock
 from infra.log import Progress
-from infra.storage import atomic_write, folder_for, replace_folder
-from preprocessing.captures import Viewpoint
-from preprocessing.co3d import FRAMES_NAME, SEQUENCES_NAME, encode_jgz, read_jgz
+from infra.storage.files import atomic_write, folder_for, replace_folder
+from infra.storage.locks import alone, take_lock
+from preprocessing.captures.capture import Viewpoint
+from preprocessing.captures.co3d import FRAMES_NAME, SEQUENCES_NAME, encode_jgz, read_jgz
 from preprocessing.importing.agreement import WrittenPhoto, measure_agreement, require_agreement
 from preprocessing.importing.checking import Checked, LeftOut, Plan, check_photos, require_enough
 from preprocessing.importing.developing import develop
 from preprocessing.importing.facing import check_places
 from preprocessing.importing.object_points import object_points
-from preprocessing.importing.orientation import MIRROR, mirrors
-from preprocessing.importing.pictures import PictureError
+from preprocessing.importing.photos.orientation import MIRROR, mirrors
+from preprocessing.importing.photos.pictures import PictureError
 from preprocessing.importing.reconstructions import Photo, Reconstruction
 from preprocessing.importing.summary import ImportSummary
-from preprocessing.samples import SAFE_NAME
+from preprocessing.sequences.screening import SAFE_NAME
 
 FORMAT = "ndc_isotropic"
 _LOCK_REMEDY = "name a folder on another one with --output"

@@ -2,7 +2,7 @@
 
 import torch
 
-import pipelines.train_worker  # noqa: F401
-from infra.engine import _import_deepspeed
+import pipelines.training.worker  # noqa: F401
+from infra.engine.engine import _import_deepspeed
 
 _import_deepspeed(torch.device("cpu"))

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from infra.s3 import S3Path
-from infra.storage import digest_folder, open_path
-from pipelines.train import COPIES_NAME, _steps_saved
-from pipelines.train_job import TrainJob
-from pipelines.train_worker import train_in_worker
+from infra.storage.files import digest_folder, open_path
+from infra.storage.s3 import S3Path
+from pipelines.stages.train import COPIES_NAME, _steps_saved
+from pipelines.training.job import TrainJob
+from pipelines.training.worker import train_in_worker
 from tests.distributed.launch import kill_distributed, run_distributed
 from tests.integration.test_train import inputs, records
-from tests.s3_server import BUCKET, S3Server
-from tests.training_inputs import train_config, write_inputs
+from tests.support.s3_server import BUCKET, S3Server
+from tests.support.training_inputs import train_config, write_inputs
 
 CONFIG = train_config(num_steps=24, checkpoint_every_steps=2, preview_every_steps=100)
 

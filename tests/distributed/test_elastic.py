@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from infra.config import EngineConfig
-from infra.learning_rates import learning_rate
-from pipelines.train_job import TrainJob
-from pipelines.train_worker import train_in_worker
+from infra.engine.config import EngineConfig
+from infra.engine.learning_rates import learning_rate
+from pipelines.training.job import TrainJob
+from pipelines.training.worker import train_in_worker
 from tests.distributed.launch import TIMEOUT_SECONDS, kill_distributed, run_distributed
-from tests.training_inputs import train_config, write_inputs
+from tests.support.training_inputs import train_config, write_inputs
 
 pytestmark = pytest.mark.timeout(3 * TIMEOUT_SECONDS)
 

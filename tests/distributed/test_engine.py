@@ -10,13 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from infra.config import EngineConfig
-from infra.engine import Engine
-from infra.learning_rates import learning_rate
-from infra.stopwatch import Stopwatch
-from model.diffusion import PartLoss
-from pipelines.loop import LossPart, StepInfo, Training, train_steps
-from pipelines.schedule import Schedule
+from infra.engine.config import EngineConfig
+from infra.engine.engine import Engine
+from infra.engine.learning_rates import learning_rate
+from infra.engine.stopwatch import Stopwatch
+from model.diffusion.objective import PartLoss
+from pipelines.training.loop import LossPart, StepInfo, Training, train_steps
+from preprocessing.batches.shares import Schedule
 from tests.distributed.launch import TIMEOUT_SECONDS, run_distributed
 
 pytestmark = pytest.mark.timeout(2 * TIMEOUT_SECONDS)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.loop import PHASES
-from pipelines.profile_table import OUTSIDE, OperatorRow, describe
-from pipelines.profiling import TRACE_NAME, profile_job
-from pipelines.requests import ProfileConfig
-from pipelines.train_job import TrainJob
+from pipelines.commands.profile_training import TRACE_NAME, profile_job
+from pipelines.settings.commands import ProfileConfig
+from pipelines.training.job import TrainJob
+from pipelines.training.loop import PHASES
+from pipelines.training.profile_table import OUTSIDE, OperatorRow, describe
 from tests.distributed.launch import TIMEOUT_SECONDS, run_distributed
-from tests.training_inputs import train_config, write_inputs
+from tests.support.training_inputs import train_config, write_inputs
 
 pytestmark = pytest.mark.timeout(3 * TIMEOUT_SECONDS)
 STEPS = 2

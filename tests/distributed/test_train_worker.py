@@ -12,16 +12,16 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from infra.config import EngineConfig
+from infra.engine.config import EngineConfig
 from model.adapter import read_adapter, use_adapter
 from model.unet import ViewDiffUNet
-from pipelines.artifacts import Artifact
-from pipelines.config import TrainConfig
-from pipelines.loop import DivergedError
-from pipelines.train_job import TrainJob
-from pipelines.train_worker import train_in_worker
+from pipelines.settings.run import TrainConfig
+from pipelines.spine.artifacts import Artifact
+from pipelines.training.job import TrainJob
+from pipelines.training.loop import DivergedError
+from pipelines.training.worker import train_in_worker
 from tests.distributed.launch import TIMEOUT_SECONDS, kill_distributed, run_distributed
-from tests.training_inputs import train_config, write_inputs
+from tests.support.training_inputs import train_config, write_inputs
 
 pytestmark = pytest.mark.timeout(3 * TIMEOUT_SECONDS)
 

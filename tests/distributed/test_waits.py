@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from infra.config import EngineConfig
-from infra.engine import Engine
+from infra.engine.config import EngineConfig
+from infra.engine.engine import Engine
 from tests.distributed.launch import TIMEOUT_SECONDS, run_distributed
 from tests.distributed.test_engine import CONFIG, STAGES, mean_error, new_engine
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pycolmap
 
-from preprocessing.importing.colmap import MAX_MISFIT
+from preprocessing.importing.colmap.model import MAX_MISFIT
 from preprocessing.importing.object_points import object_points
-from preprocessing.importing.photo_files import inside
+from preprocessing.importing.photos.files import inside
 from preprocessing.importing.reading import read_reconstruction
 from preprocessing.importing.reconstructions import MINIMUM_PHOTOS, Reconstruction
-from preprocessing.normalize import MINIMUM_POINTS
-from tests.foreign_captures import NAMES, OPENGL, points, tracked_model, write_photos, write_transforms
+from preprocessing.sequences.normalization import MINIMUM_POINTS
 from tests.fuzz import mutations
 from tests.fuzz.target import Target
+from tests.support.foreign_captures import NAMES, OPENGL, points, tracked_model, write_photos, write_transforms
 
 ROUNDING = 0.5  # pixels that a pose moves the points by when its rotation, written to three digits, is made rigid
 

@@ -10,14 +10,14 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from preprocessing.importing.checking import check_photos
-from preprocessing.importing.masks import read_mask_values
-from preprocessing.importing.pictures import PictureError, read_header, read_picture
+from preprocessing.importing.photos.masks import read_mask_values
+from preprocessing.importing.photos.pictures import PictureError, read_header, read_picture
 from preprocessing.importing.reading import read_reconstruction
 from preprocessing.importing.reconstructions import Reconstruction
-from preprocessing.importing.unposed_photos import read_lens
-from tests.foreign_captures import HEIGHT, NAMES, WIDTH, write_transforms
+from preprocessing.importing.solving.unposed_photos import read_lens
 from tests.fuzz import mutations
 from tests.fuzz.target import Target
+from tests.support.foreign_captures import HEIGHT, NAMES, WIDTH, write_transforms
 
 
 def photo_targets(folder: Path) -> list[Target]:

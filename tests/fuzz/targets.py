@@ -11,25 +11,26 @@ import torch
 from torch import Tensor
 
 from infra.errors import UserError
-from model.tiny_base import build_tiny_base
-from preprocessing.batches import TrainBatches
-from preprocessing.captions import read_captions
-from preprocessing.co3d_lists import read_eval_batches
-from preprocessing.commit import commit_folder
+from model.base.stand_in import build_tiny_base
+from preprocessing.batches.batches import TrainBatches
+from preprocessing.captures.captions import read_captions
+from preprocessing.captures.capture import RejectionError
+from preprocessing.captures.set_lists import read_eval_batches
 from preprocessing.config import LatentsConfig, PreprocessConfig
-from preprocessing.dataset import FrameIndex, ShardReader
-from preprocessing.images import DefectError, read_image, read_mask
-from preprocessing.importing.pictures import PictureError
-from preprocessing.latents import LatentCache
-from preprocessing.normalize import RejectionError, load_points
-from preprocessing.plan import plan_shards
-from preprocessing.shards import write_shard
-from tests.captures import SIZE, make_capture, write_dataset
+from preprocessing.importing.photos.pictures import PictureError
+from preprocessing.latents.reading import LatentCache
+from preprocessing.sequences.images import DefectError, read_image, read_mask
+from preprocessing.sequences.normalization import load_points
+from preprocessing.shards.commit import commit_folder
+from preprocessing.shards.planning import plan_shards
+from preprocessing.shards.reading import FrameIndex, ShardReader
+from preprocessing.shards.writing import write_shard
 from tests.fuzz import mutations
 from tests.fuzz.import_targets import import_targets
 from tests.fuzz.photo_targets import photo_targets
 from tests.fuzz.target import Target
-from tests.training_inputs import BASE, IMAGE_SIZE, fill_latents
+from tests.support.captures import SIZE, make_capture, write_dataset
+from tests.support.training_inputs import BASE, IMAGE_SIZE, fill_latents
 
 CONFIG = PreprocessConfig(image_size=32, minimum_frames=4, sequences_per_shard=2)
 SEQUENCE = "apple/seq_1"

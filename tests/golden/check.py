@@ -17,15 +17,16 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from model.attention import ConditionedTextAttention, CrossFrameAttention
 from model.cameras import Cameras
 from model.config import ProjectionConfig
-from model.geometry import LayerShape, compute_geometry
-from model.kernels.selection import Version, use
-from model.projection import ProjectionLayer
-from model.rendering import Rays, Rendered, background_near_far, box_near_far
-from model.views import Scene, ViewContext
-from model.volume import SceneFrame, ViewSamples, unproject, voxel_grid
+from model.layers.attention import ConditionedTextAttention, CrossFrameAttention
+from model.layers.projection import ProjectionLayer
+from model.layers.views import Scene, ViewContext
+from model.volume.filling import ViewSamples, unproject
+from model.volume.geometry import LayerShape, compute_geometry
+from model.volume.kernels.selection import Version, use
+from model.volume.rendering import Rays, Rendered, background_near_far, box_near_far
+from model.volume.space import SceneFrame, voxel_grid
 from tests.golden.names import GoldenFile, NotGoldenError, parameters
 
 # The files hold float32 results of sums over some hundred terms of size 1; another order of summation changes about
@@ -36,7 +37,7 @@ TOLERANCE = 1e-4
 def tensors(golden: GoldenFile, version: Version = "tiled") -> dict[str, tuple[Tensor, Tensor]]:
     """What our layer makes of the file's inputs: "out.features" -> (ours, theirs), of equal shapes.
 
-    `version` is that of the volume computations, see model/kernels/selection.py.
+    `version` is that of the volume computations, see model/volume/kernels/selection.py.
     """
     with torch.no_grad(), use(version):
         ours = _run_projection(golden) if golden.kind == "projection" else _run_attention(golden)

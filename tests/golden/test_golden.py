@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.kernels.selection import Version
+from model.volume.kernels.selection import Version
 from tests.golden.check import TOLERANCE, errors, main
 from tests.golden.names import GoldenFile, NotGoldenError
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.kernels.selection import Version
+from model.volume.kernels.selection import Version
 from tests.golden.cases import CASES, make_case, write_cases
 from tests.golden.check import errors
 from tests.golden.names import GoldenFile

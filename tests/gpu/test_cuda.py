@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from model.config import ProjectionConfig, ViewDiffConfig
-from model.kernels.selection import use, version_for
+from model.layers.views import Scene
 from model.unet import ViewDiffUNet
-from model.views import Scene
-from tests.factories import TEXT_CHANNELS, look_at_cameras, tiny_unet
+from model.volume.kernels.selection import use, version_for
 from tests.numerics.comparison import assert_same
 from tests.numerics.kernel_cases import aggregation_case, march_case
+from tests.support.factories import TEXT_CHANNELS, look_at_cameras, tiny_unet
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,25 +14,27 @@ from typing import Any
 import pytest
 
 from infra.errors import UserError
-from model.base import load_base
+from model.base.stable_diffusion import load_base
 from model.config import BaseConfig, FitConfig
-from pipelines import captions as stage
-from pipelines.artifacts import Artifact, BaseFolder, Captions, PretrainedModel, Shards
-from pipelines.base import train_base
-from pipelines.latents import cache_latents
-from pipelines.runtime import RuntimeConfig
-from preprocessing.caption_model import Captioner
-from preprocessing.caption_shards import captions_path, described_rows
-from preprocessing.captions import CAPTIONS_NAME, read_sequence_captions
-from preprocessing.commit import commit_folder
+from pipelines.spine.artifacts import Artifact, BaseFolder, Captions, PretrainedModel, Shards
+from pipelines.spine.runtime import RuntimeConfig
+from pipelines.stages import captions as stage
+from pipelines.stages.base import train_base
+from pipelines.stages.latents import cache_latents
+from preprocessing.captions.blip2 import Captioner
+from preprocessing.captions.describing import captions_path, described_rows
+from preprocessing.captions.files import read_sequence_captions
+from preprocessing.captures.captions import CAPTIONS_NAME
 from preprocessing.config import CaptionsConfig, LatentsConfig, PreprocessConfig
-from preprocessing.dataset import FrameIndex, ShardReader
-from preprocessing.latents import LatentCache
-from preprocessing.plan import plan_shards
-from preprocessing.shards import write_shard
-from tests.captures import make_capture, write_dataset
-from tests.tiny_blip import write_tiny_blip
-from tests.training_inputs import BASE
+from preprocessing.latents.reading import LatentCache
+from preprocessing.shards.commit import commit_folder
+from preprocessing.shards.planning import plan_shards
+from preprocessing.shards.reading import FrameIndex, ShardReader
+from preprocessing.shards.writing import write_shard
+from tests.support.captures import make_capture, write_dataset
+from tests.support.paths import CHECKOUT
+from tests.support.tiny_blip import write_tiny_blip
+from tests.support.training_inputs import BASE
 
 PREPROCESS = PreprocessConfig(image_size=32, sequences_per_shard=2, minimum_frames=3, split_fractions=(1, 0, 0))
 NUM_FRAMES = {"apple/a": 9, "apple/b": 10, "hydrant/b": 3, "toy_truck/c": 12, "zebra/d": 7}
@@ -111,8 +113,10 @@ def here(monkeypatch: pytest.MonkeyPatch) -> HereAndNow:
 
 
 def test_taking_the_stored_captions_needs_no_model_and_no_cluster() -> None:
-    program = "import sys, pipelines.captions; sys.exit(', '.join({'ray', 'transformers'} & set(sys.modules)) or 0)"
-    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).resolve().parents[2], check=True)
+    program = (
+        "import sys, pipelines.stages.captions; sys.exit(', '.join({'ray', 'transformers'} & set(sys.modules)) or 0)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, check=True)
 
 
 def test_without_a_model_captions_are_those_of_the_shards(

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from infra.cluster import CHECKOUT, _check_address, _start, _tell_of_cluster, cluster_gpus, ensure_ray
+from infra.cluster.connection import CHECKOUT, _check_address, _start, _tell_of_cluster, cluster_gpus, ensure_ray
+from infra.cluster.tasks import run_tasks
 from infra.errors import UserError
 from infra.log import get_logger
-from infra.tasks import run_tasks
 
 
 def test_a_local_cluster_is_started_once(monkeypatch: pytest.MonkeyPatch) -> None:

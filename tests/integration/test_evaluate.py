@@ -16,22 +16,23 @@ import pytest
 
 from infra.errors import UserError
 from infra.log import Progress, get_logger
-from infra.tracking import Tracking
+from infra.tracking.experiment import Tracking
 from model.config import SamplingConfig
-from pipelines import evaluate as evaluate_module
-from pipelines.artifacts import Artifact, EvaluationReport
-from pipelines.config import EvaluateConfig
-from pipelines.evaluate import evaluate, score_objects
-from pipelines.evaluation_tasks import EvaluationTask, choose_frames, choose_objects, choose_texts
-from pipelines.generator import SampleGenerator, SampleRequest
-from pipelines.object_generation import ATTEMPTS_ALONE, Answer, Failures, generate_objects
-from pipelines.pictures import ObjectPictures, pictures_path
-from pipelines.runtime import RuntimeConfig
-from pipelines.scoring import SCORE_COLUMNS, mean_training_image
-from pipelines.serve import RequestError
-from pipelines.stage import Stage
-from tests.evaluation_inputs import HELD_OUT, SHARD, open_shards, write_evaluation_inputs
-from tests.training_inputs import IMAGE_SIZE, NUM_FRAMES
+from pipelines.evaluation.generating import ATTEMPTS_ALONE, Answer, Failures, generate_objects
+from pipelines.evaluation.objects import choose_frames, choose_objects, choose_texts
+from pipelines.evaluation.scoring import SCORE_COLUMNS, mean_training_image
+from pipelines.generation.generator import SampleGenerator, SampleRequest
+from pipelines.generation.pictures import ObjectPictures, pictures_path
+from pipelines.generation.task import EvaluationTask
+from pipelines.serving.deployment import RequestError
+from pipelines.settings.run import EvaluateConfig
+from pipelines.spine.artifacts import Artifact, EvaluationReport
+from pipelines.spine.runtime import RuntimeConfig
+from pipelines.spine.stage import Stage
+from pipelines.stages import evaluate as evaluate_module
+from pipelines.stages.evaluate import evaluate, score_objects
+from tests.support.evaluation_inputs import HELD_OUT, SHARD, open_shards, write_evaluation_inputs
+from tests.support.training_inputs import IMAGE_SIZE, NUM_FRAMES
 
 CONFIG = EvaluateConfig(
     sampling=SamplingConfig(num_steps=2, guidance_scale=2.0),

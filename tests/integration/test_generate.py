@@ -14,19 +14,19 @@ import torch
 
 from infra.errors import UserError
 from infra.log import get_logger
-from model.base import save_base
+from model.base.stable_diffusion import save_base
+from model.base.stand_in import build_tiny_base
 from model.cameras import Cameras
 from model.config import SamplingConfig
-from model.tiny_base import build_tiny_base
 from model.trajectories import orbit
-from pipelines.artifacts import RECORD_NAME, Artifact
-from pipelines.generate import generate
-from pipelines.generate_inputs import _model_dir
-from pipelines.pictures import ObjectPictures
-from pipelines.requests import GenerateRequest
-from pipelines.runtime import RuntimeConfig
-from tests.evaluation_inputs import open_shards, write_evaluation_inputs
-from tests.training_inputs import BASE, CAPTIONS, IMAGE_SIZE, NUM_FRAMES
+from pipelines.commands.generate import generate
+from pipelines.generation.inputs import _model_dir
+from pipelines.generation.pictures import ObjectPictures
+from pipelines.settings.commands import GenerateRequest
+from pipelines.spine.artifacts import RECORD_NAME, Artifact
+from pipelines.spine.runtime import RuntimeConfig
+from tests.support.evaluation_inputs import open_shards, write_evaluation_inputs
+from tests.support.training_inputs import BASE, CAPTIONS, IMAGE_SIZE, NUM_FRAMES
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.cluster import CHECKOUT
-from pipelines.artifacts import Shards, load_artifact
-from preprocessing.dataset import FrameIndex
+from infra.cluster.connection import CHECKOUT
+from pipelines.spine.artifacts import Shards, load_artifact
+from preprocessing.shards.reading import FrameIndex
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from infra.errors import UserError
-from infra.storage import digest_folder
-from model.base import load_base
-from pipelines.artifacts import Artifact
-from pipelines.latents import cache_latents
-from pipelines.runtime import RuntimeConfig
-from preprocessing import encoding
+from infra.storage.files import digest_folder
+from model.base.stable_diffusion import load_base
+from pipelines.spine.artifacts import Artifact
+from pipelines.spine.runtime import RuntimeConfig
+from pipelines.stages.latents import cache_latents
 from preprocessing.config import LatentsConfig
-from preprocessing.dataset import ShardReader
-from preprocessing.encoding import LatentsWriter, plan_units
-from tests.evaluation_inputs import write_evaluation_inputs
-from tests.training_inputs import fill_latents, open_index
+from preprocessing.latents import writing
+from preprocessing.latents.writing import LatentsWriter, plan_units
+from preprocessing.shards.reading import ShardReader
+from tests.support.evaluation_inputs import write_evaluation_inputs
+from tests.support.training_inputs import fill_latents, open_index
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -36,7 +36,7 @@ def test_a_resumed_stage_does_the_rest(
     inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("CHUNK_ROWS", "CHUNK_CAPTIONS", "CHUNK_PRIOR"):
-        monkeypatch.setattr(encoding, name, 2)  # many small units; they travel whole, so workers know
+        monkeypatch.setattr(writing, name, 2)  # many small units; they travel whole, so workers know
     index, base = open_index(inputs), load_base(inputs["base"].folder).frozen()
     reader = ShardReader(inputs["shards"].folder, index)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"

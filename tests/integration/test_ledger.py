@@ -10,12 +10,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pipelines.loop import Schedule
-from preprocessing.batches import LoadedBatch, TrainBatches
-from preprocessing.dataset import FrameIndex
-from preprocessing.latents import LatentCache
-from preprocessing.loader import load_batches
-from tests.training_inputs import RandomImages, open_index, write_inputs
+from pipelines.training.loop import Schedule
+from preprocessing.batches.batches import LoadedBatch, TrainBatches
+from preprocessing.batches.loader import load_batches
+from preprocessing.latents.reading import LatentCache
+from preprocessing.shards.reading import FrameIndex
+from tests.support.training_inputs import RandomImages, open_index, write_inputs
 
 BATCH_SIZE, EPOCHS, NUM_VIEWS = 8, 3, 3
 NUM_SEQUENCES = 40

@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from infra.addresses import artifact_name
-from infra.tracking import FINGERPRINT_TAG, Tracking
-from tests.mlflow_server import MlflowServer
+from infra.tracking.experiment import Tracking
+from infra.tracking.tags import FINGERPRINT_TAG
+from tests.support.mlflow_server import MlflowServer
+from tests.support.paths import CHECKOUT
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 USER, PASSWORD = "anna", "pl4nted"
 NAMES = (
     "sequence#3 from 5",
@@ -41,15 +42,16 @@ import signal
 import sys
 from pathlib import Path
 
-from infra.command import exit_code, run_command
-from infra.mlflow_outage import short_requests
-from infra.tracking import Tracking
-from pipelines import cli, watch
-from pipelines.config import ReportConfig
-from pipelines.report import write_report
-from pipelines.runtime import RuntimeConfig
-from tests.evaluated_run import write_evaluated_run
-from tests.recorded_training import FakeTraining, begin_attempt
+from infra.console import exit_code, run_command
+from infra.tracking.outage import short_requests
+from infra.tracking.experiment import Tracking
+from pipelines.cli import main
+from pipelines.recording import driver
+from pipelines.settings.run import ReportConfig
+from pipelines.stages.report import write_report
+from pipelines.spine.runtime import RuntimeConfig
+from tests.support.evaluated_run import write_evaluated_run
+from tests.support.recorded_training import FakeTraining, begin_attempt
 
 uri, root, server_process = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 tracking = Tracking(uri)

@@ -18,14 +18,14 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from infra.cluster import CHECKOUT, _require_token
-from infra.storage import digest_folder
-from pipelines.train_job import TrainJob
-from pipelines.train_worker import train_in_worker
+from infra.cluster.connection import CHECKOUT, _require_token
+from infra.storage.files import digest_folder
+from pipelines.training.job import TrainJob
+from pipelines.training.worker import train_in_worker
 from tests.distributed.launch import TIMEOUT_SECONDS, run_distributed
 from tests.integration.test_train import inputs, records
-from tests.nodes import CONFIG, REQUEST_NAME, Driver, counted, wait_for, workers_below
-from tests.training_inputs import write_inputs
+from tests.support.nodes import CONFIG, REQUEST_NAME, Driver, counted, wait_for, workers_below
+from tests.support.training_inputs import write_inputs
 
 pytestmark = pytest.mark.timeout(3 * TIMEOUT_SECONDS)
 
@@ -233,7 +233,7 @@ def test_a_closed_terminal_leaves_a_ray_of_its_own_alive_until_it_is_done(
     if pid == 0:
         os.chdir(CHECKOUT)
         arguments = ["count", str(tmp_path), str(folder), "1", "1"]
-        os.execv(sys.executable, [sys.executable, "-m", "tests.nodes", *arguments])
+        os.execv(sys.executable, [sys.executable, "-m", "tests.support.nodes", *arguments])
     wait_for(lambda: counted(folder), lambda: f"the driver {pid} counts nothing")
     family = psutil.Process(pid).children(recursive=True)
     os.close(terminal)

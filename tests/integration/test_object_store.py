@@ -15,25 +15,25 @@ import pytest
 import ray
 import torch
 
-from infra.fetch import CACHE_VARIABLE
-from infra.s3 import S3Path
-from infra.storage import StoragePath, digest_folder, open_path
-from model.base import save_base
-from model.tiny_base import build_tiny_base
-from pipelines.artifacts import Artifact, BaseFolder, Captions, Latents, Shards, external_dataset
-from pipelines.captions import write_captions
-from pipelines.latents import cache_latents
-from pipelines.preprocess import preprocess
-from pipelines.runtime import RuntimeConfig
-from pipelines.stage import Stage, run_stage
-from preprocessing.batches import TrainBatches
+from infra.storage.cache import CACHE_VARIABLE
+from infra.storage.files import StoragePath, digest_folder, open_path
+from infra.storage.s3 import S3Path
+from model.base.stable_diffusion import save_base
+from model.base.stand_in import build_tiny_base
+from pipelines.spine.artifacts import Artifact, BaseFolder, Captions, Latents, Shards, external_dataset
+from pipelines.spine.runtime import RuntimeConfig
+from pipelines.spine.stage import Stage, run_stage
+from pipelines.stages.captions import write_captions
+from pipelines.stages.latents import cache_latents
+from pipelines.stages.preprocess import preprocess
+from preprocessing.batches.batches import TrainBatches
+from preprocessing.batches.loader import load_batches
 from preprocessing.config import CaptionsConfig, LatentsConfig, PreprocessConfig
-from preprocessing.dataset import FrameIndex, ShardReader
-from preprocessing.latents import LatentCache
-from preprocessing.loader import load_batches
-from tests.captures import make_capture, write_dataset
-from tests.s3_server import BUCKET, S3Server
-from tests.training_inputs import BASE, IMAGE_SIZE
+from preprocessing.latents.reading import LatentCache
+from preprocessing.shards.reading import FrameIndex, ShardReader
+from tests.support.captures import make_capture, write_dataset
+from tests.support.s3_server import BUCKET, S3Server
+from tests.support.training_inputs import BASE, IMAGE_SIZE
 
 pytestmark = pytest.mark.timeout(600)
 

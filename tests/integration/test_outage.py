@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.tracking import Tracking
-from pipelines import recorder
-from tests.mlflow_server import MlflowServer
-from tests.recorded_training import NUM_STEPS, FakeTraining, assert_all_is_there, attempts_of, begin_attempt
+from infra.tracking.experiment import Tracking
+from pipelines.recording import recorder
+from tests.support.mlflow_server import MlflowServer
+from tests.support.recorded_training import NUM_STEPS, FakeTraining, assert_all_is_there, attempts_of, begin_attempt
 
 
 def test_a_server_that_was_killed_and_comes_back_gets_everything_once(

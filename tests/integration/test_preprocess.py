@@ -18,21 +18,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra.checkout import git_commit
-from infra.cluster import CHECKOUT
+from infra.cluster.connection import CHECKOUT
 from infra.errors import UserError
-from infra.fingerprint import plain
-from infra.storage import digest_folder
-from pipelines.artifacts import RawDataset
-from pipelines.preprocess import preprocess
-from pipelines.runtime import RuntimeConfig
-from preprocessing.config import PreprocessConfig, SyntheticConfig
-from preprocessing.dataset import FrameIndex, ShardReader
-from preprocessing.scenes import plan_sequence
-from preprocessing.schema import read_manifest
-from preprocessing.synthetic import write_dataset
-from tests.captures import make_capture, write_annotations
-from tests.captures import write_dataset as write_captures
+from infra.provenance.code_version import git_commit
+from infra.provenance.fingerprint import plain
+from infra.storage.files import digest_folder
+from pipelines.spine.artifacts import RawDataset
+from pipelines.spine.runtime import RuntimeConfig
+from pipelines.stages.preprocess import preprocess
+from preprocessing.config import PreprocessConfig
+from preprocessing.shards.reading import FrameIndex, ShardReader
+from preprocessing.shards.schema import read_manifest
+from preprocessing.synthetic.config import SyntheticConfig
+from preprocessing.synthetic.dataset import write_dataset
+from preprocessing.synthetic.scenes import plan_sequence
+from tests.support.captures import make_capture, write_annotations
+from tests.support.captures import write_dataset as write_captures
 
 pytestmark = pytest.mark.timeout(600)  # starting Ray takes seconds, on a busy machine minutes
 

@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from preprocessing.captures import FORMATS
-from preprocessing.commit import commit_folder
+from preprocessing.captures.capture import FORMATS
 from preprocessing.config import PreprocessConfig
-from preprocessing.plan import plan_shards
-from preprocessing.schema import INDEX_NAME
-from preprocessing.shards import write_shard
-from tests.captures import (
+from preprocessing.shards.commit import commit_folder
+from preprocessing.shards.planning import plan_shards
+from preprocessing.shards.schema import INDEX_NAME
+from preprocessing.shards.writing import write_shard
+from tests.support.captures import (
     RADII,
     Capture,
     ellipsoid,

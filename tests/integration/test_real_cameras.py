@@ -1,7 +1,7 @@
 """A real CO3D sequence: its photos must agree with its cameras, as read and as stored.
 
-Their epipolar distance (preprocessing/epipolar.py) is small only if axes, intrinsics format, pixel convention, crop,
-resize and recentring are all right.
+Their epipolar distance (preprocessing/sequences/epipolar.py) is small only if axes, intrinsics format, pixel
+convention, crop, resize and recentring are all right.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocessing import epipolar
-from preprocessing.captures import FORMATS, Frame
-from preprocessing.co3d import read_category
-from preprocessing.commit import commit_folder
+from preprocessing.captures.capture import FORMATS, Frame
+from preprocessing.captures.co3d import read_category
 from preprocessing.config import PreprocessConfig
-from preprocessing.dataset import FrameIndex, ShardReader
-from preprocessing.epipolar import Features
-from preprocessing.images import mask_center, read_image, read_mask, square_corner
-from preprocessing.plan import plan_shards
-from preprocessing.shards import write_shard
+from preprocessing.sequences import epipolar
+from preprocessing.sequences.epipolar import Features
+from preprocessing.sequences.images import mask_center, read_image, read_mask, square_corner
+from preprocessing.shards.commit import commit_folder
+from preprocessing.shards.planning import plan_shards
+from preprocessing.shards.reading import FrameIndex, ShardReader
+from preprocessing.shards.writing import write_shard
 
 pytestmark = pytest.mark.timeout(600)  # SIFT on 20 photos: seconds, on a busy machine minutes
 

@@ -1,6 +1,6 @@
 """The registry with a real MLflow, a database and a server: killed after any request, away, and used by two at once.
 
-Every call runs in a process of its own; see tests/forked.py.
+Every call runs in a process of its own; see tests/support/forked.py.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 
 from infra.errors import UserError
-from pipelines.champion import DECISION_TAG, RIVAL_TAG
-from pipelines.network_size import count_parameters
-from pipelines.plan import run_chain
-from pipelines.presets import tiny
-from pipelines.registry import CAPTURES_TAG, FORMER_CHAMPION
-from pipelines.runtime import RuntimeConfig
-from tests import forked
-from tests.light_chain import registry_state, use_light_stages, write_captures
-from tests.mlflow_server import MlflowServer
+from pipelines.chain.running import run_chain
+from pipelines.operations.champion import CAPTURES_TAG, DECISION_TAG, RIVAL_TAG
+from pipelines.planning.network import count_parameters
+from pipelines.settings.presets import tiny
+from pipelines.spine.runtime import RuntimeConfig
+from pipelines.stages.register import FORMER_CHAMPION
+from tests.support import forked
+from tests.support.light_chain import registry_state, use_light_stages, write_captures
+from tests.support.mlflow_server import MlflowServer
 
 NUMBERS = itertools.count(1)
 

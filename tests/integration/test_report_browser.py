@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
-from infra.tracking import Tracking
-from pipelines.config import ReportConfig
-from pipelines.report import write_report
-from pipelines.runtime import RuntimeConfig
-from tests.browser import Page, browser
-from tests.evaluated_run import NUM_VIEWS, view_color, write_evaluated_run
+from infra.tracking.experiment import Tracking
+from pipelines.settings.run import ReportConfig
+from pipelines.spine.runtime import RuntimeConfig
+from pipelines.stages.report import write_report
+from tests.support.browser import Page, browser
+from tests.support.evaluated_run import NUM_VIEWS, view_color, write_evaluated_run
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """`viewdiff retrain` with a real registry in a database: what it goes on from, what stops it, killed after any change.
 
-Stages are light ones, see tests/light_chain.py; every command runs in a process of its own.
+Stages are light ones, see tests/support/light_chain.py; every command runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
-from infra.command import exit_code
-from infra.mlflow_registry import Registry
-from infra.storage import digest_folder
-from pipelines import cli
-from pipelines.network_size import count_parameters
-from pipelines.presets import tiny
-from pipelines.registry import CAPTURES_TAG, REFUSED_TAG
-from tests import forked
-from tests.light_chain import UNREADABLE, registry_state, use_light_stages, write_captures
+from infra.console import exit_code
+from infra.storage.files import digest_folder
+from infra.tracking.registry import Registry
+from pipelines.cli import main
+from pipelines.operations.champion import CAPTURES_TAG, REFUSED_TAG
+from pipelines.planning.network import count_parameters
+from pipelines.settings.presets import tiny
+from tests.support import forked
+from tests.support.light_chain import UNREADABLE, registry_state, use_light_stages, write_captures
 
 NUMBERS = itertools.count(1)
 
@@ -51,7 +51,7 @@ class World:
         line += "" if "--co3d-root" in line else f" --co3d-root {self.captures}"
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            code = exit_code("viewdiff", lambda: cli.dispatch(line.split()))
+            code = exit_code("viewdiff", lambda: main.dispatch(line.split()))
         return code, printed.getvalue()
 
     def run(self, line: str, after_request: forked.AfterRequest = lambda number, name: None) -> Any:

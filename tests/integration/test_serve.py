@@ -21,19 +21,19 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 
-from infra.cluster import CHECKOUT, _require_token, ended_jobs, ensure_ray
+from infra.cluster.connection import CHECKOUT, _require_token, ended_jobs, ensure_ray
 from infra.errors import UserError
 from infra.log import Progress
-from pipelines import serve as serve_module
-from pipelines.artifacts import Artifact
-from pipelines.evaluation_tasks import choose_objects, choose_texts
-from pipelines.generator import GeneratedSample, SampleGenerator, SampleRequest
-from pipelines.object_generation import generate_objects
-from pipelines.pictures import ObjectPictures
-from pipelines.serve import RequestError, ServeConfig, _Replica, serving
-from pipelines.served_application import end_orphans, new_name
-from tests.evaluation_driver import config
-from tests.evaluation_inputs import open_shards, write_evaluation_inputs
+from pipelines.evaluation.generating import generate_objects
+from pipelines.evaluation.objects import choose_objects, choose_texts
+from pipelines.generation.generator import GeneratedSample, SampleGenerator, SampleRequest
+from pipelines.generation.pictures import ObjectPictures
+from pipelines.serving import deployment as serve_module
+from pipelines.serving.application import end_orphans, new_name
+from pipelines.serving.deployment import RequestError, ServeConfig, _Replica, serving
+from pipelines.spine.artifacts import Artifact
+from tests.support.evaluation_driver import config
+from tests.support.evaluation_inputs import open_shards, write_evaluation_inputs
 
 SECONDS_TO_END = 30.0  # of an application, after its driver was killed
 LONG = 900  # denoising steps: much longer than a test
@@ -78,7 +78,7 @@ class Driver:
 
     def __init__(self, root: Path, folder: Path, num_steps: int) -> None:
         self._output = folder.with_suffix(".txt")
-        command = [sys.executable, "-m", "tests.evaluation_driver", str(root), str(folder), str(num_steps)]
+        command = [sys.executable, "-m", "tests.support.evaluation_driver", str(root), str(folder), str(num_steps)]
         with self._output.open("w") as output:
             self.process = subprocess.Popen(command, cwd=CHECKOUT, stdout=output, stderr=subprocess.STDOUT)
 
@@ -224,7 +224,7 @@ def test_what_waits_for_room_is_taken_down_by_others(address: str) -> None:
     """It has no replica that could notice the end of its driver. Nobody else's is touched."""
     serve.start(proxy_location="Disabled")
     before = ended_jobs()
-    connect = "from infra.cluster import ensure_ray; ensure_ray()"
+    connect = "from infra.cluster.connection import ensure_ray; ensure_ray()"
     subprocess.run([sys.executable, "-c", connect], cwd=CHECKOUT, check=True, timeout=400)
     (ended,) = ended_jobs() - before
     names = [f"viewdiff-m-{ended}-0000abcd", new_name("m"), f"other-m-{ended}-0000abcd"]

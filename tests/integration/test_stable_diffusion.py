@@ -1,8 +1,8 @@
 """The presets for Stable Diffusion, run as people run them: `viewdiff run` on 256-pixel captures, from a diffusers
 folder to the registry, killed on the way, and a generated object at the end.
 
-The base models are narrow (tests/narrow_models.py); sizes of pictures and latents, types and precision are the true
-ones. Steps, views, samples along a ray and voxels are fewer.
+The base models are narrow (tests/support/narrow_models.py); sizes of pictures and latents, types and precision are the
+true ones. Steps, views, samples along a ray and voxels are fewer.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from infra.mlflow_registry import Registry
-from pipelines import cli
-from pipelines.arguments import parse_run
-from pipelines.artifacts import newest
-from pipelines.plan import run_chain
-from pipelines.presets import PRESETS
-from pipelines.runtime import RuntimeConfig
-from preprocessing.latents import LatentCache
+from infra.tracking.registry import Registry
+from pipelines.chain.running import run_chain
+from pipelines.cli import main
+from pipelines.cli.arguments import parse_run
+from pipelines.settings.presets import PRESETS
+from pipelines.spine.artifacts import newest
+from pipelines.spine.runtime import RuntimeConfig
+from preprocessing.latents.reading import LatentCache
 from tests.distributed.launch import TIMEOUT_SECONDS
-from tests.narrow_models import save_narrow_model
-from tests.small_runs import SMALL_DATA, words
+from tests.support.narrow_models import save_narrow_model
+from tests.support.paths import CHECKOUT
+from tests.support.small_runs import SMALL_DATA, words
 
 pytestmark = pytest.mark.timeout(3 * TIMEOUT_SECONDS)
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 FEWER_VOXELS = 8  # times fewer along a side
 FEW = {
     **SMALL_DATA,
@@ -95,7 +95,7 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 def test_a_preset_runs_to_the_registry(root: Path, preset: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     name = f"{preset}-{kind}".replace(".", "-")  # MLflow takes no dots
-    cli.dispatch(["run", *options(root, preset, kind), "--register.model-name", name])
+    main.dispatch(["run", *options(root, preset, kind), "--register.model-name", name])
     trained = newest(root, "train")
     assert trained is not None
     assert [line["step"] for line in steps(trained)] == [1, 2]
@@ -144,7 +144,7 @@ def test_the_trained_model_generates_at_the_size_that_it_was_trained_on(
     shutil.copytree(train(options(root, "released", "2.1-base")) / "model", tmp_path / "model")
     few = ["--num-views", "2", "--sampling.num-steps", "2", "--output", str(tmp_path / "pictures")]
     base = ["--model", str(tmp_path / "model"), "--base", str(root / "bases" / "2.1-base")]
-    cli.dispatch(["generate", *base, "--text", "a toy", *few])
+    main.dispatch(["generate", *base, "--text", "a toy", *few])
     pictures = list((tmp_path / "pictures").glob("view-*.png"))
     assert len(pictures) == 2
     assert {Image.open(path).size for path in pictures} == {(256, 256)}

@@ -1,6 +1,7 @@
 """The synthetic dataset read back by a small reader of its own, written from the description of CO3Dv2's layout.
 
-It shares no code with preprocessing/co3d.py: what both misread, they would have to misread in two different ways.
+It shares no code with preprocessing/captures/co3d.py: what both misread, they would have to misread in two different
+ways.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from plyfile import PlyData
 
-from preprocessing.config import SyntheticConfig
-from preprocessing.procedural import CATEGORIES
-from preprocessing.synthetic import write_dataset
+from preprocessing.synthetic.config import SyntheticConfig
+from preprocessing.synthetic.dataset import write_dataset
+from preprocessing.synthetic.objects import CATEGORIES
 
 CONFIG = SyntheticConfig(categories=CATEGORIES, objects_per_category=4, frames_per_sequence=3, image_size=96, seed=7)
 FORMATS = ("ndc_isotropic", "ndc_norm_image_bounds")

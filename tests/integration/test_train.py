@@ -18,22 +18,22 @@ import psutil
 import pytest
 
 from infra.errors import UserError
-from infra.fingerprint import identity
-from infra.tracking import Tracking, flatten
-from pipelines.artifacts import Artifact
-from pipelines.checkpoints import step_of_model
-from pipelines.runtime import RuntimeConfig
-from pipelines.train import train
-from pipelines.train_job import TrainJob
-from pipelines.train_worker import train_in_worker
+from infra.provenance.fingerprint import identity
+from infra.tracking.experiment import Tracking, flatten
+from pipelines.spine.artifacts import Artifact
+from pipelines.spine.runtime import RuntimeConfig
+from pipelines.stages.train import train
+from pipelines.training.callbacks.checkpoints import step_of_model
+from pipelines.training.job import TrainJob
+from pipelines.training.worker import train_in_worker
 from tests.distributed.launch import TIMEOUT_SECONDS, run_distributed
 from tests.kill.processes import trains
-from tests.training_inputs import train_config, write_inputs
+from tests.support.paths import CHECKOUT
+from tests.support.training_inputs import train_config, write_inputs
 
 pytestmark = pytest.mark.timeout(3 * TIMEOUT_SECONDS)
 
 INPUTS = ("shards", "captions", "latents", "base")
-CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIG = train_config(num_steps=40, checkpoint_every_steps=5, preview_every_steps=20)
 _ATTEMPT = """
 import sys

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from infra.command import run_command
-from pipelines.artifacts import RawDataset
-from pipelines.preprocess import preprocess
-from pipelines.runtime import RuntimeConfig
+from infra.console import run_command
+from pipelines.spine.artifacts import RawDataset
+from pipelines.spine.runtime import RuntimeConfig
+from pipelines.stages.preprocess import preprocess
 from preprocessing.config import PreprocessConfig
 
 SEQUENCES_PER_SHARD = 5

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocessing.schema import DATASET_NAME, INDEX_NAME, shard_name
+from preprocessing.shards.schema import DATASET_NAME, INDEX_NAME, shard_name
 
 STAGES = ("before the first shard", "between shards", "in the folder's commit")
 _NUMBER = re.compile(r"\.?shard-(\d{6})")

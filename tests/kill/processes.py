@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from infra.cluster import CHECKOUT
+from infra.cluster.connection import CHECKOUT
 
 
 class Driver:

@@ -19,15 +19,15 @@ from pathlib import Path
 
 import numpy as np
 
-from infra.storage import digest_folder
-from pipelines.artifacts import CARD_NAME
-from preprocessing.schema import DATASET_NAME
-from tests.captures import Capture, make_capture, write_dataset
+from infra.storage.files import digest_folder
+from pipelines.spine.artifacts import CARD_NAME
+from preprocessing.shards.schema import DATASET_NAME
 from tests.kill.driver import SEQUENCES_PER_SHARD
 from tests.kill.folder import STAGES, Folder, State
 from tests.kill.outcome import Kill, Outcome, table
 from tests.kill.processes import Driver, writes_shard
 from tests.kill.schedule import Goal, Pace, next_run, plan_kills
+from tests.support.captures import Capture, make_capture, write_dataset
 
 NUM_SEQUENCES = 200
 CATEGORIES = ("apple", "ball", "cup", "donut")

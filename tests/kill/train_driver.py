@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from infra.command import run_command
-from pipelines.artifacts import Artifact
-from pipelines.runtime import RuntimeConfig
-from pipelines.train import train
-from tests.training_inputs import train_config
+from infra.console import run_command
+from pipelines.spine.artifacts import Artifact
+from pipelines.spine.runtime import RuntimeConfig
+from pipelines.stages.train import train
+from tests.support.training_inputs import train_config
 
 NUM_STEPS, NUM_WORKERS = 200, 2
 CONFIG = train_config(

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from infra.storage import digest_file
+from infra.storage.files import digest_file
 from tests.kill.processes import Driver, trains
 from tests.kill.train_driver import NUM_STEPS
-from tests.training_inputs import write_inputs
+from tests.support.training_inputs import write_inputs
 
 KINDS = ("worker", "raylet", "driver")
 MOST_KILLS_PER_RUN = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.kernels.selection import Version, use
+from model.volume.kernels.selection import Version, use
 from tests.numerics.kernel_cases import AggregationCase, MarchCase
 
 # Sums in another order, relative to the largest value.

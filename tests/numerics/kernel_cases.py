@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ProjectionConfig
-from model.rendering import RaySamples, VolumeRenderer, sample_rays
-from model.volume import MeanAggregator, ViewAggregator, VoxelProjections, project_voxels
-from tests.factories import look_at_cameras, randomize
+from model.volume.filling import MeanAggregator, ViewAggregator, VoxelProjections, project_voxels
+from model.volume.rendering import RaySamples, VolumeRenderer, sample_rays
+from tests.support.factories import look_at_cameras, randomize
 
 SCENE_BOUNDS = torch.tensor([[-0.9, -1.0, -0.6], [1.3, 0.8, 1.4]])
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from model.config import ProjectionConfig, ViewDiffConfig
+from model.layers.views import Scene
 from model.unet import ViewDiffUNet
-from model.views import Scene
-from tests.factories import TEXT_CHANNELS, look_at_cameras, randomize, tiny_unet
+from tests.support.factories import TEXT_CHANNELS, look_at_cameras, randomize, tiny_unet
 
 
 @pytest.mark.parametrize("saves_memory", [False, True])

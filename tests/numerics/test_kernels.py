@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.kernels.aggregation import unproject_aggregate
-from model.kernels.marching import march
-from model.volume import MeanAggregator
+from model.volume.filling import MeanAggregator
+from model.volume.kernels.aggregation import unproject_aggregate
+from model.volume.kernels.marching import march
 from tests.numerics.comparison import assert_same
 from tests.numerics.kernel_cases import aggregation_case, march_case
 
@@ -23,16 +23,16 @@ def test_tiled_aggregation_equals_the_plain_one(background: bool, num_views: int
 
 def test_tiles_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     case = aggregation_case(grid_size=6)
-    monkeypatch.setattr("model.kernels.aggregation.PAIRS_PER_THREAD", 50)
-    monkeypatch.setattr("model.kernels.aggregation.MOST_THREADS", 1)  # 216 voxels make 14 tiles
+    monkeypatch.setattr("model.volume.kernels.aggregation.PAIRS_PER_THREAD", 50)
+    monkeypatch.setattr("model.volume.kernels.aggregation.MOST_THREADS", 1)  # 216 voxels make 14 tiles
     assert_same(case, "tiled")
 
 
 @pytest.mark.parametrize("num_samples", [1, 3, 4, 7])
 def test_tiles_of_several_samples_join_without_a_seam(monkeypatch: pytest.MonkeyPatch, num_samples: int) -> None:
     """Of 27 voxels and 3 views; three samples a tile forwards, one backwards."""
-    monkeypatch.setattr("model.kernels.aggregation.PAIRS_PER_THREAD", 3 * 27 * 3)
-    monkeypatch.setattr("model.kernels.aggregation.MOST_THREADS", 1)
+    monkeypatch.setattr("model.volume.kernels.aggregation.PAIRS_PER_THREAD", 3 * 27 * 3)
+    monkeypatch.setattr("model.volume.kernels.aggregation.MOST_THREADS", 1)
     assert_same(aggregation_case(grid_size=3, num_samples=num_samples), "tiled")
 
 
@@ -59,7 +59,7 @@ def test_march_equals_the_plain_one(background: bool, noise: bool, dtype: torch.
 
 def test_parts_of_rays_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     case = march_case(grid_size=5)
-    monkeypatch.setattr("model.kernels.marching.POSITIONS_PER_PART", 60)  # 24 rays of 12 positions make 5 parts
+    monkeypatch.setattr("model.volume.kernels.marching.POSITIONS_PER_PART", 60)  # 24 rays of 12 positions make 5 parts
     assert_same(case, "tiled")
 
 

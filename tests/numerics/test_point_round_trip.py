@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from model.cameras import Cameras
 from model.config import ProjectionConfig
-from model.geometry import LayerShape, compute_geometry
-from model.projection import ProjectionLayer
-from model.rendering import Rendered
-from model.views import ViewContext
-from model.volume import SceneFrame, VoxelProjections, unproject
-from pipelines.presets import PRESETS
+from model.layers.projection import ProjectionLayer
+from model.layers.views import ViewContext
+from model.volume.filling import VoxelProjections, unproject
+from model.volume.geometry import LayerShape, compute_geometry
+from model.volume.rendering import Rendered
+from model.volume.space import SceneFrame
+from pipelines.settings.presets import PRESETS
 
 SIZE = (24, 28)  # latent pixels, not square
 IMAGE_SIZE = (192, 224)

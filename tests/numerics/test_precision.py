@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tests.tiny_network import random_inputs, tiny_network
+from tests.support.tiny_network import random_inputs, tiny_network
 
 # bfloat16 keeps 8 bits; through about thirty layers that is a few percent of the largest value.
 RELATIVE_TOLERANCE = 0.05

@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.kernels.aggregation import AggregationInputs, unproject_aggregate
-from model.kernels.selection import use
-from model.volume import ViewAggregator, VoxelProjections
+from model.volume.filling import ViewAggregator, VoxelProjections
+from model.volume.kernels.aggregation import unproject_aggregate
+from model.volume.kernels.inputs import AggregationInputs
+from model.volume.kernels.selection import use
 from tests.numerics.comparison import assert_same
 from tests.numerics.kernel_cases import AggregationCase, aggregation_case
 from tests.numerics.triton_process import SHARED_MEMORY, triton_process
@@ -59,7 +60,7 @@ def _compare_case(precision: str, channels: int, num_views: int, background: boo
     """Two blocks a sample, none of them full, and two for one of the programs."""
     import triton.language as tl
 
-    from model.kernels import triton_layers
+    from model.volume.kernels.triton import layers as triton_layers
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_layers, "PRECISION", tl.constexpr(precision))
@@ -114,7 +115,7 @@ def test_voxels_need_not_be_a_cube(interpreter: ProcessPoolExecutor) -> None:
 
 
 def _propagates_nan() -> bool:
-    from model.kernels import triton_aggregation
+    from model.volume.kernels.triton import aggregation as triton_aggregation
 
     inputs, weights = _inputs()
     spoiled = inputs._replace(features=inputs.features * torch.nan)
@@ -152,7 +153,7 @@ def test_operator_keeps_the_compilers_rules(interpreter: ProcessPoolExecutor) ->
 
 
 def _refusal(channels: int, dtype: torch.dtype) -> str:
-    from model.kernels import triton_aggregation
+    from model.volume.kernels.triton import aggregation as triton_aggregation
 
     with pytest.raises(ValueError, match="float32") as error:
         triton_aggregation.forward(*_inputs(channels, dtype=dtype))
@@ -201,7 +202,7 @@ def _compile(direction: str, capability: int, channels: int, num_views: int) -> 
     """Bytes of shared memory that a program needs."""
     from triton.runtime import driver
 
-    from model.kernels import triton_aggregation as version
+    from model.volume.kernels.triton import aggregation as version
 
     driver.set_active(_Driver(capability))
     name = {"forward": "aggregate_views", "backward": "differentiate_views"}[direction]

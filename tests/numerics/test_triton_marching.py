@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.kernels.marching import MarchInputs, march
-from model.kernels.selection import use
+from model.volume.kernels.inputs import MarchInputs
+from model.volume.kernels.marching import march
+from model.volume.kernels.selection import use
 from tests.numerics.comparison import assert_same
 from tests.numerics.kernel_cases import march_case
 from tests.numerics.triton_process import SHARED_MEMORY
@@ -67,7 +68,7 @@ def _strided(tensor: Tensor) -> Tensor:
 
 
 def _compare_strides() -> None:
-    from model.kernels import triton_marching
+    from model.volume.kernels.triton import marching as triton_marching
 
     inputs, weights = _inputs()
     gradient = torch.randn(2, 2, 6, 18)
@@ -95,7 +96,7 @@ def test_operator_keeps_the_compilers_rules(interpreter: ProcessPoolExecutor) ->
 
 
 def _refused_inputs() -> list[str]:
-    from model.kernels import triton_marching
+    from model.volume.kernels.triton import marching as triton_marching
 
     inputs, weights = _inputs()
     fewer_channels = inputs._replace(volume=inputs.volume[:, :8], ray_codes=inputs.ray_codes[..., :8])
@@ -146,7 +147,7 @@ class _Compiled:
 
 def _compile(capability: int, channels: int, num_positions: int) -> list[int]:
     """Bytes of shared memory of the forward and of the backward kernel."""
-    from model.kernels import triton_marching as version
+    from model.volume.kernels.triton import marching as version
 
     inputs = _inputs(channels, num_positions)
     with pytest.MonkeyPatch.context() as patch:

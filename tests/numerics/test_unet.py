@@ -11,10 +11,10 @@ from torch import Tensor
 
 from model.cameras import Cameras
 from model.config import ViewDiffConfig
+from model.layers.views import Scene
 from model.unet import ViewDiffUNet
-from model.views import Scene
-from tests.factories import tiny_unet
-from tests.tiny_network import random_inputs, tiny_config, tiny_network
+from tests.support.factories import tiny_unet
+from tests.support.tiny_network import random_inputs, tiny_config, tiny_network
 
 # Another order of float32 sums, through about thirty layers with values of order one.
 TOLERANCE = 2e-4

@@ -1,0 +1,1 @@
+"""DeepSpeed: the optimizer over several ranks, its learning rates and state, and where a step spends its time."""

@@ -1,0 +1,1 @@
+"""MLflow: experiments, runs, the model registry, the local database, and servers that do not answer."""

@@ -1,0 +1,1 @@
+"""What is put into the U-Net: cross-frame attention, camera conditioning, projection layers."""

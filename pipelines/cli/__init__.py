@@ -1,0 +1,1 @@
+"""The command line `viewdiff`: arguments, help, and which function a command calls."""

@@ -1,0 +1,1 @@
+"""Generation of one object: what is asked, the network that answers, the pictures that come out."""

@@ -1,0 +1,1 @@
+"""HTML pages: the report, the dataset card, the comparison of trainings."""

@@ -1,0 +1,1 @@
+"""What a training would take: memory, computation, time, on which GPUs."""

@@ -1,0 +1,1 @@
+"""The network as an application of Ray Serve."""

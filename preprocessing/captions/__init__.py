@@ -1,0 +1,1 @@
+"""Captions of sequences: files of them, and descriptions by BLIP-2."""

@@ -1,0 +1,1 @@
+"""Captures as a dataset stores them: CO3Dv2's annotations, set lists and captions."""

@@ -1,0 +1,1 @@
+"""Readers of COLMAP's models, text and binary."""

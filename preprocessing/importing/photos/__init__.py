@@ -1,0 +1,1 @@
+"""Photos and masks as cameras and editors write them: formats, orientation, colours, lenses."""

@@ -1,0 +1,1 @@
+"""Cameras for photos and videos that have none, found with pycolmap."""

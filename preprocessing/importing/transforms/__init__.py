@@ -1,0 +1,1 @@
+"""The reader of transforms.json and its relatives."""

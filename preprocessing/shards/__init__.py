@@ -1,0 +1,1 @@
+"""The webdataset shards: which sequence goes where, writing, reading, statistics."""

@@ -1,0 +1,1 @@
+"""Synthetic captures: objects, textures, cameras, and the ray tracer that draws them."""
