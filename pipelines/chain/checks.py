@@ -9,12 +9,11 @@ from pathlib import Path
 from infra.errors import UserError
 from infra.storage.files import StoragePath
 from model.config import STAND_IN_TIMESTEPS
+from pipelines.chain.table import STAGES
 from pipelines.settings.run import RunConfig
-from pipelines.spine.runtime import RuntimeConfig, _num_gpus
+from pipelines.spine.runtime import RuntimeConfig, num_gpus
 from pipelines.spine.sources import refusing_base
 from preprocessing.config import CaptionsConfig
-
-_GPU_STAGES = {"captions", "latents", "train", "evaluate"}  # whose workers take one each with --use-gpu
 
 
 def check_settings(config: RunConfig, runtime: RuntimeConfig, *, stages: set[str]) -> None:
@@ -24,7 +23,7 @@ def check_settings(config: RunConfig, runtime: RuntimeConfig, *, stages: set[str
     Raises:
         UserError: something does not fit.
     """
-    if runtime.use_gpu and stages & _GPU_STAGES:
+    if runtime.use_gpu and any(stage.on_gpu for stage in STAGES if stage.name in stages):
         _check_worker_gpus(runtime)
     if "captions" in stages and config.captions.source is not None:
         _check_captions_source(config.captions)
@@ -109,7 +108,7 @@ def _check_worker_gpus(runtime: RuntimeConfig) -> None:
     """
     if os.environ.get("RAY_ADDRESS"):
         return
-    found = _num_gpus()
+    found = num_gpus()
     if found < runtime.num_workers:
         raise UserError(
             f"--use-gpu: --num-workers {runtime.num_workers} needs as many GPUs on this machine, PyTorch finds {found}"

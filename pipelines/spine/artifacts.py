@@ -6,11 +6,14 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from infra.errors import UserError
 from infra.provenance.fingerprint import fingerprint
 from infra.storage.files import StoragePath, digest_file, digest_folder, open_path
+
+if TYPE_CHECKING:
+    from preprocessing.shards.reading import FrameIndex
 
 RECORD_NAME = "artifact.json"
 DATA_FACT = "data"  # the fact that says where an artifact's files are when not in its folder
@@ -53,6 +56,16 @@ class Shards(Artifact):
     """Preprocessed sequences: webdataset shards, index.parquet, dataset.json, card.html."""
 
     complete_name = "dataset.json"
+
+    def index(self, captions: Captions) -> FrameIndex:
+        """Their frames, each sequence with these captions.
+
+        Raises:
+            UserError: one of the two is missing or damaged.
+        """
+        from preprocessing.captions.files import open_index  # Arrow takes a second to import
+
+        return open_index(self.data, captions.folder)
 
 
 @dataclass(frozen=True)

@@ -79,14 +79,14 @@ def check_own_gpu() -> None:
     Raises:
         UserError: there is none.
     """
-    if not _num_gpus():
+    if not num_gpus():
         raise UserError(
             "--use-gpu: this command computes in its own process, where PyTorch finds no GPU; run it on a machine that "
             "has one, drop --use-gpu, or install a CUDA build of PyTorch"
         )
 
 
-def _num_gpus() -> int:
+def num_gpus() -> int:
     import torch  # takes seconds
 
     return torch.cuda.device_count()

@@ -8,6 +8,7 @@ own, written last, says that they are complete), and only the record of where th
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -36,15 +37,22 @@ _PARTIAL_PREFIX = ".partial-"
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One piece of work: what it is made from, not how or where it runs."""
+    """One piece of work: what it is made from, not how or where it runs.
+
+    A row of the table of stages (pipelines/chain/table.py) has neither settings nor inputs yet; `dataclasses.replace`
+    gives it both. A function may be written as "module:name", and is imported when it is called: most of them pull in
+    Ray, DeepSpeed or MLflow.
+    """
 
     name: str
-    """Name of the command and of the folder."""
-    run: StageFunction
-    """`run(config, inputs, folder, runtime)` writes into `folder`, resuming from what is there, and returns facts."""
+    """Name of the command, of the folder, and of its settings among those of a run."""
     kind: type[Artifact]
     """What comes out."""
-    config: object
+    run: StageFunction | str
+    """`run(config, inputs, folder, runtime)` writes into `folder`, resuming from what is there, and returns facts."""
+    takes: tuple[tuple[str, str], ...] = ()
+    """Its inputs in a chain: (role, name of the stage that makes it)."""
+    config: object = None
     """A frozen dataclass."""
     inputs: Mapping[str, Artifact] = field(default_factory=dict)
     """Results of other stages, by role."""
@@ -52,6 +60,18 @@ class Stage:
     """Raised when the same config would now give another result."""
     space_bytes: int = 10_000_000
     """Free disk space to insist on before starting."""
+    on_gpu: bool = False
+    """Whether each of its workers takes a GPU with --use-gpu."""
+    tracks: bool = False
+    """Whether it writes to MLflow, which must then answer before the chain begins."""
+    replaces_inputs: str | None = None
+    """Role of an input that, where it is given, is all that the stage is made from."""
+    check_before: str | None = None
+    """`check(chain, stage)`, called before the chain's first stage."""
+    check_result: str | None = None
+    """`check(chain, result)`, called when the stage has run or was reused."""
+    run_in_chain: str | None = None
+    """`run(chain, stage)`, in a chain called instead of `run_stage`; returns the result."""
 
     @property
     def fingerprint(self) -> str:
@@ -61,6 +81,13 @@ class Stage:
         inputs = {role: artifact.fingerprint for role, artifact in self.inputs.items()}
         config = identity(self.config, "config")
         return fingerprint({"stage": self.name, "version": self.version, "config": config, "inputs": inputs})
+
+
+def imported(place: str) -> Callable[..., Any]:
+    """The function at "module:name"."""
+    module, _, name = place.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def published_dir(stage: Stage, runtime: RuntimeConfig) -> Path:
@@ -110,7 +137,8 @@ def run_stage(stage: Stage, runtime: RuntimeConfig) -> Artifact:
         resumed = _holds_work(partial) or (work != partial and any(True for _ in work.iterdir()))
         print(f"{stage.name}  {'resumes' if resumed else 'starts'} · {stage.fingerprint}", flush=True)
         started = time.monotonic()
-        facts = dict(stage.run(stage.config, stage.inputs, work, runtime))
+        run = imported(stage.run) if isinstance(stage.run, str) else stage.run
+        facts = dict(run(stage.config, stage.inputs, work, runtime))
         if work != partial:
             facts[DATA_FACT] = str(work)
         seconds = time.monotonic() - started

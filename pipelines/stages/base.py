@@ -27,7 +27,6 @@ from model.base.stand_in import build_tiny_base
 from model.config import BaseConfig, FitConfig
 from pipelines.spine.runtime import RuntimeConfig
 from pipelines.spine.sources import REVISION_FACT, ROLE, refusing_base, revision_to_read
-from preprocessing.captions.files import read_sequence_captions
 from preprocessing.shards.reading import FrameIndex, ShardReader
 
 SNAPSHOT_EVERY_SECONDS = 20.0
@@ -45,7 +44,7 @@ def train_base(config: BaseConfig, inputs: Mapping[str, Any], folder: Path, runt
             save_base(load_base(config.source, revision=revision), folder)
         return {"source": config.source, REVISION_FACT: revision}
     torch.set_num_threads(os.cpu_count() or 1)  # Ray limits the process of a submitted job to one
-    index = FrameIndex.open(inputs["shards"].data).with_captions(read_sequence_captions(inputs["captions"].folder))
+    index = inputs["shards"].index(inputs["captions"])
     rows, captions = _training_frames(index)
     images = _read_images(inputs["shards"].data, index, rows)
     base = build_tiny_base(config.tiny, image_size=images.shape[-1], words=_words(captions), seed=config.seed)

@@ -29,7 +29,6 @@ from pipelines.settings.run import EvaluateConfig
 from pipelines.spine.lineage import log_shards
 from pipelines.spine.runtime import RuntimeConfig
 from pipelines.spine.stage import final_dir
-from preprocessing.captions.files import read_sequence_captions
 from preprocessing.shards.reading import FrameIndex, ShardReader
 
 BATCHES_IN_FLIGHT = 3  # one that is being denoised, one that fills meanwhile, one whose pictures are being read
@@ -47,7 +46,7 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Any], folder: Path, ru
     tracking = Tracking(runtime.tracking)
     tracking.check()
     shards, checkpoint = inputs["shards"], inputs["checkpoint"]
-    index = FrameIndex.open(shards.data).with_captions(read_sequence_captions(inputs["captions"].folder))
+    index = shards.index(inputs["captions"])
     reader = ShardReader(shards.data, index)
     pictures_dir = folder / "pictures"
     pictures_dir.mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ from infra.storage.files import StoragePath
 from pipelines.settings.run import TrainConfig
 from pipelines.training.callbacks.checkpoints import step_of_model
 from preprocessing.batches.batches import TrainBatches
-from preprocessing.captions.files import read_sequence_captions
+from preprocessing.captions.files import open_index
 from preprocessing.latents.reading import LatentCache
 from preprocessing.shards.reading import FrameIndex, ShardReader
 
@@ -78,7 +78,7 @@ class TrainJob:
 
     def open_index(self) -> FrameIndex:
         """The shards' frames, with the captions to train on."""
-        return FrameIndex.open(self.shards_dir).with_captions(read_sequence_captions(self.captions_dir))
+        return open_index(self.shards_dir, self.captions_dir)
 
     def snapshots(self) -> SnapshotFolder:
         return SnapshotFolder(self.checkpoints_dir, keep=self.config.kept_checkpoints)

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from infra.errors import UserError
-from infra.storage.files import atomic_write
+from infra.storage.files import StoragePath, atomic_write
 from preprocessing.captures.captions import CAPTIONS_NAME, default_caption, read_texts
+from preprocessing.shards.reading import FrameIndex
 from preprocessing.shards.schema import stable_json
 
 
@@ -26,6 +27,15 @@ def read_sequence_captions(folder: Path) -> dict[str, tuple[str, ...]]:
     if not path.is_file():
         raise UserError(f"captions {path}: no such file; run `viewdiff captions` again")
     return read_texts(path, remedy="delete its folder and run `viewdiff captions` again")
+
+
+def open_index(shards: StoragePath, captions: Path) -> FrameIndex:
+    """The frames of a folder of shards, each sequence with its captions from a folder that has the file.
+
+    Raises:
+        UserError: one of them is missing or damaged.
+    """
+    return FrameIndex.open(shards).with_captions(read_sequence_captions(captions))
 
 
 def distinct_captions(texts: Iterable[str], category: str) -> tuple[str, ...]:

@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 
 from infra.tracking.experiment import Tracking
 from infra.tracking.tags import FINGERPRINT_TAG, FOLDER_TAG
-from pipelines.chain import running
-from pipelines.chain.table import STEPS
+from pipelines.chain import checks, running
+from pipelines.chain.table import STAGES
 from pipelines.evaluation.scoring import OBJECTS_SCHEMA, SCORE_COLUMNS
 from pipelines.operations.champion import BASE_TAG, CHECKPOINT_TAG
 from pipelines.settings.run import TrainConfig
@@ -48,9 +48,9 @@ def use_light_stages(monkeypatch: pytest.MonkeyPatch) -> None:
         "evaluate": _evaluate,
         "report": _nothing,
     }
-    steps = [replace(step, load=lambda run=light[step.name]: run) if step.name in light else step for step in STEPS]
-    monkeypatch.setattr(running, "STEPS", steps)
-    monkeypatch.setattr(running, "check_held_out", lambda config, folder: None)
+    stages = [replace(stage, run=light.get(stage.name, stage.run)) for stage in STAGES]
+    monkeypatch.setattr(running, "STAGES", stages)
+    monkeypatch.setattr(checks, "check_held_out", lambda config, folder: None)
 
 
 def write_captures(root: Path, categories: Mapping[str, int]) -> None:

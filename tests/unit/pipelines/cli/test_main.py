@@ -14,14 +14,15 @@ import pytest
 
 from infra.console import exit_code
 from infra.errors import UserError
-from pipelines.chain import running
-from pipelines.chain.running import needed_steps, run_chain
-from pipelines.chain.table import NAMES, STEPS, Step
+from pipelines.chain import checks, running
+from pipelines.chain.running import needed_stages, run_chain
+from pipelines.chain.table import NAMES, STAGES
 from pipelines.cli import main
 from pipelines.cli.arguments import parse_run
 from pipelines.settings.names import PRESET_NAMES
 from pipelines.settings.presets import tiny
 from pipelines.spine.runtime import RuntimeConfig
+from pipelines.spine.stage import Stage
 from tests.support.paths import CHECKOUT
 
 STAGE_COMMANDS = ("run", *NAMES)
@@ -162,30 +163,30 @@ def test_bad_input_is_one_line_with_exit_code_2(
 
 
 def test_each_command_needs_what_leads_to_it() -> None:
-    assert [step.name for step in needed_steps("latents", set())] == list(NAMES[:5])
-    assert [step.name for step in needed_steps("register", {"synth"})] == list(NAMES[1:])
-    assert [step.name for step in needed_steps("report", set())] == list(NAMES[:8])
+    assert [stage.name for stage in needed_stages("latents", set())] == list(NAMES[:5])
+    assert [stage.name for stage in needed_stages("register", {"synth"})] == list(NAMES[1:])
+    assert [stage.name for stage in needed_stages("report", set())] == list(NAMES[:8])
 
 
-def use_fake_steps(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
+def use_fake_stages(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
     """The real chain with stages that only write their name."""
 
-    def make(step: Step) -> Step:
+    def make(stage: Stage) -> Stage:
         def run(config: object, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
-            log.append(f"{step.name}({','.join(inputs)})")
-            (folder / "result").write_text(step.name)
+            log.append(f"{stage.name}({','.join(inputs)})")
+            (folder / "result").write_text(stage.name)
             return {}
 
-        return replace(step, load=lambda: run, tracks=False)
+        return replace(stage, run=run, tracks=False)
 
-    monkeypatch.setattr(running, "STEPS", tuple(make(step) for step in STEPS))
-    monkeypatch.setattr(running, "check_held_out", lambda config, shards_dir: None)
-    monkeypatch.setattr(running, "check_sampling", lambda config, source, stages: None)  # no base is made
+    monkeypatch.setattr(running, "STAGES", tuple(make(stage) for stage in STAGES))
+    monkeypatch.setattr(checks, "check_held_out", lambda config, shards_dir: None)
+    monkeypatch.setattr(checks, "check_sampling", lambda config, source, stages: None)  # no base is made
 
 
 def test_a_chain_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
-    use_fake_steps(monkeypatch, log)
+    use_fake_stages(monkeypatch, log)
     runtime = RuntimeConfig(root=str(tmp_path))
     first = run_chain(tiny(), runtime, until="evaluate")
     assert log == [
@@ -211,7 +212,7 @@ def test_a_chain_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_plan_tells_what_would_be_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_fake_steps(monkeypatch, [])
+    use_fake_stages(monkeypatch, [])
     runtime = RuntimeConfig(root=str(tmp_path))
     results = run_chain(tiny(), runtime, until="latents")
     changed = replace(tiny(), latents=replace(tiny().latents, num_prior_images=1))
@@ -229,7 +230,7 @@ def test_a_plan_tells_what_would_be_reused(tmp_path: Path, monkeypatch: pytest.M
 
 def test_further_inputs_and_given_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
-    use_fake_steps(monkeypatch, log)
+    use_fake_stages(monkeypatch, log)
     runtime = RuntimeConfig(root=str(tmp_path))
     results = run_chain(tiny(), runtime, until="train")
     log.clear()

@@ -13,10 +13,10 @@ import huggingface_hub.constants
 import pytest
 
 from infra.errors import UserError
-from pipelines.chain import running
+from pipelines.chain import checks, running
 from pipelines.chain.checks import check_base_on_hub
 from pipelines.chain.running import describe_chain, run_chain
-from pipelines.chain.table import STEPS, Step
+from pipelines.chain.table import STAGES
 from pipelines.settings.presets import tiny
 from pipelines.settings.run import RunConfig
 from pipelines.spine.artifacts import Artifact
@@ -58,19 +58,20 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Stages that do nothing; the revision that each run of stage base would have read."""
     revisions: list[Any] = []
 
-    def make(step: Step) -> Step:
+    def make(stage: Stage) -> Stage:
         def run(config: object, inputs: Mapping[str, Any], folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
             facts = dict(inputs["source"].facts) if "source" in inputs else {}
-            if step.name == "base":
+            if stage.name == "base":
                 revisions.append(facts.get("revision"))
             (folder / "result").touch()
             return facts
 
-        return replace(step, load=lambda: run, tracks=False)
+        return replace(stage, run=run, tracks=False)
 
-    monkeypatch.setattr(running, "STEPS", tuple(make(step) for step in STEPS))
-    for check in ("check_settings", "check_base_on_hub", "check_sampling"):
-        monkeypatch.setattr(running, check, lambda *arguments, **stages: None)  # these models are none
+    monkeypatch.setattr(running, "STAGES", tuple(make(stage) for stage in STAGES))
+    monkeypatch.setattr(running, "check_settings", lambda *arguments, **stages: None)
+    for check in ("check_base_on_hub", "check_sampling"):
+        monkeypatch.setattr(checks, check, lambda *arguments, **stages: None)  # these models are none
     return revisions
 
 
@@ -98,7 +99,7 @@ def test_runs_without_such_a_model_keep_their_inputs(runtime: RuntimeConfig, mon
         return run_stage(replace(stage, run=lambda *arguments: {}), runtime)
 
     monkeypatch.setattr(running, "run_stage", noted)
-    monkeypatch.setattr(running, "check_sampling", lambda *arguments, **stages: None)  # nothing is made
+    monkeypatch.setattr(checks, "check_sampling", lambda *arguments, **stages: None)  # nothing is made
     run_chain(tiny(), runtime, until="latents")
     assert made["captions"] == {"shards"}
     assert made["base"] == {"shards", "captions"}
@@ -220,7 +221,7 @@ def test_a_model_that_cannot_be_known_is_told_before_any_work(
 def test_a_model_on_the_hub_is_checked_before_any_stage(
     hub: Path, runtime: RuntimeConfig, log: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "check_base_on_hub", check_base_on_hub)
+    monkeypatch.setattr(checks, "check_base_on_hub", check_base_on_hub)
     put_on_hub(hub, FIRST)
     unet = hub / "models--a--b" / "snapshots" / FIRST / "unet" / "config.json"
     unet.write_text('{"addition_embed_type": "text_time"}')
@@ -236,6 +237,6 @@ def test_a_model_that_stage_base_has_read_needs_no_hub(
     put_on_hub(hub, FIRST)
     run_chain(with_base("a/b"), runtime, until="base")
     shutil.rmtree(hub)
-    monkeypatch.setattr(running, "check_base_on_hub", check_base_on_hub)
+    monkeypatch.setattr(checks, "check_base_on_hub", check_base_on_hub)
     run_chain(with_base("a/b"), runtime, until="latents")
     assert log == [FIRST]
