@@ -71,7 +71,7 @@ def test_ray_job() -> None:
     spec = job["spec"]
     cluster = spec["rayClusterSpec"]
     assert cluster["authOptions"]["mode"] == "token"
-    pins = (DEPLOY.parent / "constraints.txt").read_text().splitlines()
+    pins = (CHECKOUT / "constraints.txt").read_text().splitlines()
     assert f"ray=={cluster['rayVersion']}" in pins
     head, workers = cluster["headGroupSpec"], cluster["workerGroupSpecs"][0]
     [limits] = [container["resources"]["limits"] for container in workers["template"]["spec"]["containers"]]
@@ -135,11 +135,10 @@ def test_image_takes_pinned_versions_and_is_not_root() -> None:
 
 def secret_files() -> set[str]:
     """Names of the files that the cluster files and the documentation have a person write secrets into."""
-    checkout = DEPLOY.parent
     paths = [
         *(path for path in DEPLOY.rglob("*") if path.is_file()),
-        *checkout.glob("*.md"),
-        *checkout.rglob("docs/**/*.md"),
+        *CHECKOUT.glob("*.md"),
+        *CHECKOUT.rglob("docs/**/*.md"),
     ]
     given = r"--from-(?:env-)?file=(?:\S+=)?([\w./~-]+)"
     telling = r"\b([\w.-]*(?:secret|token|credential|password)[\w-]*\.(?:env|json|yaml|txt))\b"
@@ -151,12 +150,12 @@ def test_files_with_secrets_stay_out_of_commits_images_and_jobs(tmp_path: Path) 
     """A submitted working folder leaves out what .gitignore names, an image what .dockerignore names."""
     names = secret_files()
     assert "secrets.env" in names
-    ignored = (DEPLOY.parent / ".dockerignore").read_text().splitlines()
+    ignored = (CHECKOUT / ".dockerignore").read_text().splitlines()
     for name in names:
-        found = subprocess.run(["git", "check-ignore", "--quiet", name], cwd=DEPLOY.parent, check=False)
+        found = subprocess.run(["git", "check-ignore", "--quiet", name], cwd=CHECKOUT, check=False)
         assert found.returncode == 0, f".gitignore lacks {name}"
         assert name in ignored or f"**/{name}" in ignored, f".dockerignore lacks {name}"
-    (tmp_path / ".gitignore").write_bytes((DEPLOY.parent / ".gitignore").read_bytes())
+    (tmp_path / ".gitignore").write_bytes((CHECKOUT / ".gitignore").read_bytes())
     for name in (*names, "kept.py"):
         (tmp_path / name).touch()
     excluded = get_excludes_from_ignore_files(tmp_path, include_gitignore=True)
