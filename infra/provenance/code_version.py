@@ -57,6 +57,6 @@ def _described() -> str:
 def _tell_that_unknown() -> None:
     get_logger("checkout").warning(
         "no commit is recorded with the results: this is no git checkout, and %s is not set; set it to the commit that "
-        "runs (docs/nodes.md)",
+        "runs (docs/cluster.md)",
         COMMIT_VARIABLE,
     )
