@@ -21,6 +21,12 @@ from typing import TypeVar
 import ray
 from ray.util.placement_group import PlacementGroup
 
+from infra.cluster.ray_internals import (
+    address_of_this_machines_cluster,
+    connect_only_when_asked,
+    ids_of_ended_jobs,
+    read_settings_again,
+)
 from infra.errors import UserError
 from infra.log import get_logger
 from infra.system.sockets import use_short_folder_for_ray
@@ -57,7 +63,7 @@ def ensure_ray(*, num_cpus: int | None = None) -> None:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     _require_token()
-    ray._private.auto_init_hook.enable_auto_connect = False  # threads of a Ray that was killed would start another
+    connect_only_when_asked()
     address = os.environ.get("RAY_ADDRESS")
     with _signals_kept():
         if address:
@@ -100,7 +106,7 @@ def ended_jobs() -> set[str]:
     """
     if ray.util.client.ray.is_connected():
         return set()
-    return {job["JobID"] for job in ray._private.state.jobs() if job["IsDead"]}
+    return ids_of_ended_jobs()
 
 
 def cluster_gpus() -> dict[str, int] | None:
@@ -172,7 +178,7 @@ def _require_token() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     # Ray read the mode when it was imported, perhaps before it was set: without this its servers would ask for a token
     # that this process does not send. Ray's own default for local clusters does the same.
-    ray._raylet.Config.initialize("")
+    read_settings_again()
 
 
 def _connect(address: str) -> None:
@@ -205,7 +211,7 @@ def _unreachable(address: str, reason: str) -> UserError:
 
 def _tell_of_cluster() -> None:
     """Say that this machine belongs to a cluster, which somebody may have meant."""
-    address = ray._private.services.find_bootstrap_address(None)  # what `ray start` left, and RAY_ADDRESS=auto takes
+    address = address_of_this_machines_cluster()
     if address is None:
         return
     host, _, port = address.rpartition(":")

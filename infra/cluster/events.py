@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ray.train import TrainingFailedError
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import (
+
+from infra.cluster.ray_train_internals import (
+    ControllerCallback,
     PreemptingState,
     ReschedulingState,
     ResizingState,

@@ -116,18 +116,9 @@ def run_workers(
 
 def _trainer(told: dict[str, Any], workers: Workers, **run_config: Any) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.torch import TorchConfig
 
-    class Trainer(TorchTrainer):
-        """Without the actor that frees a lost controller's room: it asks whichever Ray it finds on its machine whether
-        the controller lives, and one that does not know it makes it end a training's workers. See
-        `release_reservations`.
-        """
-
-        def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()
-            return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+    from infra.cluster.ray_train_internals import Trainer
 
     return Trainer(
         _run_in_worker,

@@ -1,4 +1,5 @@
-"""Optimisation over all ranks: DeepSpeed behind forward, backward and step. The only file that imports deepspeed.
+"""Optimisation over all ranks: DeepSpeed behind forward, backward and step. What it takes
+from inside DeepSpeed is in deepspeed_internals.py.
 
 A training step is any number of `backward` calls, the same number on every rank, then one `step`. The sum of all
 losses given to `backward` on all ranks is the objective, however many ranks and calls there are: nothing here counts
@@ -8,11 +9,7 @@ micro-batches.
 from __future__ import annotations
 
 import math
-import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import ModuleType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from infra.engine.config import EngineConfig
+from infra.engine.deepspeed_internals import OptimizerState, import_deepspeed, take_norm_with
 from infra.engine.learning_rates import learning_rate, weight_decay
-from infra.engine.optimizer_state import OptimizerState
 
 BUCKET_ELEMENTS = 50_000_000  # gradients are summed over ranks in pieces of 200 MB
 
@@ -42,7 +39,7 @@ class Engine:
 
         `num_steps` is the length of the whole training, for the schedule of the learning rates.
         """
-        deepspeed = _import_deepspeed(device)
+        deepspeed = import_deepspeed(device)
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
         self.config, self.num_steps, self.device = config, num_steps, device
         # By default cuDNN rounds what convolutions of float32 multiply to 10 bits: fine beside bfloat16's 7, else not.
@@ -54,7 +51,7 @@ class Engine:
         )
         self._state = OptimizerState(self._engine.module, self._optimizer, deepspeed.utils)
         self._sums, self._read = torch.zeros(0), [0.0]
-        self._read_with_gradient_norm()
+        take_norm_with(self._engine, self._optimizer, config, self._read_with)
         if config.compile:
             self._engine.compile()
         self._use_step(0)
@@ -96,28 +93,6 @@ class Engine:
         self._state.load(state, num_steps=num_steps)
         self._use_step(num_steps)
         self._check_groups(num_steps)
-
-    def _read_with_gradient_norm(self) -> None:
-        """DeepSpeed looks whether the norm is finite, which waits for the device: let it look at what is read anyway,
-        together with the step's sums.
-        """
-        if self.config.zero_stage > 0:
-            norm_on_device = self._optimizer.scaled_global_norm
-            self._optimizer.scaled_global_norm = lambda: torch.tensor(self._read_with(norm_on_device()))
-            return
-
-        def clip() -> None:
-            parameters = list(self._engine.module.parameters())
-            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            self._read_with(norm)
-            # A gradient that is not finite is dropped, as ZeRO does: weights and AdamW's averages stay as they are.
-            if math.isfinite(self._read[-1]):
-                nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clip, norm)
-            else:
-                for parameter in parameters:
-                    parameter.grad = None
-
-        self._engine.clip_fp32_gradients = clip
 
     def _read_with(self, norm: Tensor) -> float:
         self._read = torch.cat([self._sums, norm.double().reshape(1)]).tolist()
@@ -174,31 +149,3 @@ def _deepspeed_config(config: EngineConfig) -> dict[str, Any]:
         },
         "timers": {"throughput": {"enabled": False}},  # it waits for the device before every pass
     }
-
-
-def _import_deepspeed(device: torch.device) -> ModuleType:
-    """DeepSpeed, without the parts of its start-up that this project has no use for."""
-    os.environ["DS_ACCELERATOR"] = device.type  # spares its search, and its warning that there is no GPU
-    with _without_mlflow():
-        import deepspeed
-        import deepspeed.ops
-    # The table of operators that could be compiled here, otherwise filled by trying compilers. Left empty, DeepSpeed
-    # does not spend half a minute at first use on compiling a shared-memory all-reduce: gloo's and nccl's are used.
-    vars(deepspeed.ops)["__compatible_ops__"] = {}
-    return deepspeed
-
-
-@contextmanager
-def _without_mlflow() -> Iterator[None]:
-    """DeepSpeed's autotuner imports mlflow where it is installed: half of the time in every worker.
-
-    A module that is None counts as not installed.
-    """
-    hide = "mlflow" not in sys.modules
-    if hide:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if hide:
-            del sys.modules["mlflow"]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
-from tyro import _errors as tyro_errors  # the one place where tyro says what was wrong instead of printing it
 
 from infra.errors import UserError
+from pipelines.cli.tyro_internals import parse_known
 from pipelines.settings.commands import (
     ComparisonConfig,
     GenerateRequest,
@@ -26,10 +25,6 @@ from pipelines.settings.run import RunConfig
 from pipelines.spine.runtime import RuntimeConfig
 
 DEFAULT_PRESET = "tiny"
-_PYTHONS_WORDS = {
-    r"invalid literal for int\(\) with base 10: ('.*?')": "whole number",
-    r"could not convert string to float: ('.*?')": "number",
-}
 Parsed = TypeVar("Parsed")
 
 
@@ -174,16 +169,7 @@ def _preset(arguments: Sequence[str]) -> str:
 
 
 def _parse(default: Parsed, arguments: Sequence[str], *, prog: str, description: str) -> Parsed:
-    with tyro_errors.on_parse_error(_refuse):
-        parsed, unknown = tyro.cli(
-            type(default),
-            args=list(arguments),
-            default=default,
-            prog=prog,
-            description=description,
-            return_unknown_args=True,
-            config=(tyro.conf.AvoidSubcommands,),
-        )
+    parsed, unknown = parse_known(default, arguments, prog=prog, description=description)
     if unknown:
         hint = nearest(unknown[0], _options(default))
         if unknown[0] in PRESETS:
@@ -193,36 +179,6 @@ def _parse(default: Parsed, arguments: Sequence[str], *, prog: str, description:
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{option} {value:g}: must be a finite number; a very large one stands for no limit")
     return parsed
-
-
-def _refuse(event: tyro_errors.ParseErrorEvent) -> None:
-    """Say in one line what tyro would say in a box of several."""
-    if isinstance(event, tyro_errors.BadValue):
-        value = f" {event.offending_value!r}" if event.offending_value else ""
-        reason = "needs a value" if event.reason == "too_few_values" else "takes no value"
-        raise UserError(f"{_name(event.argument)}{value}: {reason}")
-    if isinstance(event, tyro_errors.MissingArgs):
-        arguments = [missing.arg for missing in event.missing_arguments]
-        needs = [f"{_name(argument)} ({argument.field.helptext().rstrip('.')})" for argument in arguments]
-        raise UserError(f"{event.prog} needs {', '.join(needs)}")
-    if isinstance(event, tyro_errors.InvalidChoice):
-        choices = ", ".join(event.choices)
-        raise UserError(f"{_name(event.argument)} {event.value!r}: choose from {choices}")
-    if isinstance(event, tyro_errors.InstantiationFailure):
-        name = "" if event.argument is None else f"{_name(event.argument)}: "
-        raise UserError(name + _in_plain_words(" ".join(event.message.split())))
-
-
-def _name(argument: Any) -> str:
-    return argument.lowered.name_or_flags[0]
-
-
-def _in_plain_words(message: str) -> str:
-    """What was expected, where Python's own words say what it tried."""
-    for pattern, words in _PYTHONS_WORDS.items():
-        if match := re.search(pattern, message):
-            return f"{match[1]} is no {words}"
-    return message
 
 
 def _options(default: object) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 import infra.cluster.connection
+from infra.cluster import ray_train_internals
 from infra.cluster.workers import Workers, _lost_worker, _run_in_worker, _user_error, run_workers
 from infra.errors import UserError
 
@@ -83,7 +84,7 @@ class FakeTrainer:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Call `run_workers` without a cluster; `ends` say how each attempt ends."""
-    monkeypatch.setattr(ray.train.torch, "TorchTrainer", FakeTrainer)
+    monkeypatch.setattr(ray_train_internals, "Trainer", FakeTrainer)
     monkeypatch.setattr(infra.cluster.connection, "_watched_addresses", lambda node: {})
 
     def run(*ends: Callable[[], None]) -> None:

@@ -1,15 +1,78 @@
-"""AdamW's running averages, whole, out of and into DeepSpeed's optimizer, whatever it shares out among the ranks."""
+"""What this project takes from inside DeepSpeed: a start without what is not used, the gradient's norm read together
+with a step's other numbers, and AdamW's running averages, whole, whatever the ranks share out among them.
+
+tests/unit/project/test_borrowed.py names each thing that a new version of DeepSpeed no longer has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from infra.engine.config import EngineConfig
+
 MOMENTS = ("exp_avg", "exp_avg_sq")  # running averages of the gradient and of its square
+
+
+def import_deepspeed(device: torch.device) -> ModuleType:
+    """DeepSpeed, without the parts of its start-up that this project has no use for."""
+    os.environ["DS_ACCELERATOR"] = device.type  # spares its search, and its warning that there is no GPU
+    with _without_mlflow():
+        import deepspeed
+        import deepspeed.ops
+    # The table of operators that could be compiled here, otherwise filled by trying compilers. Left empty, DeepSpeed
+    # does not spend half a minute at first use on compiling a shared-memory all-reduce: gloo's and nccl's are used.
+    vars(deepspeed.ops)["__compatible_ops__"] = {}
+    return deepspeed
+
+
+@contextmanager
+def _without_mlflow() -> Iterator[None]:
+    """DeepSpeed's autotuner imports mlflow where it is installed: half of the time in every worker.
+
+    A module that is None counts as not installed.
+    """
+    hide = "mlflow" not in sys.modules
+    if hide:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hide:
+            del sys.modules["mlflow"]
+
+
+def take_norm_with(engine: Any, optimizer: Any, config: EngineConfig, read: Callable[[Tensor], float]) -> None:
+    """Let DeepSpeed get the gradient's norm from `read`, which takes it on the device. DeepSpeed must know whether the
+    norm is finite and so waits for the device once a step; `read` can fetch other numbers in the same wait.
+
+    `engine` and `optimizer` are what `deepspeed.initialize` returned.
+    """
+    if config.zero_stage > 0:
+        norm_on_device = optimizer.scaled_global_norm
+        optimizer.scaled_global_norm = lambda: torch.tensor(read(norm_on_device()))
+        return
+
+    def clip() -> None:
+        parameters = list(engine.module.parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # A gradient that is not finite is dropped, as ZeRO does: weights and AdamW's averages stay as they are.
+        if math.isfinite(read(norm)):
+            nn.utils.clip_grads_with_norm_(parameters, config.gradient_clip, norm)
+        else:
+            for parameter in parameters:
+                parameter.grad = None
+
+    engine.clip_fp32_gradients = clip
 
 
 class OptimizerState:
