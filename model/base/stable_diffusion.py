@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import safetensors.torch
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -65,6 +66,10 @@ class BaseModel:
         """Mean and log variance [N, 2C, h, w] of the latents of images [N, 3, H, W] in [0, 1], unscaled."""
         return self.vae.encode(images * 2 - 1).latent_dist.parameters
 
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """`encode_moments` of pictures uint8 [N, 3, H, W], on the autoencoder's device."""
+        return self.encode_moments(pictures.to(self.vae.device).float() / 255)
+
     def latents_from_moments(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """Scaled latents [N, C, h, w], as the U-Net takes them.
 
@@ -80,6 +85,12 @@ class BaseModel:
             latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
         ).sample
         return (images / 2 + 0.5).clamp(0, 1)
+
+    def decode_pictures(self, latents: Tensor) -> np.ndarray:
+        """Pictures uint8 [N, H, W, 3] of scaled latents [N, C, h, w]."""
+        images = self.decode(latents).float() * 255
+        pictures: np.ndarray = images.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return pictures
 
     def to(self, device: torch.device | str) -> BaseModel:
         """The same parts, moved to `device`."""

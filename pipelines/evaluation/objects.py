@@ -15,6 +15,7 @@ from model.config import SamplingConfig
 from model.trajectories import angles, orbit_like
 from pipelines.generation.task import UNIT_CUBE, EvaluationTask, training_cameras
 from pipelines.settings.run import EvaluateConfig
+from preprocessing.picking import evenly
 from preprocessing.shards.reading import FrameIndex, SequenceRecord
 
 # A sequence, the name under which its pictures are kept, and the rows of the given and the wanted frames.
@@ -81,8 +82,7 @@ def _batches(index: FrameIndex, config: EvaluateConfig) -> list[Chosen]:
             "batches: preprocess with --preprocess.subset naming a subset that has some (see `viewdiff inspect`), take "
             "another --evaluate.split, or evaluate with --evaluate.views around"
         )
-    picks = np.linspace(0, len(chosen) - 1, min(config.num_objects, len(chosen))).round().astype(int)
-    return [chosen[pick] for pick in picks]
+    return [chosen[pick] for pick in evenly(len(chosen), config.num_objects)]
 
 
 def choose_texts(index: FrameIndex, config: EvaluateConfig) -> list[EvaluationTask]:

@@ -22,6 +22,7 @@ from infra.storage.tables import read_table
 from model.metrics.pixels import psnr, ssim
 from pipelines.generation.generator import as_floats
 from pipelines.generation.pictures import ObjectPictures
+from preprocessing.picking import evenly
 from preprocessing.shards.reading import FrameIndex, ShardReader
 
 METHODS = {"": "ours", "_copy": "given view, copied", "_mean": "mean training image", "_vae": "autoencoder (ceiling)"}
@@ -49,8 +50,7 @@ def mean_training_image(index: FrameIndex, reader: ShardReader) -> np.ndarray:
     rows = np.array([row for sequence in index.sequences("train") for row in sequence.rows])
     if len(rows) == 0:
         raise UserError("split train of the shards holds no sequence: preprocess with a training share above 0")
-    if len(rows) > MAX_MEAN_FRAMES:
-        rows = rows[np.linspace(0, len(rows) - 1, MAX_MEAN_FRAMES).round().astype(int)]
+    rows = rows[evenly(len(rows), MAX_MEAN_FRAMES)]
     side = index.image_size
     total, errors = np.zeros((side, side, 3)), list[Exception]()
     for row in rows:

@@ -171,8 +171,7 @@ class SampleGenerator:
 
     def _decode(self, latents: Tensor) -> np.ndarray:
         """Images uint8 [N, H, W, 3] of scaled latents [N, C, h, w]."""
-        images = torch.cat([self._base.decode(part) for part in latents.split(DECODED_AT_ONCE)])
-        return (images.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return np.concatenate([self._base.decode_pictures(part) for part in latents.split(DECODED_AT_ONCE)])
 
 
 def _check_match(unet: ViewDiffUNet, parts: BaseModel, *, model_dir: Path, base: Path | str) -> None:

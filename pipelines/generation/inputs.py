@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from infra.errors import UserError
@@ -26,6 +25,7 @@ from pipelines.settings.names import nearest
 from pipelines.spine.artifacts import RECORD_NAME, ModelVersion, Shards, load_artifact, newest, read_record
 from pipelines.spine.runtime import RuntimeConfig, check_own_gpu
 from preprocessing.captions.files import read_sequence_captions
+from preprocessing.picking import evenly
 from preprocessing.shards.reading import FrameIndex, SequenceRecord, ShardReader
 
 DEFAULT_NUM_VIEWS = 12  # on a path
@@ -184,8 +184,7 @@ def _find_rows(request: GenerateRequest, index: FrameIndex, sequence: SequenceRe
         raise UserError(f"sequence {name}: only one frame, so there is no other camera to generate; use another one")
     known = 0 if request.known_frame is None else numbers.index(request.known_frame)
     others = rows[:known] + rows[known + 1 :]
-    count = min(request.num_views or len(others), len(others))
-    picks = np.linspace(0, len(others) - 1, count).round().astype(int)
+    picks = evenly(len(others), request.num_views or len(others))
     return (rows[known], *(others[int(pick)] for pick in picks))
 
 

@@ -13,6 +13,7 @@ from model.diffusion.windows import WindowConfig
 from model.trajectories import angles
 from pipelines.generation.generator import GeneratedSample, SampleRequest
 from pipelines.generation.pictures import ObjectPictures, pictures_path
+from preprocessing.picking import evenly
 from preprocessing.shards.reading import FrameIndex, ShardReader
 
 UNIT_CUBE = np.array([[-1, -1, -1], [1, 1, 1]], dtype=np.float32)  # scene bounds of an object that does not exist yet
@@ -92,6 +93,4 @@ def training_cameras(index: FrameIndex) -> Cameras:
     """Cameras [N] of the training frames, or of all frames where none is for training; evenly picked from very many."""
     sequences = index.sequences("train") or index.sequences()
     rows = np.array([row for sequence in sequences for row in sequence.rows])
-    if len(rows) > MAX_ORBIT_FRAMES:
-        rows = rows[np.linspace(0, len(rows) - 1, MAX_ORBIT_FRAMES).round().astype(int)]
-    return index.cameras(rows)
+    return index.cameras(rows[evenly(len(rows), MAX_ORBIT_FRAMES)])

@@ -17,9 +17,10 @@ from pipelines.pages.charts import histogram_chart
 from pipelines.pages.page import facts, folded, page, section, table, unfolding
 from pipelines.spine.artifacts import CARD_NAME
 from preprocessing.captures.set_lists import SPLITS
+from preprocessing.picking import evenly_on_turn
 from preprocessing.shards.reading import FrameIndex, ShardReader
 from preprocessing.shards.schema import manifest_digest
-from preprocessing.shards.statistics import CategoryCounts, category_counts, count_defects, distributions, evenly
+from preprocessing.shards.statistics import CategoryCounts, category_counts, count_defects, distributions
 
 MAX_REJECTED_ROWS = 200
 MOST_CAPTIONS = 24
@@ -143,7 +144,7 @@ def _category_row(name: str, items: Sequence[CategoryCounts], *, kind: str = "")
 
 
 def _captions(captions: Sequence[str]) -> str:
-    shown = [captions[place] for place in evenly(len(captions), MOST_CAPTIONS)]
+    shown = [captions[place] for place in evenly_on_turn(len(captions), MOST_CAPTIONS)]
     items = "".join(f"<li>{escape(caption)}</li>" for caption in shown)
     note = format_count(len(captions), "different caption") + (
         f", {len(shown)} of them shown." if len(shown) < len(captions) else "."

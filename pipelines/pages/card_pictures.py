@@ -14,8 +14,8 @@ import torch
 from infra.log import format_count
 from model.cameras import Cameras
 from pipelines.pages.page import data_url
+from preprocessing.picking import evenly_on_turn
 from preprocessing.shards.reading import FrameIndex, SequenceRecord, ShardReader
-from preprocessing.shards.statistics import evenly
 
 MOST_FRAMES = 12  # on the whole card
 MOST_PER_CATEGORY, MOST_PER_SEQUENCE = 3, 6  # sequences, frames
@@ -36,11 +36,11 @@ def choose_frames(sequences: Sequence[SequenceRecord]) -> list[tuple[SequenceRec
     for item in sequences:
         grouped.setdefault(item.category, []).append(item)
     names = sorted(grouped)
-    categories = [grouped[names[place]] for place in evenly(len(names), MOST_FRAMES)]
+    categories = [grouped[names[place]] for place in evenly_on_turn(len(names), MOST_FRAMES)]
     wanted = min(MOST_PER_CATEGORY, max(1, MOST_FRAMES // (2 * len(categories))))
-    chosen = [items[place] for items in categories for place in evenly(len(items), wanted)]
+    chosen = [items[place] for items in categories for place in evenly_on_turn(len(items), wanted)]
     num_frames = min(MOST_PER_SEQUENCE, MOST_FRAMES // len(chosen))
-    return [(item, [item.rows[place] for place in evenly(len(item.rows), num_frames)]) for item in chosen]
+    return [(item, [item.rows[place] for place in evenly_on_turn(len(item.rows), num_frames)]) for item in chosen]
 
 
 def sample_figures(index: FrameIndex, reader: ShardReader) -> str:

@@ -9,6 +9,7 @@ from html import escape
 import numpy as np
 
 from infra.log import format_count
+from preprocessing.picking import evenly
 from preprocessing.shards.statistics import Distribution, Histogram, histogram
 
 CURVE_POINTS = 400  # what a chart of 300 pixels can show
@@ -49,7 +50,7 @@ def curve(title: str, steps: Sequence[float], values: Sequence[float], *, logari
     """A line over training steps: what was measured, faint, and smoothed, bold."""
     x, y = np.asarray(steps, float), np.asarray(values, float)
     if len(x) > CURVE_POINTS:
-        kept = np.linspace(0, len(x) - 1, CURVE_POINTS).round().astype(int)
+        kept = evenly(len(x), CURVE_POINTS)
         smooth, x, y = _smooth(y)[kept], x[kept], y[kept]
     else:
         smooth = _smooth(y)
@@ -84,7 +85,7 @@ def overlaid_curves(title: str, lines: Mapping[int, tuple[np.ndarray, np.ndarray
     labels = "".join(f'<span style="top:{100 * at:.1f}%">{tick:g}</span>' for tick, at in heights.items())
     paths = []
     for place, (x, y) in smooth.items():
-        kept = np.linspace(0, len(x) - 1, min(len(x), CURVE_POINTS)).round().astype(int)
+        kept = evenly(len(x), CURVE_POINTS)
         path = _path(x[kept], (scale(y[kept]) - low) / (high - low), extent=(first, last))
         paths.append(
             f'<path class="smooth" style="{_stroke(place)}" d="{path}"><title>{escape(names[place])}</title></path>'

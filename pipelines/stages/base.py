@@ -90,8 +90,8 @@ def _fit_vae(base: BaseModel, images: Tensor, config: BaseConfig, folder: Path) 
     final = _fit(base.vae, loss, config=config.vae_fit, num_images=len(images), snapshot=snapshot, seed=config.seed)
     base.vae.eval()
     with torch.no_grad():
-        sample = images[:: max(1, len(images) // 512)].float() / 255
-        mean = torch.cat([base.encode_moments(part).chunk(2, dim=1)[0] for part in sample.split(ENCODE_BATCH)])
+        sample = images[:: max(1, len(images) // 512)]
+        mean = torch.cat([base.encode_pictures(part).chunk(2, dim=1)[0] for part in sample.split(ENCODE_BATCH)])
     base.vae.register_to_config(shift_factor=mean.mean().item(), scaling_factor=1 / mean.std().item())
     return final
 
@@ -99,7 +99,7 @@ def _fit_vae(base: BaseModel, images: Tensor, config: BaseConfig, folder: Path) 
 @torch.no_grad()
 def _encode(base: BaseModel, images: Tensor) -> Tensor:
     """Mean and log variance of all images' latents [N, 2C, h, w]."""
-    return torch.cat([base.encode_moments(part.float() / 255) for part in images.split(ENCODE_BATCH)])
+    return torch.cat([base.encode_pictures(part) for part in images.split(ENCODE_BATCH)])
 
 
 def _fit_unet(

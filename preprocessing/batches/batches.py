@@ -165,7 +165,7 @@ class TrainBatches:
 def _encode(images: Tensor, base: BaseModel | None) -> Tensor:
     """Moments [n, 2C, h, w] of pictures [n, 3, H, W] uint8."""
     assert base is not None, "pictures need an encoder"
-    return base.encode_moments(images.to(base.vae.device).float() / 255)
+    return base.encode_pictures(images)
 
 
 class _Ragged:

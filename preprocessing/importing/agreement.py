@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from infra.errors import UserError
+from preprocessing.picking import evenly
 from preprocessing.sequences.epipolar import Features, detect, epipolar_distance, match
 from preprocessing.sequences.normalization import camera_centers
 
@@ -107,7 +108,7 @@ def _by_place(photos: Sequence[WrittenPhoto]) -> Iterator[tuple[int, int]]:
 
 def _spread(numbers: np.ndarray) -> np.ndarray:
     """At most MOST_TRIED of the numbers, first PAIRS that are evenly spread, then those between them."""
-    chosen = np.linspace(0, len(numbers) - 1, min(MOST_TRIED, len(numbers))).round().astype(int)
+    chosen = evenly(len(numbers), MOST_TRIED)
     stride = max(1, len(chosen) // PAIRS)
     return numbers[np.concatenate([chosen[start::stride] for start in range(stride)])] if len(chosen) else numbers
 

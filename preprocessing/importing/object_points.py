@@ -15,6 +15,7 @@ import numpy as np
 from infra.errors import UserError
 from preprocessing.importing.facing import check_facing, check_places, check_poses, common_center
 from preprocessing.importing.reconstructions import Photo, Reconstruction
+from preprocessing.picking import evenly
 from preprocessing.sequences.normalization import MINIMUM_POINTS, camera_centers
 
 # Gives the foreground [H, W] uint8 of a photo, of any size, or None where nothing says what is foreground.
@@ -132,7 +133,7 @@ def _among_points(
 
 def _visual_hull(silhouettes: Silhouettes, center: np.ndarray, reach: float) -> np.ndarray:
     """[M, 3] places on the surface of what the masks leave of the cube around `center`; none if nothing is left."""
-    chosen = np.linspace(0, len(silhouettes) - 1, min(HULL_PHOTOS, len(silhouettes))).round().astype(int)
+    chosen = evenly(len(silhouettes), HULL_PHOTOS)
     silhouettes = [silhouettes[number] for number in chosen]
     low, high = center - reach, center + reach
     places, kept = _carve(silhouettes, low, high)

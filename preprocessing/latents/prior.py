@@ -62,6 +62,6 @@ def _scaled(base: BaseModel, latents: Tensor, image_size: int) -> Tensor:
 
     One at a time: at 512 pixels the decoder takes gigabytes for each.
     """
-    (picture,) = (base.decode(latents) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    (picture,) = base.decode_pictures(latents)
     scaled = torch.from_numpy(resize_square(np.ascontiguousarray(picture), image_size)).permute(2, 0, 1)
-    return base.latents_from_moments(base.encode_moments(scaled[None].to(base.vae.device).float() / 255))
+    return base.latents_from_moments(base.encode_pictures(scaled[None]))

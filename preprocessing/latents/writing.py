@@ -121,7 +121,7 @@ class LatentsWriter:
 
     def _moments(self, pictures: list[np.ndarray]) -> Tensor:
         images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-        return self._base.encode_moments(images.to(self._base.vae.device).float() / 255)
+        return self._base.encode_pictures(images)
 
     def _text(self, numbers: np.ndarray) -> Tensor:
         return self._base.encode_text([self._captions[number] for number in numbers])

@@ -18,6 +18,7 @@ from preprocessing.captures.capture import Frame, RejectionError, Sequence
 from preprocessing.captures.co3d import read_category
 from preprocessing.captures.set_lists import listed_splits, read_eval_batches, read_set_lists, require_listed
 from preprocessing.config import PreprocessConfig
+from preprocessing.picking import evenly
 from preprocessing.sequences.images import DefectError, read_image
 from preprocessing.sequences.normalization import common_center, load_points
 from preprocessing.sequences.screening import screen
@@ -94,7 +95,7 @@ def contact_sheet(root: StoragePath, category: str, config: PreprocessConfig) ->
     usable = [item for item in read_category(root, category) if _rejection(item, listed, config) is None]
     if not usable:
         raise UserError(f"contact sheet of {category}: no sequence passes the checks of preprocess; relax them")
-    chosen = [usable[place] for place in _spread(len(usable), SHEET_SEQUENCES)]
+    chosen = [usable[place] for place in evenly(len(usable), SHEET_SEQUENCES)]
     return np.concatenate([_row(root, sequence) for sequence in chosen])
 
 
@@ -142,7 +143,7 @@ def _row(root: StoragePath, sequence: Sequence, most_frames: int = SHEET_FRAMES)
         f"{sequence.category}/{sequence.name}  {len(sequence.frames)} frames; nearer points are brighter{remark}",
         (4, 15),
     )
-    frames = [sequence.frames[place] for place in _spread(len(sequence.frames), most_frames)]
+    frames = [sequence.frames[place] for place in evenly(len(sequence.frames), most_frames)]
     tiles = [_tile(root, frame, points) for frame in frames]
     tiles += [np.full((TILE_SIDE, TILE_SIDE, 3), _WHITE, np.uint8)] * (-len(tiles) % SHEET_FRAMES)
     rows = [np.concatenate(tiles[first : first + SHEET_FRAMES], axis=1) for first in range(0, len(tiles), SHEET_FRAMES)]
@@ -184,11 +185,6 @@ def _draw_points(image: np.ndarray, points: np.ndarray, pose: np.ndarray, matrix
     for (u, v), color, is_inside in zip(pixels, colors, inside, strict=True):
         if is_inside:
             image[int(v), int(u)] = color
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    """At most `wanted` places of `count`, evenly spread."""
-    return [round(place) for place in np.linspace(0, count - 1, min(count, wanted))]
 
 
 def _write(image: np.ndarray, text: str, place: tuple[int, int]) -> None:

@@ -186,9 +186,3 @@ def count_defects(defects: Iterable[Mapping[str, Any]]) -> tuple[Counter[str], C
         reason = item["reason"]
         (kept if reason.endswith(KEPT_MARK) else dropped)[reason.removesuffix(KEPT_MARK)] += 1
     return dropped, kept
-
-
-def evenly(count: int, wanted: int) -> list[int]:
-    """At most `wanted` places of `count`, evenly spaced as on a turn: the first one, but not the last beside it."""
-    picks = min(count, wanted)
-    return [place * count // picks for place in range(picks)]

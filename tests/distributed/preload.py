@@ -3,6 +3,6 @@
 import torch
 
 import pipelines.training.worker  # noqa: F401
-from infra.engine.engine import _import_deepspeed
+from infra.engine.deepspeed_internals import import_deepspeed
 
-_import_deepspeed(torch.device("cpu"))
+import_deepspeed(torch.device("cpu"))

@@ -59,8 +59,7 @@ class DrawPreviews:
 
     def _decode(self, latents: Tensor) -> np.ndarray:
         """[V, C, h, w] side by side as uint8 [H, V*W, 3]."""
-        images = (self._base.decode(latents) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return np.concatenate(list(images), axis=1)
+        return np.concatenate(list(self._base.decode_pictures(latents)), axis=1)
 
 
 def depth_row(rendered: RenderedDepth, height: int, width: int) -> np.ndarray:

@@ -14,12 +14,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import pycolmap
 
 from infra.log import Progress
 from infra.system.processes import process_pool
 from preprocessing.importing.solving.unposed_photos import Lens
+from preprocessing.picking import evenly
 
 SEED = 0
 SILENT = 4  # above all of glog's levels
@@ -46,8 +46,7 @@ def photo_pairs(count: int, *, in_order: bool) -> list[tuple[int, int]]:
         return list(combinations(range(count), 2))
     steps = [*range(1, NEIGHBOURS + 1), *(2**power for power in range(4, count.bit_length()))]
     pairs = {(place, place + step) for step in steps for place in range(count - step)}
-    keys = sorted({round(place) for place in np.linspace(0, count - 1, min(count, MOST_KEY_PHOTOS))})
-    return sorted(pairs | set(combinations(keys, 2)))
+    return sorted(pairs | set(combinations(evenly(count, MOST_KEY_PHOTOS).tolist(), 2)))
 
 
 def add_features(database: Path, folder: Path, lenses: Mapping[str, Lens]) -> dict[str, int]:

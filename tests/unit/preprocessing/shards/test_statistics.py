@@ -15,7 +15,6 @@ from preprocessing.shards.statistics import (
     category_counts,
     count_defects,
     distributions,
-    evenly,
     histogram,
 )
 from tests.support.captures import orbit
@@ -151,10 +150,3 @@ def test_kept_frames_are_not_dropped_ones() -> None:
     dropped, kept = count_defects([{"reason": reason} for reason in reasons])
     assert dropped == {"image black": 2, "image missing": 1}
     assert kept == {"mask empty": 1}
-
-
-def test_picks_are_even_and_not_both_ends_of_a_turn() -> None:
-    assert evenly(12, 2) == [0, 6]
-    assert evenly(10, 3) == [0, 3, 6]
-    assert evenly(2, 5) == [0, 1]
-    assert evenly(1, 5) == [0]
