@@ -103,24 +103,24 @@ class ProjectionConfig:
     merge: Literal["replace", "zero_init"] = "replace"
     """The layer's result replaces its input, or is added to it through a linear layer that starts at zero."""
     background: bool = True
-    """Whether the volume also holds, contracted, the space around the scene."""
+    """Let the volume also hold the space around the scene, contracted."""
     foreground_fraction: float = 0.5
     """Part of each axis of the volume that holds the scene when there is a background, in (0, 1)."""
     disparity_at_infinity: float = 0.5
     """Background rays end at far / this depth, in (0, 1)."""
     num_samples: int = 128
-    """Positions on each ray through the scene, and as many again behind it with a background; at least 2."""
+    """Positions on each ray through the scene; with a background as many again behind the scene; at least 2."""
     compress: Literal["conv3x3", "pointwise"] = "conv3x3"
     """Two 3×3 convolutions and a 1×1 (the authors' setting), or one 1×1 convolution (the paper's text)."""
     aggregation: Literal["learned", "mean"] = "learned"
-    """A voxel's feature is weighed by a small network over the views that see it, or is their mean (an ablation)."""
+    """A small network weighs the views that see a voxel (learned), or the voxel gets their mean (an ablation)."""
     refine_channels: tuple[int, ...] = (16,)
     """Channels per level of the 3D CNN: one level is one ResNet block, more are a U-Net.
     The first is feature_channels."""
     feature_channels: int = 16
     """Channels of the volume; even."""
     recompute_volumes: bool = field(default=False, metadata=HOW)
-    """Compute volumes again in the backward pass instead of keeping them: less memory from 64 voxels a side on."""
+    """Compute volumes again in the backward pass instead of keeping them. It saves memory from 64 voxels a side on."""
 
     def __post_init__(self) -> None:
         for name in ("foreground_fraction", "disparity_at_infinity"):
@@ -165,8 +165,8 @@ class ViewDiffConfig:
     projection: ProjectionConfig
     """The projection layers."""
     without: tuple[Ablation, ...] = ()
-    """Parts to leave out, for ablations: the projection layers; attention across views; what a view's intensity or,
-    with it, its camera says to the attention layers."""
+    """Parts to leave out, for ablations: the projection layers; attention across views; a view's intensity, or its
+    intensity and its camera, in the attention layers."""
     gradient_checkpointing: bool = field(default=False, metadata=HOW)
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
@@ -185,9 +185,9 @@ class DiffusionConfig:
     """What training draws, and how its parts are weighed."""
 
     known_view_probability: float = 0.25
-    """With this probability, each on its own, views 0 and 1 are given clean; in [0, 1]."""
+    """Probability that view 0 is given clean, and the same for view 1, independently; in [0, 1]."""
     caption_dropout_probability: float = 0.1
-    """With this probability a sample's caption is replaced by the empty one; in [0, 1]."""
+    """Probability that the empty caption replaces a sample's caption; in [0, 1]."""
     prior_weight: float = 0.1
     """Weight of the prior preservation part of the loss; 0 or more."""
 
@@ -204,7 +204,7 @@ class SamplingConfig:
     """How to denoise."""
 
     num_steps: int = 10
-    """Calls of the network, with UniPC."""
+    """Denoising steps of the UniPC sampler."""
     guidance_scale: float = 7.5
     """Classifier-free guidance; 1 switches it off and halves the work."""
 

@@ -17,36 +17,38 @@ class PreprocessConfig:
     """What is taken from a CO3Dv2 root, and how it is stored."""
 
     categories: tuple[str, ...] = ()
-    """Categories to take; none named means all in the root."""
+    """Categories to take; without it all categories of the captures."""
     subset: str | None = None
-    """Take only what the set lists of this subset name, such as fewview_train or manyview_dev_0, and their splits;
-    without it everything, and the splits of all subsets."""
+    """Name of a subset, such as fewview_train or manyview_dev_0: take only the frames that its set lists name, and its
+    splits. Without it all frames, and the splits of all subsets."""
     image_size: int = 256
     """Side of the stored square pictures, pixels."""
     sequences_per_shard: int = 32
-    """Sequences that one shard is planned from; it holds those of them that turn out usable."""
+    """Sequences per shard. Rejected sequences leave their places empty."""
     minimum_frames: int = 10
     """A sequence with fewer usable frames is rejected."""
     minimum_viewpoint_quality: float | None = None
-    """A sequence whose cameras' quality score is lower, or unknown, is rejected; without a value none is."""
+    """A sequence is rejected if its cameras' quality score is lower than this, or unknown; without a value scores do
+    not matter."""
     minimum_point_cloud_quality: float | None = None
-    """The same for the point cloud's quality score."""
+    """A sequence is rejected if its point cloud's quality score is lower than this, or unknown; without a value scores
+    do not matter."""
     minimum_coverage_degrees: float = 0.0
-    """A sequence whose cameras leave less of the turn around the object than this, the largest gap between two of them
-    taken away, is rejected; in [0, 360)."""
+    """A sequence is rejected if its cameras cover less of the turn around the object: 360 degrees without the largest
+    gap between two neighbouring cameras; in [0, 360)."""
     maximum_epipolar_pixels: float | None = None
-    """A sequence whose stored pictures disagree more with their cameras is rejected: median distance of matches between
-    neighbouring frames from their epipolar lines. Without a value this is not looked at, as it takes a second for ten
-    frames."""
+    """A sequence is rejected if its pictures disagree more with their cameras: the median distance of matches between
+    neighbouring frames from their epipolar lines. Without a value nothing is measured; measuring takes a second for
+    ten frames."""
     minimum_image_side: int = 1
-    """A frame with a shorter side than this, pixels of the raw image, is dropped."""
+    """A frame is dropped if a side of the raw image has fewer pixels."""
     minimum_mask_share: float = 0.0
-    """A frame whose mask covers less of the stored picture is dropped; in [0, 1)."""
+    """A frame is dropped if its mask covers a smaller share of the stored picture; in [0, 1)."""
     minimum_sharpness: float = 0.0
-    """A frame is dropped as blurred if the Laplacian of its stored picture, grey levels in [0, 255], has a lower
-    variance than this; a sharp photo has hundreds."""
+    """A frame is dropped as blurred if the Laplacian of the stored picture (grey levels in [0, 255]) has a lower
+    variance. A sharp photo has hundreds."""
     split_fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)
-    """Shares of train, val and test among the sequences that the set lists do not put wholly into one of them."""
+    """Shares of train, val and test among the sequences for which the set lists do not decide."""
 
     def __post_init__(self) -> None:
         least = {"image_size": 8, "sequences_per_shard": 1, "minimum_frames": 1, "minimum_image_side": 1}
@@ -68,16 +70,15 @@ class CaptionsConfig:
     """Where captions come from."""
 
     source: str | None = None
-    """Folder or hub id of a BLIP-2 that describes the sequences' frames; without it the captions stored with the shards
-    are taken."""
+    """Folder or hub id of a BLIP-2 that describes the frames; without it the captions in the shards are taken."""
     revision: str | None = None
     """Revision on the hub."""
     num_captions: int = 5
-    """Frames of a sequence that are described, evenly spread; equal captions count once."""
+    """Frames of a sequence to describe, evenly spread; equal captions count once."""
     batch_size: int = 16
-    """Frames at a time."""
+    """Frames to describe at a time."""
     max_new_tokens: int = 30
-    """Longest caption, tokens of the model."""
+    """Most tokens of a caption."""
 
     def __post_init__(self) -> None:
         for name in ("num_captions", "batch_size", "max_new_tokens"):
@@ -92,18 +93,18 @@ class LatentsConfig:
     """What is cached of the frozen base model before training."""
 
     num_crops: int = 1
-    """Crops of each frame that are encoded: all of it, and random ones besides. 0: none, training reads the pictures
-    and encodes random crops of them itself."""
+    """Crops of each frame to encode: the whole frame, then random crops. With 0 nothing is encoded; training reads the
+    pictures and encodes random crops itself."""
     smallest_crop: float = 0.8
     """Side of the smallest random crop, as a share of the picture's; in (0, 1]."""
     batch_size: int = 32
-    """Images at a time."""
+    """Pictures to encode at a time."""
     num_prior_images: int = 300
-    """Samples of the base model for prior preservation."""
+    """Samples to draw from the base model for prior preservation."""
     prior_num_steps: int = 20
-    """Denoising steps of such a sample."""
+    """Denoising steps of a prior sample."""
     prior_guidance_scale: float = 7.5
-    """Classifier-free guidance of such a sample."""
+    """Classifier-free guidance of a prior sample."""
     seed: int = 0
     """Seed of the crops and of the prior samples' noise."""
 

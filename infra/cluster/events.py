@@ -1,4 +1,4 @@
-"""What befalls a training, as Ray Train's controller sees it: workers lost, nodes that are about to go, room for more.
+"""What happens to a training's workers, as Ray Train's controller sees it: lost workers, leaving nodes, new room.
 
 The controller is an actor on the driver's machine. In it this asks the training for a checkpoint before workers are
 moved, and leaves lines for the driver to show. Apart from infra/cluster/workers.py, because Ray takes seconds to

@@ -17,23 +17,23 @@ class EngineConfig:
     """How the weights are updated. Defaults: the paper, section 4 (AdamW, two learning rates, gradient clipping)."""
 
     zero_stage: int = field(default=2, metadata=HOW)
-    """What ranks share out among them: 0 nothing, 1 the optimizer's state, 2 the gradients too."""
+    """What the workers divide among them: 0 nothing, 1 the optimizer's state, 2 also the gradients."""
     precision: Literal["float32", "bf16"] = "float32"
     """Arithmetic of matrix products; weights, gradients and optimizer state are float32 in both."""
     learning_rate: float = 5e-5
-    """Largest change of a weight per step, about."""
+    """Learning rate: about the largest change of a weight per step."""
     renderer_learning_rate: float = 5e-3
-    """The same for the volume renderer's own parameters, whose weight decay is 0."""
+    """Learning rate of the volume renderer's own parameters, whose weight decay is 0."""
     weight_decay: float = 1e-2
-    """Of all other parameters, per step and unit of learning rate."""
+    """Weight decay of all other parameters, per step and unit of learning rate."""
     gradient_clip: float = 5e-3
-    """Largest norm of the whole gradient; longer ones are scaled down to it."""
+    """Largest norm of the whole gradient; a longer gradient is scaled down to it."""
     warmup_steps: int = 0
     """Steps over which both learning rates rise linearly from 0."""
     final_rate_share: float = 1.0
-    """Both learning rates then fall along half a cosine to this share of themselves at the last step; 1 keeps them."""
+    """After the warmup both learning rates fall along half a cosine to this share of their value; 1 keeps them."""
     compile: bool = field(default=False, metadata=HOW)
-    """Let torch.compile make the network faster; the first steps take minutes."""
+    """Compile the network with torch.compile. Steps get faster; the first steps take minutes."""
 
     def __post_init__(self) -> None:
         if self.zero_stage == 3:

@@ -36,10 +36,10 @@ class RunArguments:
     """Settings to start from."""
     runtime: Annotated[RuntimeConfig, tyro.conf.arg(name="")] = field(default_factory=RuntimeConfig)
     dry_run: bool = False
-    """Print what would be done, its size and memory; do nothing."""
+    """Print the settings, what would be done, parameter counts and memory; do nothing else."""
     initial: str | None = None
-    """Folder of a model that training starts from, such as another training's model/; without it from the base model's
-    U-Net and fresh layers."""
+    """Folder of a model to start training from, such as model/ of another training; without it training starts from the
+    base model's U-Net and new layers."""
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
 
 
@@ -86,8 +86,8 @@ class ImportArguments:
     """Of `viewdiff import`."""
 
     source: tyro.conf.Positional[str]
-    """Folder of a COLMAP model, or a transforms.json, as nerfstudio and others write it, or its folder; with
-    --solve-cameras a folder of photos, or a video."""
+    """Folder of a COLMAP model; or a transforms.json or its folder; or, with --solve-cameras, a folder of photos or a
+    video."""
     config: Annotated[ImportConfig, tyro.conf.arg(name="")]
 
 
@@ -96,7 +96,7 @@ class CompareArguments:
     """Of `viewdiff compare`."""
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Ids of MLflow runs, or their beginnings, or names; without any the training runs are listed."""
+    """Ids of MLflow runs, beginnings of ids, or names; without a run the trainings are listed."""
     config: Annotated[ComparisonConfig, tyro.conf.arg(name="")] = field(default_factory=ComparisonConfig)
 
 

@@ -22,7 +22,7 @@ ASSUMPTIONS = (
     "useful FLOPs only: forward and backward pass, not what is computed again to save memory",
     "volumes in float32, without the TF32 that cuDNN may take beside bfloat16; all else in the configured precision",
     f"GPUs send along rings when they have computed, at their links' stated speed, {GPUS_PER_MACHINE} GPUs a machine",
-    "waiting for data, starts, checkpoints and previews come on top",
+    "waiting for data, starts, checkpoints and previews are not counted",
 )
 
 

@@ -14,28 +14,29 @@ class ImportConfig:
     """Where a capture goes, and what comes with it."""
 
     output: str
-    """Folder of a CO3Dv2 dataset, which the capture is added to; it need not exist."""
+    """Folder of a CO3Dv2 dataset to add the capture to; it is made if it does not exist."""
     category: str
-    """What kind of thing it shows, such as teddybear."""
+    """Category of the object, such as teddybear."""
     name: str
     """Name of the sequence."""
     images: str | None = None
-    """Folder of the photos. A COLMAP model needs it; transforms.json says itself where they are, but others of the same
-    names may be taken."""
+    """Folder of the photos. A COLMAP model needs it. A transforms.json names its photos; with this option photos of the
+    same names are taken from here."""
     masks: str | None = None
-    """Folder of masks (white where the object is) with their photos' names and the ending .png, photo.png or
-    photo.jpg.png. Without masks the object is taken to be where the cameras look."""
+    """Folder of masks, white where the object is. The mask of photo.jpg is photo.png or photo.jpg.png. Without masks
+    the object is where the cameras look."""
     object_radius: float | None = None
-    """The object's radius in the source's units: nothing farther from where the cameras look is the object. Without it
-    the points, the masks or what the pictures show say how large the object is."""
+    """Radius of the object in the source's units, around the point that the cameras look at. Without it the size
+    follows from the points, the masks or the pictures."""
     contact_sheet: str | None = None
-    """PNG file to write: pictures of the sequence as they were written, with its points projected into them."""
+    """PNG file to write: pictures of the imported sequence with its points projected into them."""
     solve_cameras: bool = False
     """The source is a folder of photos, or a video, without cameras: find them. This takes minutes."""
     placed_share: float = 0.6
-    """With --solve-cameras: share of the photos, in (0, 1], that must find their place."""
+    """With --solve-cameras: share of the photos, in (0, 1], whose cameras must be found."""
     video_frames: int = 100
-    """With --solve-cameras: frames taken from a video, the sharpest of as many equal parts of its time."""
+    """With --solve-cameras: frames to take from a video. It is cut into as many equal parts, and the sharpest frame of
+    each is taken."""
 
     def __post_init__(self) -> None:
         if self.object_radius is not None and not 0 < self.object_radius < float("inf"):
@@ -70,7 +71,7 @@ class ComparisonConfig:
     tracking_uri: str | None = None
     """MLflow server or database; without it the SQLite database below the root."""
     output: str = "comparison"
-    """Folder that the page is written into."""
+    """Folder to write the page into."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +79,17 @@ class SizingConfig:
     """The GPUs that a training is planned for."""
 
     gpus: int = 8
-    """How many, one for each worker."""
+    """Number of GPUs, one for each worker."""
     gpu_memory: float = 80.0
-    """Memory of each, GB."""
+    """Memory of each GPU, GB."""
     gpu: str | None = None
-    """Kind whose speed is taken: rtx3090, rtx4090, a100, h100, h200; without it the slowest of about that memory."""
+    """Kind of GPU, for its speed: rtx3090, rtx4090, a100, h100, h200; without it the slowest kind of about that
+    memory."""
     utilisation: float = 0.3
-    """Share of its peak that is reached, in (0, 1]; a guess until a training has its metric time/utilisation."""
+    """Share of the GPU's peak that is reached, in (0, 1]. It is a guess until a training has measured
+    time/utilisation."""
     network_gigabits: float = 400.0
-    """Gb/s between machines of 8 GPUs, of all adapters of one together."""
+    """Gb/s between machines of 8 GPUs; all network adapters of a machine together."""
 
     def __post_init__(self) -> None:
         if self.gpus < 1:
@@ -106,9 +109,9 @@ class ProfileConfig:
     output: str = "profile"
     """Folder to write; must not exist yet."""
     warmup_steps: int = 1
-    """Steps before those that are recorded."""
+    """Steps before the recorded steps."""
     profiled_steps: int = 3
-    """Steps that are recorded."""
+    """Steps to record."""
 
     def __post_init__(self) -> None:
         for name, least in (("warmup_steps", 0), ("profiled_steps", 1)):
@@ -121,28 +124,30 @@ class GenerateRequest:
     """What to generate: a sequence of --shards from one of its frames, or an object from --text alone."""
 
     model: str | None = None
-    """Folder of a trained model; without it the newest champion's below --root, else the newest, is used."""
+    """Folder of a trained model; without it the newest champion below --root, or the newest model if there is no
+    champion."""
     base: str | None = None
-    """Diffusers folder or hub id of its base model; without it the one that the model was trained with."""
+    """Diffusers folder or hub id of the base model; without it the base model that the model was trained with."""
     shards: str | None = None
-    """Folder of preprocessed captures; the model may never have seen them."""
+    """Folder of shards, of captures that the model need not know."""
     sequence: str | None = None
     """CATEGORY/NAME of a sequence in the shards; may be left out when there is only one."""
     known_frame: int | None = None
-    """Number of the frame that the model is given; without it the sequence's first."""
+    """Number of the frame that the model is given; without it the first frame of the sequence."""
     text: str | None = None
-    """Caption. Without shards it is all that the model is given; with them it replaces the sequence's own, which is the
-    one of the model's training if the model was trained on them, else the one stored with them."""
+    """Caption. Without --shards the model is given nothing else. With --shards it replaces the sequence's caption: the
+    caption of the model's training if the model was trained on these shards, else the caption stored with them."""
     path: str = "orbit"
-    """Cameras of an object from text: orbit, spiral, or a JSON file (see model/trajectories.py)."""
+    """Cameras of an object from text: orbit, spiral, or a JSON file whose form model/trajectories.py describes."""
     num_views: int | None = None
-    """Views to make; without it all other frames of the sequence, or 12."""
+    """Number of views; without it all other frames of the sequence, or 12."""
     views_at_once: int = 10
-    """Views of one denoising call; more are made in windows that see views made before."""
+    """Views of one denoising call. More views are generated in windows, each of which sees views of the windows
+    before."""
     context_views: int = 4
-    """How many given or earlier views such a window sees, at most."""
+    """Most given or earlier views that a window sees."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """Denoising steps, and the guidance of an object from text alone; with a given frame there is none."""
+    """Denoising steps, and guidance for an object from text alone; with a given frame there is no guidance."""
     seed: int = 0
     """Seed of the noise."""
     output: str = "generated"

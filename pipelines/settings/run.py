@@ -26,33 +26,34 @@ class TrainConfig:
     """Training of the multi-view model."""
 
     model: ViewDiffConfig
-    """What is added to the base model's U-Net."""
+    """The layers that are added to the base model's U-Net."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     """Known views, caption dropout, prior preservation."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """Optimizer and arithmetic."""
     trained: Literal["full", "adapter"] = "full"
-    """All weights, or only what is added to the base model, which is then saved as an adapter too."""
+    """Train all weights (full), or only the added layers (adapter), which are then saved as an adapter, too."""
     num_steps: int = 60_000
     """Optimizer steps."""
     batch_size: int = 64
-    """Samples per optimizer step over all workers; at least one for each."""
+    """Samples per optimizer step, all workers together; at least one for each worker."""
     micro_batch_size: int = field(default=1, metadata=HOW)
     """Samples per forward pass of one worker."""
     num_views: int = 5
     """Views per sample."""
     seed: int = 0
-    """Seed of the order of the data and of everything that is drawn per sample."""
+    """Seed of the order of the data and of all random numbers of a sample."""
     average_decay: float = 0.0
-    """Decay of the running average of the weights that becomes the model, such as 0.999; 0: the last weights do."""
+    """Decay of the running average of the weights that becomes the model, such as 0.999; with 0 the last weights
+    become the model."""
     largest_loss: float = field(default=10.0, metadata=HOW)
-    """A step with a larger loss ends the training: a network that predicts nothing at all has about 1."""
+    """A step with a larger loss ends the training. A network that has learned nothing has a loss of about 1."""
     validation_samples: int = field(default=32, metadata=HOW)
-    """Samples of the held-out sequences of split val whose loss is taken at each checkpoint; 0: none."""
+    """Samples of split val whose loss is measured at each checkpoint; 0 for no measurement."""
     checkpoint_every_steps: int = field(default=500, metadata=HOW)
-    """Steps between checkpoints, which is what a crash can cost."""
+    """Steps between checkpoints. A crash loses at most these steps."""
     kept_checkpoints: int = field(default=2, metadata=HOW)
-    """How many of the newest checkpoints are kept, besides the one with the smallest validation loss."""
+    """How many of the newest checkpoints are kept, in addition to the checkpoint with the smallest validation loss."""
     preview_every_steps: int = field(default=1000, metadata=HOW)
     """Steps between preview pictures in MLflow."""
 
@@ -80,25 +81,25 @@ class EvaluateConfig:
     """Generation of held-out objects, and what it is compared with."""
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """Denoising steps, and the guidance of objects made from text alone."""
+    """Denoising steps, and guidance for objects from text alone."""
     split: str = "test"
-    """Split of the sequences: train, val or test."""
+    """Split that the objects are taken from: train, val or test."""
     num_objects: int = 100
-    """Held-out objects, generated from one of their views; as many as there are, at most."""
+    """Objects to generate from one of their views; fewer if the split has fewer."""
     num_text_objects: int = 4
-    """Objects generated from a caption alone."""
+    """Objects to generate from a caption alone."""
     num_views: int = 10
-    """Views per object, the given one among them."""
+    """Views per object, including the given view."""
     max_batch_size: int = 4
-    """Objects that one replica denoises together."""
+    """Objects that one served copy of the model denoises together."""
     views: Literal["around", "eval_batches"] = "around"
-    """Which frames: drawn around each object, or those of CO3Dv2's evaluation batches, whose target is generated from
-    the first of the others; for these preprocess with a subset."""
+    """Which frames: drawn around each object, or those of CO3Dv2's evaluation batches. Of such a batch the target is
+    generated from the first of the other frames; it needs shards that were made with --preprocess.subset."""
     seed: int = 0
     """Seed of frames and noise."""
     max_failed_share: float = field(default=0.1, metadata=HOW)
-    """Objects that may fail, as a share of all, in [0, 1): they are listed with the reasons and are in no mean. When
-    more do, the evaluation fails."""
+    """Share of the objects that may fail, in [0, 1). Failed objects are listed with their reasons and are in no mean.
+    When more objects fail, the evaluation fails."""
 
     def __post_init__(self) -> None:
         if self.views not in ("around", "eval_batches"):
@@ -125,7 +126,7 @@ class RegisterConfig:
     """The model registry."""
 
     model_name: str = "viewdiff"
-    """Name of the registered model, and of the logged models that its versions are made of."""
+    """Name of the registered model, and of the logged models behind its versions."""
 
     def __post_init__(self) -> None:
         name = self.model_name
@@ -148,8 +149,8 @@ class RetrainConfig:
     num_steps: int = 10_000
     """Optimizer steps, starting from the champion's weights."""
     given_up_categories: tuple[str, ...] = ()
-    """Categories that the champion was trained on and that may be missing from the captures; without them retraining
-    stops."""
+    """Categories that the champion was trained on and that the new model may forget. Without this option retraining
+    stops when the captures lack a category of the champion."""
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
@@ -163,15 +164,15 @@ class RunConfig:
     name: str
     """Name of the preset, which `viewdiff plan` shows."""
     synth: SyntheticConfig = field(default_factory=SyntheticConfig)
-    """The synthetic captures, used when no root of real ones is given."""
+    """The synthetic captures, used without --co3d-root."""
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
-    """Captures to shards."""
+    """Preprocessing: from captures to shards."""
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
-    """What the sequences are said to show."""
+    """Captions of the sequences."""
     base: BaseConfig = field(default_factory=BaseConfig)
     """The pretrained 2D model."""
     latents: LatentsConfig = field(default_factory=LatentsConfig)
-    """What is cached of the 2D model's frozen parts."""
+    """The cache of what the 2D model's frozen parts compute."""
     train: TrainConfig
     """Training."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

@@ -17,27 +17,28 @@ class RuntimeConfig:
     """Place, machines and records of a run."""
 
     root: str = "runs/demo"
-    """Folder that everything is written below."""
+    """Folder below which everything is written."""
     co3d_root: str | None = None
     """Folder or s3:// address of captures in CO3Dv2 layout; without it the preset's synthetic data set is written and
     used."""
     data_root: str | None = None
-    """Folder or s3:// address that shards, latents and a copy of each training's newest checkpoint are kept below;
+    """Folder or s3:// address below which shards, latents and a copy of each training's newest checkpoint are kept;
     without it shards and latents are below the root."""
     tracking_uri: str | None = None
     """MLflow server or database; without it an SQLite database below the root."""
     run_name: str | None = None
-    """What a new training is called in MLflow; without it by the beginning of its fingerprint."""
+    """Name of a new training in MLflow; without it the beginning of its fingerprint."""
     num_workers: int = 2
     """Worker processes for preprocessing, training and serving."""
     min_workers: int | None = None
-    """As few will do to train with, while nodes are missing; without it training waits for all."""
+    """The fewest workers that training continues with while nodes are missing; without it training waits for all
+    workers."""
     max_failures: int = 3
-    """So often a training starts its workers again after one was lost, before it gives up."""
+    """How many times a training starts its workers again after it lost one; then it gives up."""
     num_loaders: int = 0
-    """Processes per training worker that read batches ahead; 0 reads each when it is needed."""
+    """Processes per training worker that read batches ahead; with 0 the worker reads a batch when it needs it."""
     use_gpu: bool = False
-    """One GPU per worker."""
+    """Give each worker one GPU."""
 
     def __post_init__(self) -> None:
         if not self.root:

@@ -48,7 +48,7 @@ class TrainJob:
 
     @property
     def request_path(self) -> Path:
-        """A file that whoever wants a checkpoint at once creates; it goes away when that is written."""
+        """To force a checkpoint, create this file; it is removed when the checkpoint is written."""
         return self.folder / "checkpoint-requested"
 
     @property

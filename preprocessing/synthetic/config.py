@@ -19,15 +19,15 @@ class SyntheticConfig:
     categories: tuple[str, ...] = ("teddybear", "hydrant")
     """Kinds of objects: teddybear, hydrant, apple, donut."""
     objects_per_category: int = 20
-    """Sequences per category; every sequence shows another object."""
+    """Sequences per category, each of another object."""
     frames_per_sequence: int = 24
     """Frames on one turn around an object."""
     image_size: int = 128
-    """Pixels of an image's short side; two sequences in five have a side that is a quarter longer."""
+    """Short side of an image, pixels. In two of five sequences the other side is a quarter longer."""
     seed: int = 0
-    """Everything follows from it."""
+    """Seed of everything that is drawn."""
     defects: bool = False
-    """Give every second sequence a defect of real captures (missing or damaged files, null and NaN fields)."""
+    """Give every second sequence a defect that real captures have: missing or damaged files, null and NaN fields."""
 
     def __post_init__(self) -> None:
         for category in self.categories:
