@@ -65,9 +65,9 @@ runtime = RuntimeConfig(root=str(root), tracking_uri=uri)
 (root / "report").mkdir()
 write_report(ReportConfig(), inputs, root / "report", runtime)
 compare = ["compare", run.id, other.id, "--root", str(root), "--tracking-uri", uri, "--output", str(root / "compared")]
-assert exit_code("viewdiff", lambda: cli.dispatch(compare)) == 0
+assert exit_code("viewdiff", lambda: main.dispatch(compare)) == 0
 
-watch.PATIENCE_SECONDS = 2.0
+driver.PATIENCE_SECONDS = 2.0
 training = FakeTraining(root / "training")
 _, watched = begin_attempt(tracking, training)
 
@@ -79,7 +79,7 @@ def train():
 
 assert exit_code("viewdiff", train) == 2
 assert exit_code("viewdiff", tracking.check) == 2
-assert exit_code("viewdiff", lambda: cli.dispatch(compare)) == 2
+assert exit_code("viewdiff", lambda: main.dispatch(compare)) == 2
 with short_requests(seconds=1, retries=0):  # a defect: its traceback holds the address
     run_command("viewdiff", tracking._client().search_experiments)
 """
