@@ -13,16 +13,8 @@ from pathlib import Path
 
 from ray.train import TrainingFailedError
 
-from infra.cluster.ray_train_internals import (
-    ControllerCallback,
-    PreemptingState,
-    ReschedulingState,
-    ResizingState,
-    RestartingState,
-    RunningState,
-    SchedulingState,
-    TrainControllerState,
-)
+from infra.cluster.ray_train_internals import ControllerCallback
+from infra.cluster.ray_train_internals import controller_states as states
 
 _CHECKPOINT_SECONDS = 120.0  # for a step and a checkpoint; then workers are moved without, as when one just died
 _POLL_SECONDS = 0.2
@@ -42,28 +34,28 @@ class TrainingEvents(ControllerCallback):
         self._waiting = False  # for nodes; said once
 
     def after_controller_state_update(
-        self, previous_state: TrainControllerState, current_state: TrainControllerState
+        self, previous_state: states.TrainControllerState, current_state: states.TrainControllerState
     ) -> None:
         """Called by the controller after each of its steps; until it returns, the controller does nothing else."""
         match current_state:
-            case PreemptingState():
-                self._leave(current_state, first=not isinstance(previous_state, PreemptingState))
-            case ResizingState():
+            case states.PreemptingState():
+                self._leave(current_state, first=not isinstance(previous_state, states.PreemptingState))
+            case states.ResizingState():
                 self._tell(f"there is room for {current_state.scaling_decision.num_workers} workers now; using it")
                 self._request.touch()
                 self._wait_for_checkpoint()
-            case SchedulingState():
+            case states.SchedulingState():
                 self._wanted = current_state.scaling_decision.num_workers
-            case RunningState():
+            case states.RunningState():
                 self._waiting = False
-            case ReschedulingState() if current_state is not previous_state:
+            case states.ReschedulingState() if current_state is not previous_state:
                 self._wait(f"no room for {self._wanted} workers yet; waiting for nodes")
-            case RestartingState() if current_state is not previous_state:
+            case states.RestartingState() if current_state is not previous_state:
                 self._tell(f"{_reason(current_state.training_failed_error)}; going on from the newest checkpoint")
             case _ if current_state is previous_state:
                 self._wait(f"waiting for nodes with room for {self._least} workers")
 
-    def _leave(self, state: PreemptingState, *, first: bool) -> None:
+    def _leave(self, state: states.PreemptingState, *, first: bool) -> None:
         """Leave a node that is about to go as soon as a checkpoint is there, however much time is left: what is done
         after the checkpoint is done again elsewhere.
         """

@@ -10,27 +10,9 @@ from typing import Any
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import (
-    PreemptingState,
-    ReschedulingState,
-    ResizingState,
-    RestartingState,
-    RunningState,
-    SchedulingState,
-    TrainControllerState,
-)
+from ray.train.v2._internal.execution.controller import state as controller_states
 
-__all__ = [
-    "ControllerCallback",
-    "PreemptingState",
-    "ReschedulingState",
-    "ResizingState",
-    "RestartingState",
-    "RunningState",
-    "SchedulingState",
-    "TrainControllerState",
-    "Trainer",
-]
+__all__ = ["ControllerCallback", "Trainer", "controller_states"]
 
 
 class Trainer(TorchTrainer):

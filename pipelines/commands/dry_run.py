@@ -29,6 +29,4 @@ def print_plan(config: RunConfig, runtime: RuntimeConfig, *, until: str, initial
     print("\nestimated memory of one training worker")
     for name, num_bytes in memory.table().items():
         print(f"  {name:<40} {num_bytes / GB:10.2f} GB")
-    print(
-        "  memory that kernels and libraries take while they run is not counted; see `viewdiff plan`"
-    )
+    print("  memory that kernels and libraries take while they run is not counted; see `viewdiff plan`")

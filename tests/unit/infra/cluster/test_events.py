@@ -9,18 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 from ray.train import WorkerGroupError
-from ray.train.v2._internal.execution.controller.state import (
-    PreemptingState,
-    ReschedulingState,
-    ResizingState,
-    RestartingState,
-    RunningState,
-    SchedulingState,
-    TrainControllerState,
-)
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from infra.cluster.events import TrainingEvents
+from infra.cluster.ray_train_internals import controller_states as states
 
 
 class Controller:
@@ -29,9 +21,9 @@ class Controller:
     def __init__(self, folder: Path) -> None:
         self.request, self._notices = folder / "checkpoint-requested", folder / "notices"
         self._events = TrainingEvents(checkpoint_request=self.request, notices=self._notices, least_workers=1)
-        self._state: TrainControllerState = RunningState()
+        self._state: states.TrainControllerState = states.RunningState()
 
-    def enter(self, state: TrainControllerState) -> None:
+    def enter(self, state: states.TrainControllerState) -> None:
         before, self._state = self._state, state
         self._events.after_controller_state_update(before, state)
 
@@ -44,13 +36,13 @@ def controller(tmp_path: Path) -> Controller:
     return Controller(tmp_path)
 
 
-def preempting(deadline_ms: int | None = None) -> PreemptingState:
+def preempting(deadline_ms: int | None = None) -> states.PreemptingState:
     info = PreemptionInfo(deadline_ms=deadline_ms, preempted_node_to_ranks={"0123456789abcdef": [1]})
-    return PreemptingState(preemption_info=info, detected_at_s=time.time())
+    return states.PreemptingState(preemption_info=info, detected_at_s=time.time())
 
 
-def scheduling(num_workers: int) -> SchedulingState:
-    return SchedulingState(SimpleNamespace(num_workers=num_workers))  # type: ignore[arg-type]
+def scheduling(num_workers: int) -> states.SchedulingState:
+    return states.SchedulingState(SimpleNamespace(num_workers=num_workers))  # type: ignore[arg-type]
 
 
 def test_a_node_is_left_as_soon_as_a_checkpoint_is_there(controller: Controller) -> None:
@@ -84,7 +76,7 @@ def test_workers_are_added_after_a_checkpoint(controller: Controller) -> None:
 
     training = threading.Thread(target=save)
     training.start()
-    controller.enter(ResizingState(SimpleNamespace(num_workers=2)))  # type: ignore[arg-type]
+    controller.enter(states.ResizingState(SimpleNamespace(num_workers=2)))  # type: ignore[arg-type]
     returned = time.monotonic()
     training.join()
     assert returned >= removed[0]
@@ -94,11 +86,11 @@ def test_workers_are_added_after_a_checkpoint(controller: Controller) -> None:
 def test_a_wait_for_nodes_is_told_once(controller: Controller) -> None:
     for _ in range(2):
         controller.enter(scheduling(2))
-        controller.enter(ReschedulingState(WorkerGroupError("", {})))
+        controller.enter(states.ReschedulingState(WorkerGroupError("", {})))
     assert controller.said() == ["no room for 2 workers yet; waiting for nodes"]
     controller.enter(scheduling(2))
-    controller.enter(RunningState())
-    lost = RestartingState(WorkerGroupError("", {1: RuntimeError("dead")}))
+    controller.enter(states.RunningState())
+    lost = states.RestartingState(WorkerGroupError("", {1: RuntimeError("dead")}))
     for _ in range(3):  # less room than for the fewest workers: the controller stays where it is
         controller.enter(lost)
     assert controller.said()[1:] == [
@@ -110,6 +102,6 @@ def test_a_wait_for_nodes_is_told_once(controller: Controller) -> None:
 def test_nothing_is_said_while_all_is_well(controller: Controller) -> None:
     controller.enter(scheduling(2))
     for _ in range(3):
-        controller.enter(RunningState())
+        controller.enter(states.RunningState())
     assert controller.said() == []
     assert not controller.request.exists()
