@@ -34,13 +34,13 @@ class Reads(TorchDispatchMode):
 
 def reads_of_a_step(stage: int) -> dict[str, int]:
     """How often a step asks for its sums, and for other values than those that it has already got."""
-    _, engine = new_engine(EngineConfig(**{**vars(CONFIG), "zero_stage": stage}))
-    engine.backward(mean_error(engine.model, range(4), views=True))
-    read_with = Engine._read_with
     # DeepSpeed looks three times whether the norm is finite: that is on the CPU by then.
     looks = patch("deepspeed.runtime.zero.stage_1_and_2.is_invalid_grad_norm", lambda norm: norm.device.type != "cpu")
-    with looks, patch.object(Engine, "_read_with", autospec=True, side_effect=read_with) as sums, Reads() as reads:
-        norm, totals = engine.step(0, torch.tensor([1.0, 2.0], dtype=torch.float64))
+    with looks, patch.object(Engine, "_read_with", autospec=True, side_effect=Engine._read_with) as sums:
+        _, engine = new_engine(EngineConfig(**{**vars(CONFIG), "zero_stage": stage}))
+        engine.backward(mean_error(engine.model, range(4), views=True))
+        with Reads() as reads:
+            norm, totals = engine.step(0, torch.tensor([1.0, 2.0], dtype=torch.float64))
     assert totals == [1.0, 2.0]
     assert norm > 0
     return {"sums": sums.call_count, "others": len(reads.tensors)}
