@@ -14,7 +14,7 @@ from torch import Tensor
 
 from infra.errors import UserError
 from infra.storage.files import digest_file
-from model.base.stable_diffusion import load_base
+from model.base.stable_diffusion import BaseModel, load_base
 from model.cameras import Cameras
 from model.layers.views import Scene
 from preprocessing.batches.batches import TrainBatches
@@ -222,6 +222,7 @@ class PicturesAsLatents:
 
     vae = torch.nn.Module()
     vae.device = CPU  # type: ignore[assignment]
+    encode_pictures = BaseModel.encode_pictures
 
     def encode_moments(self, images: Tensor) -> Tensor:
         return images[..., ::4, ::4].repeat(1, 3, 1, 1)[:, :8]
