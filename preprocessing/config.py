@@ -19,8 +19,8 @@ class PreprocessConfig:
     categories: tuple[str, ...] = ()
     """Categories to take; without it all categories of the captures."""
     subset: str | None = None
-    """Name of a subset, such as fewview_train or manyview_dev_0: take only the frames that its set lists name, and its
-    splits. Without it all frames, and the splits of all subsets."""
+    """Name of a subset, such as fewview_train or manyview_dev_0: take only the sequences that its set lists name, and
+    its splits. Without it all sequences, and the splits of all subsets."""
     image_size: int = 256
     """Side of the stored square pictures, pixels."""
     sequences_per_shard: int = 32
