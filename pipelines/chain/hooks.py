@@ -55,8 +55,9 @@ def register_against_champion(chain: Chain, register: Stage) -> Artifact:
                 chain.require_replaceable(rival)
             checkpoint, base = open_champion(rival, chain.runtime)
             # On the objects that the new model was evaluated on.
-            evaluate = chain.bound("evaluate", instead={"train": checkpoint, "base": base})
-            evaluation = run_stage(evaluate, chain.runtime)
+            evaluate = next(stage for stage in chain.stages if stage.name == "evaluate")
+            of_rival = chain.bound(evaluate, instead={"train": checkpoint, "base": base})
+            evaluation = run_stage(of_rival, chain.runtime)
             compared = chain.bind(register, {**register.inputs, "champion_evaluation": evaluation})
         try:
             return run_stage(compared, chain.runtime)

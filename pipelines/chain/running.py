@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from infra.errors import UserError
@@ -15,7 +16,7 @@ from pipelines.settings.run import RunConfig
 from pipelines.spine.artifacts import Artifact, external_dataset, external_model
 from pipelines.spine.runtime import RuntimeConfig
 from pipelines.spine.sources import NOT_KNOWN, pretrained_models
-from pipelines.spine.stage import Stage, imported, is_finished, partial_dir, run_stage
+from pipelines.spine.stage import Stage, is_finished, partial_dir, run_stage
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
     from infra.tracking.registry import RegisteredVersion
@@ -44,12 +45,11 @@ class Chain:
         """Those of its stages."""
         return {stage.name for stage in self.stages}
 
-    def bound(self, name: str, instead: Mapping[str, Artifact] | None = None) -> Stage:
-        """The stage of that name with its settings and its inputs: the results so far, or what is there `instead`."""
-        stage = next(stage for stage in self.stages if stage.name == name)
+    def bound(self, stage: Stage, instead: Mapping[str, Artifact] | None = None) -> Stage:
+        """A stage with its settings and its inputs: the results so far, or what is there `instead`."""
         results = {**self.results, **(instead or {})}
         inputs = {role: results[source] for role, source in stage.takes}
-        return self.bind(stage, {**inputs, **self.extra.get(name, {})})
+        return self.bind(stage, {**inputs, **self.extra.get(stage.name, {})})
 
     def bind(self, stage: Stage, inputs: Mapping[str, Artifact]) -> Stage:
         """A stage with its settings and these inputs."""
@@ -85,12 +85,11 @@ def run_chain(
     chain = replace(chain, extra=_merged(chain.extra, models), require_replaceable=require_replaceable)
     for stage in chain.stages:
         if stage.check_before is not None:
-            imported(stage.check_before)(chain, stage)
-    for name in [stage.name for stage in chain.stages]:
-        stage = chain.bound(name)
-        result = chain.results[name] = _run(chain, stage)
+            resolve_name(stage.check_before)(chain, stage)
+    for stage in map(chain.bound, chain.stages):  # each when it is reached, with the results before it
+        result = chain.results[stage.name] = _run(chain, stage)
         if stage.check_result is not None:
-            imported(stage.check_result)(chain, result)
+            resolve_name(stage.check_result)(chain, result)
     return chain.results
 
 
@@ -109,8 +108,7 @@ def describe_chain(
     models = pretrained_models(config, runtime, stages=chain.names, ask_hub=False)
     chain = replace(chain, extra=_merged(chain.extra, models))
     rows = []
-    for name in [stage.name for stage in chain.stages]:
-        stage = chain.bound(name)
+    for stage in map(chain.bound, chain.stages):  # each when it is reached, with the results before it
         fingerprint, folder, state = stage.fingerprint, partial_dir(stage, runtime), "run"
         if NOT_KNOWN in {item.fingerprint for item in stage.inputs.values()}:
             fingerprint, folder = NOT_KNOWN, Path()
@@ -118,15 +116,15 @@ def describe_chain(
             state = "reuse"
         elif folder.exists():
             state = "resume"
-        chain.results[name] = stage.kind(fingerprint=fingerprint, folder=folder)
-        rows.append((name, fingerprint, state))
+        chain.results[stage.name] = stage.kind(fingerprint=fingerprint, folder=folder)
+        rows.append((stage.name, fingerprint, state))
     return rows
 
 
 def _run(chain: Chain, stage: Stage) -> Artifact:
     if stage.run_in_chain is None:
         return run_stage(stage, chain.runtime)
-    result: Artifact = imported(stage.run_in_chain)(chain, stage)
+    result: Artifact = resolve_name(stage.run_in_chain)(chain, stage)
     return result
 
 

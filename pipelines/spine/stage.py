@@ -8,7 +8,6 @@ own, written last, says that they are complete), and only the record of where th
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from infra.errors import UserError
@@ -83,13 +83,6 @@ class Stage:
         return fingerprint({"stage": self.name, "version": self.version, "config": config, "inputs": inputs})
 
 
-def imported(place: str) -> Callable[..., Any]:
-    """The function at "module:name"."""
-    module, _, name = place.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return function
-
-
 def published_dir(stage: Stage, runtime: RuntimeConfig) -> Path:
     """Folder of the finished result."""
     return runtime.root_dir / stage.name / stage.fingerprint
@@ -137,7 +130,7 @@ def run_stage(stage: Stage, runtime: RuntimeConfig) -> Artifact:
         resumed = _holds_work(partial) or (work != partial and any(True for _ in work.iterdir()))
         print(f"{stage.name}  {'resumes' if resumed else 'starts'} · {stage.fingerprint}", flush=True)
         started = time.monotonic()
-        run = imported(stage.run) if isinstance(stage.run, str) else stage.run
+        run = resolve_name(stage.run) if isinstance(stage.run, str) else stage.run
         facts = dict(run(stage.config, stage.inputs, work, runtime))
         if work != partial:
             facts[DATA_FACT] = str(work)

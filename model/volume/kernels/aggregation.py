@@ -47,9 +47,8 @@ def unproject_aggregate(
     """
     inputs = AggregationInputs(features, view_codes, pixels, depth, reachable, ray_matrices)
     if version_for(features) == "triton" and weights:
-        from model.volume.kernels.triton import (
-            aggregation as triton_aggregation,
-        )  # Triton is only installed where there is CUDA, or for tests
+        # Triton is only installed where there is CUDA, or for tests
+        from model.volume.kernels.triton import aggregation as triton_aggregation
 
         return triton_aggregation.forward(inputs, weights)
     tables = _tables(inputs)

@@ -55,9 +55,8 @@ def march(
     """
     inputs = MarchInputs(volume, ray_codes, points, depths, intervals, noise)
     if version_for(ray_codes) == "triton":
-        from model.volume.kernels.triton import (
-            marching as triton_marching,
-        )  # Triton is only installed where there is CUDA, or for tests
+        # Triton is only installed where there is CUDA, or for tests
+        from model.volume.kernels.triton import marching as triton_marching
 
         return triton_marching.forward(inputs, weights)
     voxels, codes = _channels_last(volume), ray_codes.flatten(0, 2)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
+from pkgutil import resolve_name
 
 import pytest
 
@@ -57,22 +57,14 @@ WALLS = {
 LOGGERS = {"infra/cluster/tasks.py"}  # names a logger, which nothing breaks without
 
 
-def found(place: str) -> object:
-    module, _, path = place.partition(":")
-    thing: object = importlib.import_module(module)
-    for name in path.split("."):
-        thing = getattr(thing, name)
-    return thing
-
-
 @pytest.mark.parametrize("place", BORROWED)
 def test_it_is_still_there(place: str) -> None:
-    found(place)
+    resolve_name(place)
 
 
 @pytest.mark.parametrize("place", ATTRIBUTES)
 def test_its_attributes_are_still_there(place: str) -> None:
-    kind = found(place)
+    kind = resolve_name(place)
     assert inspect.isclass(kind)
     text = "".join(inspect.getsource(each) for each in kind.__mro__ if each is not object)
     assert [name for name in ATTRIBUTES[place] if not re.search(rf"\b{name}\b", text)] == []
